@@ -1,0 +1,1 @@
+"""Kernels for modular language models, usable alone: they depend on jax only."""
