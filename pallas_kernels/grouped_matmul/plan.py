@@ -1,0 +1,107 @@
+"""Routing plans: which rows each expert multiplies, computed once a routing decision."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["order", "inverse", "group_sizes", "group_offsets"],
+    meta_fields=["experts_per_token"],
+)
+@dataclasses.dataclass(frozen=True)
+class RoutingPlan:
+    """The slots of a routing decision, sorted by expert.
+
+    A *slot* is one (token, choice) pair: slot `t * K + k` is choice `k` of token `t`. The *grouped*
+    order holds the slots of expert 0 first, then those of expert 1, and so on, each expert's in
+    ascending slot order. Slots that name no expert (a negative index, or `E` and above) come last
+    and belong to no group.
+
+    Attributes:
+        order: int32 [T*K]; the slot at each grouped row.
+        inverse: int32 [T*K]; the grouped row of each slot (the inverse permutation of `order`).
+        group_sizes: int32 [E]; the load of each expert.
+        group_offsets: int32 [E+1]; expert `e` owns the grouped rows
+            `group_offsets[e]:group_offsets[e + 1]`; rows from `group_offsets[E]` on have no expert.
+        experts_per_token: K, static.
+    """
+
+    order: Array
+    inverse: Array
+    group_sizes: Array
+    group_offsets: Array
+    experts_per_token: int
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.group_sizes.shape[-1]
+
+    @property
+    def num_slots(self) -> int:
+        """T * K."""
+        return self.order.shape[-1]
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.num_slots // self.experts_per_token
+
+    @property
+    def token_of_row(self) -> Array:
+        """int32 [T*K]; the token at each grouped row."""
+        return self.order // self.experts_per_token
+
+    @property
+    def slot_is_routed(self) -> Array:
+        """bool [T*K]; whether the slot has an expert."""
+        return self.inverse < self.group_offsets[..., -1:]
+
+
+def routing_plan(expert_indices: Array, num_experts: int) -> RoutingPlan:
+    """Sorts the slots of a routing decision by expert.
+
+    Args:
+        expert_indices: integer [T, K]; the experts of each token. An index outside
+            `[0, num_experts)` means "no expert": the slot contributes zero. An expert may be chosen
+            more than once by a token; each choice counts.
+        num_experts: E, at least 1.
+
+    Returns:
+        The plan, a pytree of integer arrays; nothing in it carries a gradient.
+
+    Raises:
+        ValueError: `expert_indices` is not an integer [T, K] array with K >= 1, or `num_experts`
+            is below 1.
+    """
+    if num_experts < 1:
+        raise ValueError(f"num_experts must be at least 1, got {num_experts}")
+    if expert_indices.ndim != 2 or expert_indices.shape[1] < 1:
+        raise ValueError(
+            f"expert_indices must have shape [T, K] with K >= 1, got {expert_indices.shape}"
+        )
+    if not jnp.issubdtype(expert_indices.dtype, jnp.integer):
+        raise ValueError(f"expert_indices must be integers, got {expert_indices.dtype}")
+    flat = expert_indices.reshape(-1)
+    named = (flat >= 0) & (flat < num_experts)
+    experts = jnp.where(named, flat, num_experts).astype(jnp.int32)
+    slots = jnp.arange(experts.size, dtype=jnp.int32)
+    sorted_experts, order = jax.lax.sort((experts, slots), num_keys=1, is_stable=True)
+    inverse = jnp.zeros_like(order).at[order].set(slots, unique_indices=True)
+    group_offsets = jnp.searchsorted(
+        sorted_experts, jnp.arange(num_experts + 1, dtype=jnp.int32), side="left"
+    ).astype(jnp.int32)
+    return RoutingPlan(
+        order=order,
+        inverse=inverse,
+        group_sizes=jnp.diff(group_offsets),
+        group_offsets=group_offsets,
+        experts_per_token=expert_indices.shape[1],
+    )
