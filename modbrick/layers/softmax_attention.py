@@ -58,7 +58,5 @@ def softmax_attention(
     weights = jax.nn.softmax(logits, axis=-1)
     if seen is not None:
         weights = jnp.where(seen[:, None, None], weights, 0)
-    output = jnp.einsum(
-        "bgrij,bjgd->bigrd", weights.astype(value.dtype), value, precision=_HIGHEST
-    )
+    output = jnp.einsum("bgrij,bjgd->bigrd", weights.astype(value.dtype), value, precision=_HIGHEST)
     return output.reshape(batch, query_length, heads, -1)

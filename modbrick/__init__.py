@@ -1,0 +1,1 @@
+"""Language models made of bricks: train, take apart, rebuild and convert sparse models in JAX."""

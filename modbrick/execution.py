@@ -1,0 +1,33 @@
+"""How a model is run: choices that may change between two runs without changing what is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from modbrick.errors import InputError
+
+Rematerialisation = Literal["none", "full", "dots", "dots_without_batch", "sublayers"]
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """Execution of a decoder.
+
+    Attributes:
+      rematerialisation: what the forward pass of a layer keeps for the backward pass. `none`: all of it;
+        `full`: only the layer's input; `dots`: results of matrix products; `dots_without_batch`: of those
+        whose operands share no batch axis; `sublayers`: the outputs of attention and feed-forward.
+      attention: implementation of attention (`reference`, `xla`, ...); None: the best that runs here.
+      dispatch: implementation of expert dispatch; None: the best that runs here.
+      unroll: layers of a segment unrolled into one iteration of the scan.
+    """
+
+    rematerialisation: Rematerialisation = "none"
+    attention: str | None = None
+    dispatch: str | None = None
+    unroll: int = 1
+
+    def __post_init__(self) -> None:
+        if self.unroll < 1:
+            raise InputError(f"unroll must be at least 1, got {self.unroll}")

@@ -1,0 +1,224 @@
+"""Causal self-attention: dense heads, or a mixture of attention heads (arXiv 2306.04640, section 2.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from modbrick.config import AttentionConfig, Projection as ProjectionName
+from modbrick.execution import ExecutionConfig
+from modbrick.layers.attention_weights import attention_weights
+from modbrick.layers.cache import SegmentCache
+from modbrick.layers.norms import Norm
+from modbrick.layers.parameters import Initialiser, constant, normal, parameter
+from modbrick.layers.positions import rotate
+from modbrick.layers.projections import ExpertProjections, Projection
+from modbrick.layers.router import Router, RouterStatistics, Routing
+from modbrick.layers.sites import SiteBricks, attach
+from modbrick.layers.softmax_attention import softmax_attention
+from modbrick.layers.stream import Stream
+from pallas_kernels.grouped_matmul import grouped_matmul
+from pallas_kernels.stickbreaking_attention import stickbreaking_attention
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionOutput:
+    """What an attention layer returns: the result, and what else the call asked for or must know."""
+
+    output: Float[Array, "B S D"]
+    routing: Routing | None
+    statistics: RouterStatistics | None
+    cache: SegmentCache | None
+    weights: Float[Array, "B H S C"] | None
+
+
+class Attention(nnx.Module):
+    """Self-attention over the stream; see `AttentionConfig` for its forms.
+
+    With experts, one router serves the query and the output bank: each of a token's K slots asks with
+    its own queries over shared keys and values, and y = sum over slots of gate times slot output times
+    that expert's output weight.
+    """
+
+    def __init__(
+        self,
+        config: AttentionConfig,
+        width: int,
+        scale: float,
+        expert_initialiser: Initialiser,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+
+        def projection(name: ProjectionName, shape: tuple[int, int], axes: tuple[str, str]):
+            biased = name in config.biases
+            return Projection(shape, axes, initialiser=normal(scale), bias=biased, rngs=rngs)
+
+        inwards, outwards = (width, config.query_width), (config.query_width, width)
+        if config.experts is None:
+            self.query = projection("query", inwards, ("width", "heads"))
+            self.output = projection("output", outwards, ("heads", "width"))
+        else:
+            bank = {"initialiser": expert_initialiser, "rngs": rngs}
+            count = config.experts.count
+            self.router = Router(config.experts, width, scale, rngs=rngs)
+            self.query = ExpertProjections(count, inwards, ("width", "heads"), **bank)
+            self.output = ExpertProjections(count, outwards, ("heads", "width"), **bank)
+            if config.experts.output_bias:
+                self.output_bias = parameter(rngs, constant(0.0), (width,), ("width",))
+        if config.key_value == "projected":
+            self.key = projection("key", (width, config.key_width), ("width", "key_heads"))
+            self.value = projection("value", (width, config.key_width), ("width", "key_heads"))
+        if config.query_key_norm is not None:
+            per_head = config.query_key_norm_axis == "head"
+            query_width = config.head_width if per_head else config.query_width
+            key_width = config.head_width if per_head else config.key_width
+            self.query_norm = Norm(config.query_key_norm, query_width, rngs=rngs, axis="head_width")
+            self.key_norm = Norm(config.query_key_norm, key_width, rngs=rngs, axis="head_width")
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        stream: Stream,
+        bricks: SiteBricks,
+        execution: ExecutionConfig,
+        *,
+        key: jax.Array | None = None,
+        cache: SegmentCache | None = None,
+        layer: Int[Array, ""] | None = None,
+        return_weights: bool = False,
+    ) -> AttentionOutput:
+        """Attends.
+
+        Args:
+          x: normalised stream.
+          stream: positions and visibility.
+          bricks: attached to this layer.
+          execution: which implementations to use.
+          key: for sampled top-k routing.
+          cache: earlier keys and values of this segment; the new ones are written at `stream.offset`.
+          layer: index of this layer in its segment; needed with a cache.
+          return_weights: also return the weights, by a form that needs memory for all pairs.
+        """
+        config = self.config
+        routing, statistics = None, None
+        if config.experts is not None:
+            routing, statistics = self.router(x, "attention.router", stream, bricks, key)
+        queries = self._queries(x, routing, stream, bricks, execution)
+        keys, values = self._keys_and_values(x, stream, bricks)
+        if cache is not None:
+            cache, keys, values = cache.write(layer, stream.offset, keys, values)
+            keys, values = keys.astype(x.dtype), values.astype(x.dtype)
+        visible = {
+            "query_segment_ids": stream.query_segment_ids,
+            "key_segment_ids": stream.key_segment_ids,
+            "key_mask": stream.key_mask,
+            "query_offset": stream.offset,
+            "window": config.window,
+        }
+        weights = attention_weights(config, queries, keys, **visible) if return_weights else None
+        mixed = self._attend(queries, keys, values, visible, execution)
+        y = self._output(mixed, routing, stream, bricks, execution)
+        return AttentionOutput(y, routing, statistics, cache, weights)
+
+    def _queries(self, x, routing, stream, bricks, execution) -> Float[Array, "B S N W"]:
+        """Returns query heads [B, S, N, W], N = K H with experts; heads that share keys are adjacent."""
+        config = self.config
+        if routing is None:
+            queries = self.query(x)
+        else:
+            queries = grouped_matmul(
+                x.reshape(-1, x.shape[-1]),
+                self.query.weight[...].astype(x.dtype),
+                routing.plan,
+                input_layout="tokens",
+                output_layout="slots",
+                implementation=execution.dispatch,
+            ).reshape(*x.shape[:2], -1, config.query_width)
+        queries = attach(bricks, "attention.query", x, queries, stream.brick_ids)
+        queries = self._normed(queries, "query")
+        queries = queries.reshape(*x.shape[:2], -1, config.heads, config.head_width)
+        if config.rope is not None:
+            queries = rotate(config.rope, queries, stream.positions)
+        slots = queries.shape[2]
+        grouped = queries.reshape(
+            *x.shape[:2], slots, config.grouped_heads, -1, config.head_width
+        ).swapaxes(2, 3)
+        return grouped.reshape(*x.shape[:2], slots * config.heads, config.head_width)
+
+    def _keys_and_values(self, x, stream, bricks):
+        config = self.config
+        if config.key_value == "identity":
+            keys = values = x
+        else:
+            keys, values = self.key(x), self.value(x)
+        keys = attach(bricks, "attention.key", x, keys, stream.brick_ids)
+        values = attach(bricks, "attention.value", x, values, stream.brick_ids)
+        keys = self._normed(keys, "key")
+        shape = (*x.shape[:2], config.grouped_heads, config.head_width)
+        keys, values = keys.reshape(shape), values.reshape(shape)
+        if config.rope is not None:
+            keys = rotate(config.rope, keys, stream.positions)
+        return keys, values
+
+    def _normed(self, x: Float[Array, "... A"], name: str) -> Float[Array, "... A"]:
+        if self.config.query_key_norm is None:
+            return x
+        norm = self.query_norm if name == "query" else self.key_norm
+        if self.config.query_key_norm_axis == "all":
+            return norm(x)
+        heads = x.reshape(*x.shape[:-1], -1, self.config.head_width)
+        return norm(heads).reshape(x.shape)
+
+    def _attend(self, queries, keys, values, visible, execution) -> Float[Array, "B S N W"]:
+        if self.config.kind == "softmax":
+            return softmax_attention(
+                queries,
+                keys,
+                values,
+                scale=self.config.scale,
+                implementation=execution.attention,
+                **visible,
+            )
+        return stickbreaking_attention(
+            queries,
+            keys,
+            values,
+            scale=self.config.scale,
+            attend_current=self.config.attend_current,
+            implementation=execution.attention,
+            **visible,
+        ).output
+
+    def _output(self, mixed, routing, stream, bricks, execution) -> Float[Array, "B S D"]:
+        config = self.config
+        batch, sequence = mixed.shape[:2]
+        if routing is None:
+            mixed = mixed.reshape(batch, sequence, config.query_width)
+            return attach(bricks, "attention.output", mixed, self.output(mixed), stream.brick_ids)
+        # [B, S, G, K, H/G, W] back to slots of whole experts.
+        slots = mixed.reshape(
+            batch, sequence, config.grouped_heads, config.experts.top_k, -1, config.head_width
+        ).swapaxes(2, 3)
+        slots = slots.reshape(batch * sequence, config.experts.top_k, config.query_width)
+        y = grouped_matmul(
+            slots,
+            self.output.weight[...].astype(slots.dtype),
+            routing.plan,
+            input_layout="slots",
+            output_layout="tokens",
+            gates=routing.gates,
+            implementation=execution.dispatch,
+        ).reshape(batch, sequence, -1)
+        if config.experts.output_bias:
+            y = (y + self.output_bias[...]).astype(slots.dtype)
+        if bricks.get("attention.output"):
+            weighted = jnp.einsum("tka,tk->ta", slots, routing.gates.astype(slots.dtype))
+            weighted = weighted.reshape(batch, sequence, -1)
+            y = attach(bricks, "attention.output", weighted, y, stream.brick_ids)
+        return y

@@ -1,0 +1,299 @@
+"""The decoder: embedding, segments of layers, final norm, head."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from modbrick.addresses import AddressTable, ParameterInfo
+from modbrick.config import ModelConfig
+from modbrick.execution import ExecutionConfig
+from modbrick.layers.cache import Cache
+from modbrick.layers.norms import Norm
+from modbrick.layers.parameters import Initialiser, normal, parameter, uniform_fan_in
+from modbrick.layers.projections import Projection, matmul
+from modbrick.layers.router import RouterStatistics
+from modbrick.layers.segment import run_segment, stacked_block
+from modbrick.layers.sites import Bricks, attach
+from modbrick.layers.stream import Stream
+
+CAPTURES = frozenset({"hidden_states", "attention_weights", "routing"})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What the layers made of the tokens, before the head.
+
+    Attributes:
+      hidden: after the final norm.
+      router_statistics: totals of each router, `segments.N.attention` and `segments.N.feed_forward`,
+        stacked over the segment's layers.
+      cache: updated, if one was given.
+      captured: what `capture` named: `hidden_states` `[L+1, B, S, D]` (the embedding, then the stream
+        after each layer); `attention_weights`, one `[L, B, H, S, C]` by segment; `routing`, one stacked
+        `Routing` by router.
+    """
+
+    hidden: Float[Array, "B S D"]
+    router_statistics: dict[str, RouterStatistics]
+    cache: Cache | None
+    captured: dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecoderOutput:
+    """`Features` and the logits, `[B, S, V]` float32."""
+
+    logits: Float[Array, "B S V"]
+    hidden: Float[Array, "B S D"]
+    router_statistics: dict[str, RouterStatistics]
+    cache: Cache | None
+    captured: dict[str, Any]
+
+
+class Decoder(nnx.Module):
+    """A decoder-only language model, as its config describes it.
+
+    The module holds float32 parameters; `nnx.split` it once and run the pure function
+    `nnx.merge(graph, parameters)(...)` under `jax.jit`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        key: jax.Array | None = None,
+        execution: ExecutionConfig = ExecutionConfig(),
+    ):
+        """Initialises the parameters.
+
+        Args:
+          config: the model.
+          key: of the initial values; None: `jax.random.key(0)`.
+          execution: how to run it.
+        """
+        self.config, self.execution = config, execution
+        key = jax.random.key(0) if key is None else key
+        outer, inner = jax.random.split(key)
+        rngs = nnx.Rngs(params=outer)
+        scale = config.initial_scale
+        expert_initialiser: Initialiser = (
+            uniform_fan_in if config.expert_initialiser == "uniform_fan_in" else normal(scale)
+        )
+        self.embedding = parameter(
+            rngs, normal(scale), (config.vocabulary, config.width), ("vocabulary", "width")
+        )
+        self.norm = Norm(config.norm, config.width, rngs=rngs)
+        if not config.tied_head:
+            self.head = Projection(
+                (config.width, config.vocabulary),
+                ("width", "vocabulary"),
+                initialiser=normal(scale),
+                rngs=rngs,
+            )
+        self.segments = nnx.Dict()
+        first = 0
+        for index, segment in enumerate(config.segments):
+            self.segments[str(index)] = stacked_block(
+                segment, first, config.width, scale, expert_initialiser, inner
+            )
+            first += segment.repeats
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        *,
+        attention_mask: Bool[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+        cache: Cache | None = None,
+        bricks: Bricks | None = None,
+        brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
+        capture: Iterable[str] = (),
+        key: jax.Array | None = None,
+    ) -> DecoderOutput:
+        """Returns the logits of the next token at every position.
+
+        Args:
+          tokens: ids below the vocabulary size.
+          attention_mask: which tokens are real; padding is never attended to, and counts in router
+            statistics only if the config says so. None: all.
+          segment_ids: documents of a packed row, which do not see each other; 0 is padding.
+          positions: of each token in its document; None: counted over real tokens.
+          cache: keys and values of the tokens before these.
+          bricks: what is attached.
+          brick_ids: which variant of the attached bricks each example or token uses, -1 none.
+          capture: intermediate values to return, of `CAPTURES`.
+          key: draws the sampled part of sampled top-k routing; None, as in evaluation, samples nothing.
+
+        Raises:
+          ValueError: an unknown capture, or shapes that disagree.
+        """
+        bricks = Bricks() if bricks is None else bricks
+        features = self.features(
+            tokens,
+            attention_mask=attention_mask,
+            segment_ids=segment_ids,
+            positions=positions,
+            cache=cache,
+            bricks=bricks,
+            brick_ids=brick_ids,
+            capture=capture,
+            key=key,
+        )
+        logits = self.logits(features.hidden, bricks=bricks, brick_ids=brick_ids)
+        return DecoderOutput(
+            logits, features.hidden, features.router_statistics, features.cache, features.captured
+        )
+
+    def features(
+        self,
+        tokens: Int[Array, "B S"],
+        *,
+        attention_mask: Bool[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+        cache: Cache | None = None,
+        bricks: Bricks | None = None,
+        brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
+        capture: Iterable[str] = (),
+        key: jax.Array | None = None,
+    ) -> Features:
+        """Runs everything but the head; arguments as in a call."""
+        capture = frozenset(capture)
+        if capture - CAPTURES:
+            raise ValueError(f"cannot capture {sorted(capture - CAPTURES)}: of {sorted(CAPTURES)}")
+        config, bricks = self.config, Bricks() if bricks is None else bricks
+        brick_ids = _per_token(brick_ids, tokens)
+        stream, cache = self._stream(
+            tokens, attention_mask, segment_ids, positions, cache, brick_ids
+        )
+        x = self.embedding[...][tokens] * config.embedding_multiplier
+        x = x.astype(config.dtype)
+        x = attach(bricks.decoder, "embedding", x, x, brick_ids)
+        caches, records, first = {}, {}, 0
+        hidden_states = [x[None]]
+        for index, segment in enumerate(config.segments):
+            name = str(index)
+            x, caches[name], records[name] = run_segment(
+                self.segments[name],
+                segment,
+                x,
+                stream,
+                bricks.segments.get(name, {}),
+                self.execution,
+                first_layer=first,
+                key=key,
+                cache=None if cache is None else cache.segments[name],
+                capture=capture,
+            )
+            hidden_states.append(records[name].hidden)
+            first += segment.repeats
+        captured: dict[str, Any] = {}
+        if "hidden_states" in capture:
+            captured["hidden_states"] = jnp.concatenate(hidden_states)
+        if "attention_weights" in capture:
+            captured["attention_weights"] = {n: r.attention_weights for n, r in records.items()}
+        if "routing" in capture:
+            captured["routing"] = _by_router({n: r.routing for n, r in records.items()})
+        statistics = _by_router({n: r.statistics for n, r in records.items()})
+        if cache is not None:
+            cache = dataclasses.replace(
+                cache, segments=caches, length=cache.length + tokens.shape[1]
+            )
+        return Features(self.norm(x), statistics, cache, captured)
+
+    def logits(
+        self,
+        hidden: Float[Array, "B S D"],
+        *,
+        bricks: Bricks | None = None,
+        brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S V"]:
+        """Applies the head to final hidden states; float32."""
+        weight = self.embedding[...].T if self.config.tied_head else self.head.weight[...]
+        logits = matmul(hidden, weight) * self.config.logit_multiplier
+        attached = Bricks() if bricks is None else bricks
+        return attach(attached.decoder, "head", hidden, logits, _per_token(brick_ids, hidden))
+
+    def _stream(self, tokens, attention_mask, segment_ids, positions, cache, brick_ids):
+        """Returns the stream of these tokens, and the cache with their masks written."""
+        for name, value in (
+            ("attention_mask", attention_mask),
+            ("segment_ids", segment_ids),
+            ("positions", positions),
+        ):
+            if value is not None and value.shape != tokens.shape:
+                raise ValueError(f"{name} has shape {value.shape}, tokens {tokens.shape}")
+        mask = None if attention_mask is None else attention_mask.astype(bool)
+        if segment_ids is not None:
+            mask = segment_ids != 0 if mask is None else mask & (segment_ids != 0)
+        counted = None if self.config.router_statistics == "all" else mask
+        if positions is None:
+            positions = _positions(tokens, mask, cache)
+        key_mask, key_segment_ids, offset = mask, segment_ids, 0
+        if cache is not None:
+            real = jnp.ones(tokens.shape, bool) if mask is None else mask
+            key_mask, slots = cache.append(real, segment_ids)
+            offset = cache.length
+            key_segment_ids = None if segment_ids is None else slots
+            cache = dataclasses.replace(cache, mask=key_mask, segment_ids=slots)
+        stream = Stream(
+            positions, offset, key_mask, segment_ids, key_segment_ids, counted, brick_ids
+        )
+        return stream, cache
+
+
+def _positions(
+    tokens: Int[Array, "B S"], mask: Bool[Array, "B S"] | None, cache: Cache | None
+) -> Int[Array, "B S"]:
+    """Counts real tokens from 0, on from those in the cache."""
+    if mask is None:
+        counts = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    else:
+        counts = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    if cache is not None:
+        counts = counts + cache.mask.sum(1, keepdims=True)
+    return counts.astype(jnp.int32)
+
+
+def _per_token(
+    brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None, x: jax.Array
+) -> Int[Array, "B S"] | None:
+    """Spreads ids given per example over its tokens."""
+    if brick_ids is None or brick_ids.ndim == 2:
+        return brick_ids
+    return jnp.broadcast_to(brick_ids[:, None], x.shape[:2])
+
+
+def _by_router(segments: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        f"segments.{name}.{sublayer}": value
+        for name, sublayers in segments.items()
+        for sublayer, value in sublayers.items()
+    }
+
+
+def parameter_table(config: ModelConfig) -> AddressTable:
+    """Lists the parameters of a model, with shapes and axes, without initialising any."""
+    state = nnx.state(nnx.eval_shape(lambda: Decoder(config)))
+    first_layers, first = {}, 0
+    for index, segment in enumerate(config.segments):
+        first_layers[str(index)] = first
+        first += segment.repeats
+    infos = []
+    for path, variable in nnx.to_flat_state(state):
+        stacked = path[0] == "segments"
+        axes = ("layer", *variable.axes) if stacked else variable.axes
+        first_layer = first_layers[str(path[1])] if stacked else 0
+        name = ".".join(map(str, path))
+        infos.append(ParameterInfo(name, tuple(variable.shape), tuple(axes), first_layer))
+    return AddressTable(infos)

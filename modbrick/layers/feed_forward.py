@@ -1,0 +1,91 @@
+"""Feed-forward layers: dense, or a bank of experts."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from modbrick.config import ExpertsConfig, FeedForwardConfig
+from modbrick.execution import ExecutionConfig
+from modbrick.layers.activations import ACTIVATIONS
+from modbrick.layers.parameters import Initialiser, constant, normal, parameter
+from modbrick.layers.projections import ExpertProjections, Projection
+from modbrick.layers.router import Router, RouterStatistics, Routing
+from modbrick.layers.sites import SiteBricks, attach
+from modbrick.layers.stream import Stream
+from pallas_kernels.grouped_matmul import grouped_feed_forward
+
+
+class FeedForward(nnx.Module):
+    """y = down(activation(up x)), or down(activation(gate x) * up x) if gated."""
+
+    def __init__(self, config: FeedForwardConfig, width: int, scale: float, *, rngs: nnx.Rngs):
+        self.config = config
+        options = {"initialiser": normal(scale), "bias": config.bias, "rngs": rngs}
+        self.up = Projection((width, config.hidden), ("width", "hidden"), **options)
+        if config.gated:
+            self.gate = Projection((width, config.hidden), ("width", "hidden"), **options)
+        self.down = Projection((config.hidden, width), ("hidden", "width"), **options)
+
+    def __call__(
+        self, x: Float[Array, "B S D"], stream: Stream, bricks: SiteBricks
+    ) -> Float[Array, "B S D"]:
+        activation = ACTIVATIONS[self.config.activation]
+        hidden = attach(bricks, "feed_forward.up", x, self.up(x), stream.brick_ids)
+        if self.config.gated:
+            gate = attach(bricks, "feed_forward.gate", x, self.gate(x), stream.brick_ids)
+            hidden = activation(gate) * hidden
+        else:
+            hidden = activation(hidden)
+        return attach(bricks, "feed_forward.down", hidden, self.down(hidden), stream.brick_ids)
+
+
+class ExpertFeedForward(nnx.Module):
+    """A bank of feed-forward experts: y = sum over the chosen experts of gate times expert(x)."""
+
+    def __init__(
+        self,
+        config: FeedForwardConfig,
+        experts: ExpertsConfig,
+        width: int,
+        scale: float,
+        expert_initialiser: Initialiser,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.experts = config, experts
+        self.router = Router(experts, width, scale, rngs=rngs)
+        options = {"initialiser": expert_initialiser, "rngs": rngs}
+        inwards, outwards = (width, config.hidden), (config.hidden, width)
+        self.up = ExpertProjections(experts.count, inwards, ("width", "hidden"), **options)
+        if config.gated:
+            self.gate = ExpertProjections(experts.count, inwards, ("width", "hidden"), **options)
+        self.down = ExpertProjections(experts.count, outwards, ("hidden", "width"), **options)
+        if experts.output_bias:
+            self.output_bias = parameter(rngs, constant(0.0), (width,), ("width",))
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        stream: Stream,
+        bricks: SiteBricks,
+        execution: ExecutionConfig,
+        key: jax.Array | None,
+    ) -> tuple[Float[Array, "B S D"], Routing, RouterStatistics]:
+        routing, statistics = self.router(x, "feed_forward.router", stream, bricks, key)
+        dtype = x.dtype
+        y = grouped_feed_forward(
+            x.reshape(-1, x.shape[-1]),
+            self.up.weight[...].astype(dtype),
+            self.down.weight[...].astype(dtype),
+            routing.plan,
+            routing.gates,
+            gate_weights=self.gate.weight[...].astype(dtype) if self.config.gated else None,
+            activation=ACTIVATIONS[self.config.activation],
+            implementation=execution.dispatch,
+        ).reshape(x.shape)
+        if self.experts.output_bias:
+            y = y + self.output_bias[...].astype(jnp.float32)
+        return y.astype(dtype), routing, statistics

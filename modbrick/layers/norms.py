@@ -1,0 +1,32 @@
+"""Normalisation of the last axis, computed in float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from modbrick.config import NormConfig
+from modbrick.layers.parameters import constant, parameter
+
+
+class Norm(nnx.Module):
+    """LayerNorm (arXiv 1607.06450) or RMSNorm (arXiv 1910.07467), by config; scale and bias `[width]`."""
+
+    def __init__(self, config: NormConfig, width: int, *, rngs: nnx.Rngs, axis: str = "width"):
+        self.config = config
+        self.scale = parameter(rngs, constant(1.0), (width,), (axis,))
+        if config.bias:
+            self.bias = parameter(rngs, constant(0.0), (width,), (axis,))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Returns `x` normalised, in the dtype of `x`."""
+        values = x.astype(jnp.float32)
+        if self.config.kind == "layer":
+            values = values - values.mean(-1, keepdims=True)
+        mean_square = jnp.square(values).mean(-1, keepdims=True)
+        values = values * jax.lax.rsqrt(mean_square + self.config.epsilon) * self.scale[...]
+        if self.config.bias:
+            values = values + self.bias[...]
+        return values.astype(x.dtype)

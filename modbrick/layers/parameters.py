@@ -1,0 +1,44 @@
+"""How a layer declares a parameter: its initial value and the logical name of each of its axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Initialiser = Callable[[jax.Array, tuple[int, ...]], Float[Array, "..."]]
+
+
+def normal(scale: float) -> Initialiser:
+    """Normal values of standard deviation `scale`."""
+    return lambda key, shape: scale * jax.random.normal(key, shape, jnp.float32)
+
+
+def uniform_fan_in(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Uniform values in ±1/in for weights `[..., in, out]`, as the original ModuleFormer experts."""
+    bound = 1.0 / shape[-2]
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def constant(value: float) -> Initialiser:
+    """The same value everywhere."""
+    return lambda key, shape: jnp.full(shape, value, jnp.float32)
+
+
+def parameter(
+    rngs: nnx.Rngs, initialiser: Initialiser, shape: tuple[int, ...], axes: tuple[str, ...]
+) -> nnx.Param:
+    """Declares a float32 parameter.
+
+    Args:
+      rngs: source of keys; one is drawn for every parameter.
+      initialiser: maps (key, shape) to the initial value.
+      shape: of one layer's parameter; stacking layers adds a leading axis `layer`.
+      axes: a logical name for each axis, which sharding rules and addresses refer to.
+    """
+    if len(shape) != len(axes):
+        raise ValueError(f"axes {axes} do not name every dimension of shape {shape}")
+    return nnx.Param(initialiser(rngs.params(), shape), axes=axes)

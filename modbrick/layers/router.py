@@ -1,0 +1,178 @@
+"""Routers: which experts a token goes to, with which gates, and what the losses need to know of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from modbrick.config import ExpertsConfig
+from modbrick.layers.parameters import constant, normal, parameter
+from modbrick.layers.projections import Projection, matmul
+from modbrick.layers.sites import SiteBricks, attach
+from modbrick.layers.stream import Stream
+from pallas_kernels.grouped_matmul import RoutingPlan, routing_plan
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RouterStatistics:
+    """Sums over tokens, all float32, that add up over microbatches and devices.
+
+    Every loss and every health figure of a router is a function of these totals.
+
+    Attributes:
+      tokens: number of tokens counted.
+      probability: softmax probability of each expert, summed.
+      choices: how often each expert was chosen.
+      gates: gate of each expert where it was chosen, summed.
+      entropy: entropy of each token's probabilities in nats, summed.
+      squared_log_normaliser: square of each token's log-sum-exp of the logits, summed.
+    """
+
+    tokens: Float[Array, "..."]
+    probability: Float[Array, "... E"]
+    choices: Float[Array, "... E"]
+    gates: Float[Array, "... E"]
+    entropy: Float[Array, "..."]
+    squared_log_normaliser: Float[Array, "..."]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """Where each token goes: expert `indices` and their `gates`, and the `plan` that sorts them."""
+
+    indices: Int[Array, "T K"]
+    gates: Float[Array, "T K"]
+    plan: RoutingPlan
+
+
+class Router(nnx.Module):
+    """Chooses `top_k` experts for each token; kinds and gates as `RouterConfig` says.
+
+    Computed in float32 whatever the model's dtype: a wrong choice of expert cannot be averaged out.
+    """
+
+    def __init__(self, config: ExpertsConfig, width: int, scale: float, *, rngs: nnx.Rngs):
+        self.config = config
+        router, experts = config.router, config.count
+        match router.kind:
+            case "linear":
+                self.output = Projection(
+                    (width, experts),
+                    ("width", "router_expert"),
+                    initialiser=normal(scale),
+                    rngs=rngs,
+                )
+            case "mlp":
+                self.hidden = Projection(
+                    (width, router.hidden),
+                    ("width", "router_hidden"),
+                    initialiser=normal(scale),
+                    bias=True,
+                    rngs=rngs,
+                )
+                self.output = Projection(
+                    (router.hidden, experts),
+                    ("router_hidden", "router_expert"),
+                    initialiser=normal(scale),
+                    rngs=rngs,
+                )
+            case "gmm":
+                self.hidden = Projection(
+                    (width, router.hidden),
+                    ("width", "router_hidden"),
+                    initialiser=normal(scale),
+                    rngs=rngs,
+                )
+                self.centroids = parameter(
+                    rngs, normal(1.0), (experts, router.hidden), ("router_expert", "router_hidden")
+                )
+                self.temperature = parameter(rngs, constant(0.0), (1,), ("scalar",))
+
+    def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
+        """Returns the unnormalised log-probability of each expert, float32."""
+        x = x.astype(jnp.float32)
+        match self.config.router.kind:
+            case "linear":
+                return self.output(x)
+            case "mlp":
+                return self.output(jax.nn.gelu(self.hidden(x), approximate=False))
+            case _:
+                cosine = matmul(_unit(self.hidden(x)), _unit(self.centroids[...]).T)
+                return cosine * jnp.exp(self.temperature[...])
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        site: str,
+        stream: Stream,
+        bricks: SiteBricks,
+        key: jax.Array | None,
+    ) -> tuple[Routing, RouterStatistics]:
+        """Routes every token of `x`; the tokens' axes are flattened to T = B S.
+
+        Args:
+          x: the layer's input.
+          site: where bricks see and change the logits.
+          stream: says which tokens count in the statistics.
+          bricks: attached to the layer.
+          key: for sampled top-k; None (evaluation) takes the plain top-k.
+        """
+        logits = attach(bricks, site, x, self.logits(x), stream.brick_ids)
+        logits = logits.reshape(-1, self.config.count)
+        counted = None if stream.counted is None else stream.counted.reshape(-1)
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        indices = self._choose(probabilities, key)
+        gates = jnp.take_along_axis(probabilities, indices, axis=-1)
+        if self.config.router.gates == "renormalised":
+            gates = gates / gates.sum(-1, keepdims=True)
+        statistics = _statistics(logits, probabilities, indices, gates, counted)
+        return Routing(indices, gates, routing_plan(indices, self.config.count)), statistics
+
+    def _choose(
+        self, probabilities: Float[Array, "T E"], key: jax.Array | None
+    ) -> Int[Array, "T K"]:
+        top_k, sampled = self.config.top_k, self.config.router.sample_top_k
+        if key is None or sampled == 0:
+            return jax.lax.top_k(probabilities, top_k)[1].astype(jnp.int32)
+        # Gumbel top-k draws without replacement in proportion to p + 1e-6 (arXiv 1903.06059).
+        top = jax.lax.top_k(probabilities, top_k - sampled)[1]
+        rest = jnp.log(jax.lax.stop_gradient(probabilities) + 1e-6)
+        rest = rest + jax.random.gumbel(key, rest.shape, jnp.float32)
+        taken = jax.nn.one_hot(top, self.config.count, dtype=bool).any(-2)
+        drawn = jax.lax.top_k(jnp.where(taken, -jnp.inf, rest), sampled)[1]
+        return jnp.concatenate([top, drawn], axis=-1).astype(jnp.int32)
+
+
+def _unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Returns `x` over its Euclidean norm, which is taken as at least 1e-12 (zero stays zero)."""
+    squared = jnp.square(x).sum(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+
+
+def _statistics(
+    logits: Float[Array, "T E"],
+    probabilities: Float[Array, "T E"],
+    indices: Int[Array, "T K"],
+    gates: Float[Array, "T K"],
+    counted: Bool[Array, "T"] | None,
+) -> RouterStatistics:
+    tokens, experts = logits.shape
+    weight = jnp.ones(tokens, jnp.float32) if counted is None else counted.astype(jnp.float32)
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    # H = log Z - sum p z, free of log 0.
+    entropy = log_normaliser - (probabilities * logits).sum(-1)
+    chosen = indices[..., None] == jnp.arange(experts)
+    return RouterStatistics(
+        tokens=weight.sum(),
+        probability=weight @ probabilities,
+        choices=jnp.einsum("tke,t->e", chosen.astype(jnp.float32), weight),
+        gates=jnp.einsum("tke,tk,t->e", chosen.astype(jnp.float32), gates, weight),
+        entropy=weight @ entropy,
+        squared_log_normaliser=weight @ jnp.square(log_normaliser),
+    )

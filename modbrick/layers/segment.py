@@ -1,0 +1,80 @@
+"""A segment: equal layers, stacked and scanned, so that 48 of them compile as one."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from modbrick.config import SegmentConfig
+from modbrick.execution import ExecutionConfig
+from modbrick.layers.block import Block, LayerRecord
+from modbrick.layers.cache import SegmentCache
+from modbrick.layers.parameters import Initialiser
+from modbrick.layers.rematerialisation import rematerialised
+from modbrick.layers.sites import SiteBricks
+from modbrick.layers.stream import Stream
+
+
+def stacked_block(
+    config: SegmentConfig,
+    first_layer: int,
+    width: int,
+    scale: float,
+    expert_initialiser: Initialiser,
+    key: jax.Array,
+) -> Block:
+    """Initialises a segment's layers as one block, whose parameters have a leading axis `layer`.
+
+    A layer's initial values depend on its absolute index only, not on how layers are segmented.
+    """
+    build = functools.partial(Block, config.layer, width, scale, expert_initialiser)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(params=0))))
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(
+        first_layer + jnp.arange(config.repeats)
+    )
+    stacked = jax.vmap(lambda key: nnx.state(build(rngs=nnx.Rngs(params=key))))(keys)
+    return nnx.merge(graph, stacked)
+
+
+def run_segment(
+    block: Block,
+    config: SegmentConfig,
+    x: Float[Array, "B S D"],
+    stream: Stream,
+    bricks: SiteBricks,
+    execution: ExecutionConfig,
+    *,
+    first_layer: int,
+    key: jax.Array | None,
+    cache: SegmentCache | None,
+    capture: frozenset[str],
+) -> tuple[Float[Array, "B S D"], SegmentCache | None, LayerRecord]:
+    """Runs the layers of a stacked block in order.
+
+    Returns:
+      The stream after the last layer, the updated cache, and the layers' records stacked on a leading
+      axis.
+    """
+    graph, parameters = nnx.split(block)
+
+    def run_layer(carry, inputs):
+        x, cache = carry
+        parameters, bricks, index = inputs
+        layer_key = None if key is None else jax.random.fold_in(key, first_layer + index)
+        layer = nnx.merge(graph, parameters)
+        x, cache, record = layer(
+            x, stream, bricks, execution, key=layer_key, cache=cache, layer=index, capture=capture
+        )
+        return (x, cache), record
+
+    (x, cache), records = jax.lax.scan(
+        rematerialised(run_layer, execution.rematerialisation),
+        (x, cache),
+        (nnx.as_pure(parameters), bricks, jnp.arange(config.repeats)),
+        unroll=min(execution.unroll, config.repeats),
+    )
+    return x, cache, records
