@@ -1,0 +1,76 @@
+# Every target sets up what it needs in .venv, from hash-locked requirements.
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test verify lint format lock clean
+
+VENV := .venv
+LOCK_VENV := .venv-lock
+PIP_INSTALL := $(VENV)/bin/python -m pip --disable-pip-version-check install
+
+# Settings: make test WORKERS=8 PYTEST_FLAGS="-k router"
+PYTHON ?=
+WORKERS ?= 2
+PYTEST_FLAGS ?=
+LOCK_FLAGS ?=
+
+# Sets the shell variable `python` to a Python 3.12, or to PYTHON, which may be newer.
+define find_python
+for candidate in $(or $(PYTHON),python3.12 python3 python); do \
+  if "$$candidate" -c 'import sys; sys.exit(not (3, 12) <= sys.version_info[:2] <= $(if $(PYTHON),(4, 0),(3, 12)))' \
+    2>/dev/null; then python=$$candidate; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+  echo "error: no Python 3.12 found as $(or $(PYTHON),python3.12, python3 or python): install it, or name one with make PYTHON=/path/to/python" >&2; \
+  exit 2; \
+fi
+endef
+
+# Installs the locked requirements named by the first prerequisite, and this project, editable.
+define install
+@$(VENV)/bin/python -c "" 2>/dev/null || { $(find_python); "$$python" -m venv --clear $(VENV); }
+@echo "Installing $< into $(VENV)"
+@$(PIP_INSTALL) --quiet --require-hashes --only-binary=:all: -r $<
+@$(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
+@touch $@
+endef
+
+help:  ## print the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+quickstart: $(VENV)/.runtime  ## set up, and pretrain a small ModuleFormer on real text
+	$(VENV)/bin/python scripts/quickstart.py
+
+test: $(VENV)/.dev  ## set up, and run the test suite
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m "not verify" $(PYTEST_FLAGS)
+
+verify: $(VENV)/.dev  ## the long checks: sweeps, repeated kills, ahead-of-time compilations
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m verify --timeout 3600 $(PYTEST_FLAGS)
+
+lint: $(VENV)/.dev  ## lint, check the formatting and the types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev  ## format, and mend what the linter can mend
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+lock:  ## renew the locked requirements (LOCK_FLAGS=--upgrade for the newest versions)
+	@$(find_python); "$$python" -m venv $(LOCK_VENV)
+	@$(LOCK_VENV)/bin/python -m pip --disable-pip-version-check install --quiet uv==0.13.9
+	$(call compile,runtime)
+	$(call compile,dev,--extra test --extra dev --constraint requirements/runtime.txt)
+
+# Neither addresses nor local wheels of the machine get into a lock.
+compile = env -u UV_FIND_LINKS $(LOCK_VENV)/bin/uv pip compile --quiet --no-config --universal \
+  --python-version 3.12 --generate-hashes --custom-compile-command "make lock" $(LOCK_FLAGS) \
+  $(2) --output-file requirements/$(1).txt setup.py requirements/build.in
+
+clean:  ## remove the environments and every cache
+	rm -rf $(VENV) $(LOCK_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
+	find . -name __pycache__ -not -path './.git/*' -exec rm -rf {} +
+
+$(VENV)/.runtime: requirements/runtime.txt setup.py
+	$(install)
+
+$(VENV)/.dev: requirements/dev.txt setup.py
+	$(install)

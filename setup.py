@@ -1,0 +1,66 @@
+"""Packaging of modbrick and pallas_kernels; the tools are configured in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+REQUIRES = [
+    "absl-py>=2.3",
+    "array-record>=0.8.1",
+    "etils[epath]>=1.13",
+    "flax>=0.12.12",
+    "grain>=0.2.18",
+    "jax>=0.11.2",
+    "jaxtyping>=0.3.3",
+    "matplotlib>=3.10",
+    "ml-collections>=1.1",
+    "numpy>=2.2",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "pyarrow>=20",
+    "rich>=14",
+    "safetensors>=0.6",
+    "tensorboardX>=2.6.4",
+    "tokenizers>=0.22",
+    "zstandard>=0.23",
+]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]>=0.11.2"],
+    "cuda": ["jax[cuda13]>=0.11.2"],
+    # Ahead-of-time compilation for TPUs on a machine without one; through jax's own extra, because
+    # that is what pairs libtpu with jaxlib.
+    "plan": ["jax[tpu]>=0.11.2"],
+    # Directories on Google Cloud Storage (gs://).
+    "gcs": ["etils[epath-gcs]>=1.13"],
+    # Checkpoints fetched by their name on the Hugging Face hub.
+    "convert": ["huggingface-hub>=1.0"],
+    "test": [
+        "hypothesis>=6.130",
+        "pytest>=9",
+        "pytest-timeout>=2.4",
+        "pytest-xdist>=3.8",
+    ],
+    "dev": [
+        "mypy>=2.4",
+        "pre-commit>=4.2",
+        "ruff>=0.17",
+    ],
+}
+
+setup(
+    name="modbrick",
+    version="0.1.0",
+    description="Train and configure modular language models, made of bricks, in JAX.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(
+        include=["modbrick", "modbrick.*", "pallas_kernels", "pallas_kernels.*"]
+    ),
+    package_data={"": ["py.typed", "*.json"]},
+    python_requires=">=3.12",
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)
