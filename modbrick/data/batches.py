@@ -1,0 +1,186 @@
+"""Batches for training: rows of the global plan, read, packed and prefetched by Grain.
+
+A batch is a dict of int32 arrays [local batch, S]:
+
+    tokens        inputs
+    targets       the id that follows each input in its document
+    segment_ids   1, 2, ... by piece within the row; 0 is padding
+    positions     0, 1, ... within each piece (a document cut in two starts at 0 again in its next row)
+    loss_mask     1 where the target counts, 0 on padding
+
+A slot that is not padding always has its target in the same document: nothing is predicted across documents,
+and no slot is spent on a document's last id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Int32
+
+from modbrick.data.config import DataConfig
+from modbrick.data.dataset import Dataset, Documents
+from modbrick.data.packing import Piece
+from modbrick.data.row_plan import RowPlan
+from modbrick.errors import InputError
+
+Batch = Mapping[str, Int32[np.ndarray, "B S"]]
+FIELDS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
+
+# Grain wants a length; nobody trains for so many rows.
+_ENDLESS = 1 << 60
+
+
+def training_batches(
+    dataset: Dataset,
+    config: DataConfig,
+    *,
+    start_row: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainingBatches:
+    """Returns an iterator over this process's part of each global batch.
+
+    Global batch i holds rows `start_row + i B` to `start_row + (i + 1) B` of the plan; process p of n gets
+    the p-th of n equal runs of them, so that the parts joined in order of the processes are the global batch.
+    The last batch of a finite plan is filled up with empty rows, on all processes alike.
+
+    Raises:
+      InputError: no training documents, a misspelt domain, or a batch that does not divide among processes.
+    """
+    documents = dataset.documents("train")
+    return TrainingBatches(
+        RowPlan(documents, config), documents, config, start_row, process_index, process_count
+    )
+
+
+def data_identity(dataset: Dataset, config: DataConfig) -> dict[str, Any]:
+    """Returns, as JSON-able data, everything that decides which batches come in which order.
+
+    Where the data set lies, the processes, the workers and the prefetching are not part of it.
+    """
+    return {"dataset": dataset.fingerprint, **config.identity()}
+
+
+class TrainingBatches(Iterator[Batch]):
+    """Iterator over local batches; its whole state is the number of the next global row."""
+
+    def __init__(
+        self,
+        plan: RowPlan,
+        documents: Documents,
+        config: DataConfig,
+        start_row: int,
+        process_index: int,
+        process_count: int,
+    ):
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process {process_index} of {process_count}")
+        if config.batch_size % process_count:
+            raise InputError(
+                f"data batch_size {config.batch_size} does not divide among {process_count} processes"
+            )
+        self.plan = plan
+        self._documents = documents
+        self._config = config
+        self._processes = (process_index, process_count)
+        self._iterator: grain.DatasetIterator[Batch] | None = None
+        self.set_state(start_row)
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._row += self._config.batch_size
+        return batch
+
+    def get_state(self) -> int:
+        """Returns the number of the first row of the next global batch."""
+        return self._row
+
+    def set_state(self, row: int) -> None:
+        """Continues with the global batch that begins at `row`."""
+        if row < 0:
+            raise InputError(f"the data position must be a row number from 0, got {row}")
+        self.close()
+        self._row = int(row)
+
+    def close(self) -> None:
+        """Stops the workers and threads; the iterator may still be used, and starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def __enter__(self) -> TrainingBatches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> grain.DatasetIterator[Batch]:
+        config = self._config
+        index, count = self._processes
+        local = config.batch_size // count
+        rows = _LocalRows(self.plan, self._row, config.batch_size, index * local, local)
+        dataset = (
+            grain.MapDataset.source(rows)
+            .map(PackRow(self._documents, config.sequence_length))
+            .batch(local)
+            .to_iter_dataset(
+                grain.ReadOptions(
+                    num_threads=min(config.prefetch, 4), prefetch_buffer_size=config.prefetch
+                )
+            )
+        )
+        if config.workers:
+            if not flags.FLAGS.is_parsed():  # Grain's workers read flags, also without absl.app
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(
+                num_workers=config.workers, per_worker_buffer_size=config.prefetch
+            )
+            # Each worker makes whole batches, in turns: their number changes nothing in them.
+            dataset = dataset.mp_prefetch(options)
+        return iter(dataset)
+
+
+class _LocalRows(Sequence[list[Piece]]):
+    """The rows of one process, batch after batch, from `start` on."""
+
+    def __init__(self, plan: RowPlan, start: int, batch: int, offset: int, local: int):
+        self._plan, self._start = plan, start
+        self._batch, self._offset, self._local = batch, offset, local
+
+    def __len__(self) -> int:
+        if self._plan.rows is None:
+            return _ENDLESS // self._local * self._local
+        return -(-max(self._plan.rows - self._start, 0) // self._batch) * self._local
+
+    def __getitem__(self, index: Any) -> list[Piece]:
+        step, row = divmod(int(index), self._local)
+        return self._plan.pieces(self._start + step * self._batch + self._offset + row)
+
+
+class PackRow(grain.transforms.Map):
+    """Reads the pieces of a row and lays them out in `sequence_length` slots."""
+
+    def __init__(self, documents: Documents, sequence_length: int):
+        self._documents, self._length = documents, sequence_length
+
+    def map(self, element: Sequence[Piece]) -> dict[str, Int32[np.ndarray, " S"]]:
+        row = {field: np.zeros(self._length, np.int32) for field in FIELDS}
+        at = 0
+        for segment, piece in enumerate(element, start=1):
+            ids = self._documents.read(piece.document, piece.start, piece.stop + 1)
+            count = len(ids) - 1
+            slots = slice(at, at + count)
+            row["tokens"][slots] = ids[:-1]
+            row["targets"][slots] = ids[1:]
+            row["segment_ids"][slots] = segment
+            row["positions"][slots] = np.arange(count)
+            row["loss_mask"][slots] = 1
+            at += count
+        return row

@@ -1,0 +1,339 @@
+"""A prepared data set on disk: its manifest, its documents, and whether it is whole.
+
+    DIR/dataset.json                      the manifest below
+    DIR/tokenizer.json                    the tokenizer that made the ids
+    DIR/sources.jsonl                     one line a source file: domain, path, bytes, hash, what was skipped
+    DIR/<split>/<domain>/documents.npy    uint32 [N, 3]: targets, bytes, unscored bytes of each document
+    DIR/<split>/<domain>/00000.array_record ...
+
+A document is the id sequence `start? text... end?`. Whatever follows its first id is a *target* once an epoch;
+all token counts in a manifest are counts of targets, so that they mean the same in training, mixtures and
+evaluation. Without a start token the first text token is context only, and the bytes it stands for are
+*unscored*: bits per byte divide by `bytes - unscored_bytes`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+from etils import epath
+from jaxtyping import Int32, Int64, UInt32
+
+from modbrick.data.records import PART, decode_record, parts
+from modbrick.data.tokenizer import Tokenizer, TokenizerIdentity, load_tokenizer
+from modbrick.errors import InputError
+from modbrick.schema import from_json, nearest, to_mapping
+
+MANIFEST = "dataset.json"
+INDEX_FILE = "documents.npy"
+SOURCES_FILE = "sources.jsonl"
+FORMAT_VERSION = 1
+Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+REMEDY = "prepare the data again, or copy it again in full"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file; `size` in bytes."""
+
+    file: str
+    records: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DomainManifest:
+    """The documents of one domain in one split.
+
+    Attributes:
+      documents: how many.
+      tokens: targets in them (see the module's docstring).
+      bytes: UTF-8 bytes of their text.
+      unscored_bytes: of those, bytes that no target stands for.
+      largest_id: largest token id in them (-1: none).
+      content_sha256: of all ids in order, whatever the sharding and compression.
+      index_sha256: of the index file.
+      shards: in the order of the documents.
+    """
+
+    documents: int
+    tokens: int
+    bytes: int
+    unscored_bytes: int
+    largest_id: int
+    content_sha256: str
+    index_sha256: str
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """The source files of one domain; `sha256` is over their paths and hashes in order."""
+
+    files: int
+    bytes: int
+    sha256: str
+    skipped: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `dataset.json` holds. `arguments` is how the data set was asked for."""
+
+    format_version: int
+    tokenizer: TokenizerIdentity
+    splits: Mapping[str, Mapping[str, DomainManifest]]
+    sources: Mapping[str, SourceSummary]
+    arguments: Mapping[str, object]
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the tokens, their tokenizer and their domains: not of how they are stored."""
+        tokenizer = {k: v for k, v in to_mapping(self.tokenizer).items() if k != "name"}
+        content = {
+            split: {
+                name: [d.content_sha256, d.documents, d.tokens, d.bytes, d.unscored_bytes]
+                for name, d in domains.items()
+            }
+            for split, domains in self.splits.items()
+        }
+        text = json.dumps([self.format_version, tokenizer, content], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of one split, domain after domain, numbered from 0.
+
+    Attributes:
+      domains: names in order.
+      first: number of the first document of each domain, and the number of all documents, [domains + 1].
+      targets, bytes, unscored_bytes: of each document, [N].
+    """
+
+    domains: tuple[str, ...]
+    first: tuple[int, ...]
+    targets: Int64[np.ndarray, " N"]
+    bytes: Int64[np.ndarray, " N"]
+    unscored_bytes: Int64[np.ndarray, " N"]
+    source: grain.sources.ArrayRecordDataSource | None
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @functools.cached_property
+    def _first_record(self) -> Int64[np.ndarray, " N"]:
+        return np.concatenate([[0], np.cumsum(parts(self.targets + 1))])
+
+    def domain_of(self, document: int) -> int:
+        """Returns the index in `domains` of a document."""
+        return int(np.searchsorted(self.first, document, side="right")) - 1
+
+    def read(self, document: int, start: int, stop: int) -> Int32[np.ndarray, " T"]:
+        """Returns ids `start` to `stop` (exclusive) of a document, boundary tokens included.
+
+        Raises:
+          InputError: a damaged record.
+        """
+        first = int(self._first_record[document])
+        found = []
+        for part in range(start // PART, (stop - 1) // PART + 1):
+            name = f"{self.name}: record {first + part}"
+            try:
+                record = self.source[first + part]  # type: ignore[index]
+            except Exception as error:  # the reader raises by damage: RuntimeError, ValueError, ...
+                reason = str(error).splitlines()[0][:200]
+                raise InputError(f"{name} cannot be read ({reason}); {REMEDY}") from None
+            ids = decode_record(record, name)
+            offset = part * PART
+            found.append(ids[max(start - offset, 0) : stop - offset])
+        ids = np.concatenate(found).astype(np.int32)
+        if len(ids) != stop - start:
+            raise InputError(
+                f"{self.name}: document {document} ends before id {stop}, its index says otherwise; {REMEDY}"
+            )
+        return ids
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A whole data set; `open` is the way to get one."""
+
+    directory: str
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, directory: str, *, verify_hashes: bool = False) -> Dataset:
+        """Opens a data set and checks that it is whole.
+
+        Every file must be there with its recorded size, every shard must open and hold as many records as
+        recorded, every index must match its hash and the counts of the manifest.
+
+        Args:
+          directory: local or remote.
+          verify_hashes: also read every shard and compare its hash.
+
+        Raises:
+          InputError: names the missing or damaged file and the remedy.
+        """
+        root = epath.Path(directory)
+        if not root.exists():
+            raise InputError(
+                f"{directory}: no such directory; make the data set with scripts/prepare_data.py"
+            )
+        path = root / MANIFEST
+        if not path.exists():
+            raise InputError(
+                f"{directory}: not a data set (no {MANIFEST}); make one with scripts/prepare_data.py"
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: damaged (not UTF-8 text); {REMEDY}") from None
+        manifest = from_json(Manifest, text, str(path))
+        if manifest.format_version != FORMAT_VERSION:
+            raise InputError(
+                f"{path}: format version {manifest.format_version}, this code reads {FORMAT_VERSION}; "
+                "prepare the data again"
+            )
+        dataset = cls(str(directory), manifest)
+        for split, domains in manifest.splits.items():
+            if split not in SPLITS:
+                raise InputError(f"{path}: unknown split {split!r}; {nearest(split, SPLITS)}")
+            for domain, described in domains.items():
+                _check_domain(root / split / domain, described, verify_hashes)
+        load_tokenizer(str(root), identity=manifest.tokenizer)
+        return dataset
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the tokens, their tokenizer and their domains."""
+        return self.manifest.fingerprint()
+
+    @property
+    def tokenizer_identity(self) -> TokenizerIdentity:
+        return self.manifest.tokenizer
+
+    @property
+    def largest_id(self) -> int:
+        """Largest token id of any split."""
+        found = [d.largest_id for s in self.manifest.splits.values() for d in s.values()]
+        return max(found, default=-1)
+
+    def tokenizer(self) -> Tokenizer:
+        """Loads the tokenizer kept in the data set."""
+        return load_tokenizer(self.directory, identity=self.manifest.tokenizer)
+
+    def domains(self, split: Split) -> Mapping[str, DomainManifest]:
+        """Returns what the manifest says of each domain that has documents in `split`."""
+        return {k: v for k, v in self.manifest.splits.get(split, {}).items() if v.documents}
+
+    def documents(self, split: Split) -> Documents:
+        """Returns the documents of a split, ready to be read.
+
+        Raises:
+          InputError: the split is empty.
+        """
+        root = epath.Path(self.directory)
+        domains = self.domains(split)
+        if not domains:
+            remedy = (
+                "prepare the data with a larger --held_out or with --held_out_input"
+                if split == "held_out"
+                else "prepare the data with a smaller --held_out"
+            )
+            raise InputError(f"{self.directory}: the {split} split has no document; {remedy}")
+        tables = [_read_index(root / split / d / INDEX_FILE) for d in domains]
+        table = np.concatenate(tables).astype(np.int64)
+        # The record counts in brackets save opening every shard.
+        paths = [
+            f"{root / split / domain / shard.file}[0:{shard.records}]"
+            for domain, described in domains.items()
+            for shard in described.shards
+        ]
+        return Documents(
+            domains=tuple(domains),
+            first=(0, *np.cumsum([len(t) for t in tables]).tolist()),
+            targets=table[:, 0],
+            bytes=table[:, 1],
+            unscored_bytes=table[:, 2],
+            source=grain.sources.ArrayRecordDataSource(paths),
+            name=f"{self.directory}/{split}",
+        )
+
+
+def check_vocabulary(dataset: Dataset, vocabulary: int) -> None:
+    """Raises `InputError` if the data set can ask for a token id that a model has no room for."""
+    needed = max(dataset.largest_id + 1, dataset.tokenizer_identity.vocabulary)
+    if needed > vocabulary:
+        raise InputError(
+            f"{dataset.directory}: its tokenizer ({dataset.tokenizer_identity.name}) has token ids up to "
+            f"{needed - 1}, beyond the model's vocabulary of {vocabulary}; set model.vocabulary to at "
+            f"least {needed}, or prepare the data with a smaller tokenizer"
+        )
+
+
+def _read_index(path: epath.Path) -> UInt32[np.ndarray, "N 3"]:
+    return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+
+
+def _check_domain(directory: epath.Path, described: DomainManifest, verify_hashes: bool) -> None:
+    index_path = directory / INDEX_FILE
+    if not index_path.exists():
+        raise InputError(f"{index_path}: missing; {REMEDY}")
+    raw = index_path.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != described.index_sha256:
+        raise InputError(f"{index_path}: damaged (its hash is not the recorded one); {REMEDY}")
+    index = np.load(io.BytesIO(raw), allow_pickle=False).astype(np.int64)
+    counted = (len(index), *(int(index[:, i].sum()) for i in range(3)))
+    recorded = (
+        described.documents,
+        described.tokens,
+        described.bytes,
+        described.unscored_bytes,
+    )
+    if counted != recorded:
+        raise InputError(
+            f"{index_path}: counts (documents, tokens, bytes, unscored bytes) {counted}, but {MANIFEST} "
+            f"records {recorded}; {REMEDY}"
+        )
+    records = sum(shard.records for shard in described.shards)
+    if records != int(parts(index[:, 0] + 1).sum()):
+        raise InputError(
+            f"{directory}: {MANIFEST} records {records} records in its shards, the index "
+            f"{int(parts(index[:, 0] + 1).sum())}; {REMEDY}"
+        )
+    for shard in described.shards:
+        _check_shard(directory / shard.file, shard, verify_hashes)
+
+
+def _check_shard(path: epath.Path, shard: Shard, verify_hash: bool) -> None:
+    if not path.exists():
+        raise InputError(f"{path}: missing shard; {REMEDY}")
+    size = path.stat().length
+    if size != shard.size:
+        state = "empty" if size == 0 else "truncated" if size < shard.size else "too long"
+        raise InputError(f"{path}: {state} shard ({size} bytes instead of {shard.size}); {REMEDY}")
+    reader = ArrayRecordReader(str(path))
+    try:
+        found = reader.num_records() if reader.ok() else None
+    finally:
+        reader.close()
+    if found != shard.records:
+        raise InputError(
+            f"{path}: damaged shard ({found if found is not None else 'no'} readable records instead of "
+            f"{shard.records}); {REMEDY}"
+        )
+    if verify_hash and hashlib.sha256(path.read_bytes()).hexdigest() != shard.sha256:
+        raise InputError(f"{path}: damaged shard (its hash is not the recorded one); {REMEDY}")

@@ -1,0 +1,157 @@
+"""Batches for evaluation: every target of every document exactly once, with exact byte counts.
+
+Batches are those of training (`modbrick.data.batches`), and one more array: `domains`, the index of each
+slot's domain in `EvaluationBatches.domains` (0 on padding, where `loss_mask` is 0).
+
+Bits per byte of a domain = sum of the losses in nats of its targets / ln 2 / `scored_bytes` of the domain.
+The end of a document is a target too: its cost is part of the text's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from jaxtyping import Int64
+
+from modbrick.data.batches import Batch, PackRow
+from modbrick.data.dataset import Dataset, Documents, Split
+from modbrick.data.packing import Piece, Shuffler, best_fit
+from modbrick.errors import InputError
+
+
+class EvaluationBatches:
+    """The batches, as often as they are asked for, and what they hold.
+
+    Attributes:
+      domains: names, in the order of the indices in `batch["domains"]`.
+      documents, tokens, scored_bytes: by domain: how many documents, targets and UTF-8 bytes that the
+        targets stand for.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        chosen: Int64[np.ndarray, " N"],
+        sequence_length: int,
+        batch_size: int,
+        context: int,
+        processes: tuple[int, int],
+    ):
+        self._source = documents
+        self._length = sequence_length
+        self._batch_size = batch_size
+        self._processes = processes
+        self.domains = documents.domains
+        self.documents: dict[str, int] = {}
+        self.tokens: dict[str, int] = {}
+        self.scored_bytes: dict[str, int] = {}
+        scored = documents.bytes - documents.unscored_bytes
+        for name, first, last in zip(
+            documents.domains, documents.first[:-1], documents.first[1:], strict=True
+        ):
+            of_domain = chosen[(chosen >= first) & (chosen < last)]
+            self.documents[name] = len(of_domain)
+            self.tokens[name] = int(documents.targets[of_domain].sum())
+            self.scored_bytes[name] = int(scored[of_domain].sum())
+        self._rows = _pack(documents.targets, chosen, sequence_length, context)
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        index, count = self._processes
+        local = self._batch_size // count
+        for first in range(0, len(self._rows), self._batch_size):
+            rows = range(first + index * local, first + (index + 1) * local)
+            made = [self._row(self._rows[r] if r < len(self._rows) else []) for r in rows]
+            yield {field: np.stack([row[field] for row in made]) for field in made[0]}
+
+    def _row(self, pieces: list[tuple[Piece, int]]) -> dict[str, np.ndarray]:
+        row = PackRow(self._source, self._length).map([piece for piece, _ in pieces])
+        row["domains"] = np.zeros(self._length, np.int32)
+        at = 0
+        for piece, context in pieces:
+            count = piece.stop - piece.start
+            row["domains"][at : at + count] = self._source.domain_of(piece.document)
+            row["loss_mask"][at : at + context] = 0
+            at += count
+        return row
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    split: Split = "held_out",
+    context: int = 0,
+    max_tokens: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> EvaluationBatches:
+    """Returns batches in which every target of the split counts exactly once.
+
+    A document that fits a row is whole in it. A longer one is cut; each further row starts with `context`
+    ids that were seen before and do not count, so that its first targets are not predicted from nothing.
+
+    Args:
+      dataset: an open data set.
+      sequence_length: slots in a row, S.
+      batch_size: rows of a global batch, over all processes; the last one is filled with empty rows.
+      split: which documents.
+      context: ids repeated at a cut; less than `sequence_length`.
+      max_tokens: evaluate a fixed random choice of whole documents, the same share of each domain, with
+        about so many targets (at least one document a domain); None: all.
+      process_index, process_count: which part of each batch this process gets.
+
+    Raises:
+      InputError: the split is empty, or the numbers do not fit together.
+    """
+    if not 0 <= context < sequence_length:
+        raise InputError(
+            f"evaluation context must be from 0 to sequence_length - 1 ({sequence_length - 1}), got {context}"
+        )
+    if batch_size < 1 or batch_size % process_count:
+        raise InputError(
+            f"evaluation batch_size {batch_size} does not divide among {process_count} processes"
+        )
+    documents = dataset.documents(split)
+    chosen = np.arange(len(documents))
+    if max_tokens is not None:
+        chosen = _choose(documents, max_tokens)
+    return EvaluationBatches(
+        documents, chosen, sequence_length, batch_size, context, (process_index, process_count)
+    )
+
+
+def _choose(documents: Documents, max_tokens: int) -> Int64[np.ndarray, " N"]:
+    share = min(1.0, max_tokens / max(int(documents.targets.sum()), 1))
+    chosen = []
+    for name, first, last in zip(
+        documents.domains, documents.first[:-1], documents.first[1:], strict=True
+    ):
+        order = first + Shuffler(0, name, True).order(0, 0, last - first)
+        counts = documents.targets[order]
+        before = np.cumsum(counts) - counts
+        chosen.append(order[before < max(share * int(counts.sum()), 1)])
+    return np.sort(np.concatenate(chosen))
+
+
+def _pack(
+    targets: Int64[np.ndarray, " N"], chosen: Int64[np.ndarray, " N"], length: int, context: int
+) -> Mapping[int, list[tuple[Piece, int]]]:
+    """Returns the rows: pieces with how many of their first slots are context."""
+    pieces = []
+    for document in chosen.tolist():
+        stop = start = 0
+        while stop < targets[document]:
+            start = max(stop - context, 0)
+            before, stop = stop - start, min(start + length, int(targets[document]))
+            pieces.append((Piece(document, start, stop), before))
+    lengths = np.asarray([piece.stop - piece.start for piece, _ in pieces])
+    order = np.argsort(-lengths, kind="stable")
+    rows: dict[int, list[tuple[Piece, int]]] = {}
+    for item, row in zip(order.tolist(), best_fit(lengths[order], length).tolist(), strict=True):
+        rows.setdefault(row, []).append(pieces[item])
+    return rows
