@@ -21,13 +21,16 @@ class ExecutionConfig:
       attention: implementation of attention (`reference`, `xla`, ...); None: the best that runs here.
       dispatch: implementation of expert dispatch; None: the best that runs here.
       unroll: layers of a segment unrolled into one iteration of the scan.
+      head_chunk: positions of each sequence whose logits exist at a time in training and evaluation.
     """
 
     rematerialisation: Rematerialisation = "none"
     attention: str | None = None
     dispatch: str | None = None
     unroll: int = 1
+    head_chunk: int = 128
 
     def __post_init__(self) -> None:
-        if self.unroll < 1:
-            raise InputError(f"unroll must be at least 1, got {self.unroll}")
+        for name in ("unroll", "head_chunk"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -219,10 +219,14 @@ class Decoder(nnx.Module):
         brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B S V"]:
         """Applies the head to final hidden states; float32."""
-        weight = self.embedding[...].T if self.config.tied_head else self.head.weight[...]
-        logits = matmul(hidden, weight) * self.config.logit_multiplier
+        logits = matmul(hidden, self.head_weight) * self.config.logit_multiplier
         attached = Bricks() if bricks is None else bricks
         return attach(attached.decoder, "head", hidden, logits, _per_token(brick_ids, hidden))
+
+    @property
+    def head_weight(self) -> Float[Array, "D V"]:
+        """Weight of the head, float32: the embedding, transposed, if tied."""
+        return self.embedding[...].T if self.config.tied_head else self.head.weight[...]
 
     def _stream(self, tokens, attention_mask, segment_ids, positions, cache, brick_ids):
         """Returns the stream of these tokens, and the cache with their masks written."""

@@ -1,0 +1,57 @@
+"""Useful floating-point operations of a model, counted from its config.
+
+One multiplication with its addition is two operations. Counted are the products of active parameters and
+of attention over the keys a token can see; not counted are lookups, norms, activations, and anything that
+an implementation recomputes or pads.
+"""
+
+from __future__ import annotations
+
+from modbrick.config import ExpertsConfig, LayerConfig, ModelConfig
+
+
+def forward_flops(config: ModelConfig, keys_per_token: float) -> dict[str, float]:
+    """Returns the operations of one token's forward pass, by part of the model.
+
+    Args:
+      config: the model.
+      keys_per_token: mean number of keys that a query sees; (S + 1) / 2 in whole rows of S tokens.
+    """
+    parts = dict.fromkeys(("attention", "projections", "feed_forward", "routers"), 0.0)
+    for layer in config.layers:
+        for name, value in _layer_flops(layer, config.width, keys_per_token).items():
+            parts[name] += value
+    return parts | {"head": 2.0 * config.width * config.vocabulary}
+
+
+def training_flops(config: ModelConfig, keys_per_token: float) -> float:
+    """Returns the operations of one token's forward and backward pass: three times the forward pass."""
+    return 3.0 * sum(forward_flops(config, keys_per_token).values())
+
+
+def _layer_flops(layer: LayerConfig, width: int, keys_per_token: float) -> dict[str, float]:
+    attention, feed_forward = layer.attention, layer.feed_forward
+    slots = attention.experts.top_k if attention.experts else 1
+    chosen = feed_forward.experts.top_k if feed_forward.experts else 1
+    if attention.window is not None:
+        keys_per_token = min(keys_per_token, attention.window)
+    shared = 0 if attention.key_value == "identity" else 2 * attention.key_width
+    return {
+        "attention": 4.0 * slots * attention.query_width * keys_per_token,
+        "projections": 2.0 * width * (2 * slots * attention.query_width + shared),
+        "feed_forward": 2.0
+        * chosen
+        * width
+        * feed_forward.hidden
+        * (3 if feed_forward.gated else 2),
+        "routers": _router_flops(attention.experts, width)
+        + _router_flops(feed_forward.experts, width),
+    }
+
+
+def _router_flops(experts: ExpertsConfig | None, width: int) -> float:
+    if experts is None:
+        return 0.0
+    if experts.router.kind == "linear":
+        return 2.0 * width * experts.count
+    return 2.0 * experts.router.hidden * (width + experts.count)

@@ -1,0 +1,46 @@
+"""What this machine can do at most: the rate that utilisation is measured against."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense matrix products per second and device, from the vendors' data sheets (bfloat16, no sparsity).
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+@functools.cache
+def peak_flops() -> float:
+    """Returns floating-point operations per second of all devices together.
+
+    From data sheets where the device is known, otherwise the float32 rate of a dense product, measured.
+    """
+    device = jax.devices()[0]
+    known = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
+    if known:
+        return PEAK_FLOPS[max(known, key=len)] * jax.device_count()
+    return measured_flops() * jax.device_count()
+
+
+def measured_flops(size: int = 1024, repeats: int = 5) -> float:
+    """Returns the best float32 rate of a dense `[size, size]` product over some repeats, per second."""
+    matrix = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision=jax.lax.Precision.HIGHEST))
+    product(matrix).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(matrix).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best

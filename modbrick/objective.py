@@ -1,0 +1,262 @@
+"""What training minimises: next-token loss plus scheduled router losses.
+
+Routers report sums over tokens (`RouterStatistics`); losses are functions of those sums over the *global*
+batch: all microbatches, all devices. Losses of routers are computed per layer and summed over layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from modbrick.errors import InputError
+from modbrick.layers.router import RouterStatistics
+
+
+@dataclasses.dataclass(frozen=True)
+class CoefficientConfig:
+    """A weight that moves linearly from `start` to `end` between two steps and stays there."""
+
+    start: float
+    end: float
+    first_step: int = 0
+    last_step: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first_step <= self.last_step:
+            raise InputError(
+                f"a coefficient's steps must satisfy 0 <= first_step <= last_step, "
+                f"got {self.first_step} and {self.last_step}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights of the router losses; a number is constant over training.
+
+    Attributes:
+      load_balancing: of the mutual-information loss (pretraining).
+      concentration: of the entropy of the load (fine-tuning onto few experts).
+      switch: of the loss of Switch Transformers.
+      router_z: of the squared log-normaliser of the router's logits.
+    """
+
+    load_balancing: float | CoefficientConfig = 0.0
+    concentration: float | CoefficientConfig = 0.0
+    switch: float | CoefficientConfig = 0.0
+    router_z: float | CoefficientConfig = 0.0
+
+    def schedules(self) -> dict[str, optax.Schedule]:
+        """Returns the weight of each loss as a function of the step; losses that are off are left out."""
+        return {
+            field.name: _schedule(weight)
+            for field in dataclasses.fields(self)
+            if (weight := getattr(self, field.name)) != 0.0
+        }
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """Sums over a batch, all additive over microbatches and devices.
+
+    Attributes:
+      loss: negative log-likelihood of the targets in nats, weighted and summed; float32.
+      weight: sum of the targets' weights.
+      router_statistics: of each router.
+    """
+
+    loss: Float[Array, ""]
+    weight: Float[Array, ""]
+    router_statistics: dict[str, RouterStatistics]
+
+
+def load_balancing_loss(statistics: RouterStatistics) -> Float[Array, "..."]:
+    """sum_m p(m) log p(m) - mean_x sum_m g(m|x) log g(m|x) = -H(m) + H(m|x), in nats.
+
+    Negated mutual information of tokens and experts (ModuleFormer, arXiv 2306.04640, section 2.3):
+    from -log E (uniform load, one-hot gates) to 0.
+    """
+    return negated_load_entropy(statistics) + statistics.entropy / _tokens(statistics)
+
+
+def concentration_loss(statistics: RouterStatistics) -> Float[Array, "..."]:
+    """-sum_m p(m) log p(m), in nats: small when few experts serve all tokens (arXiv 2306.04640)."""
+    return -negated_load_entropy(statistics)
+
+
+def switch_loss(statistics: RouterStatistics) -> Float[Array, "..."]:
+    """E sum_m f(m) P(m), f the share of choices, P that of probability (arXiv 2101.03961, section 2.2)."""
+    choices = statistics.choices / _at_least_one(statistics.choices.sum(-1, keepdims=True))
+    mass = statistics.probability / _tokens(statistics)[..., None]
+    return choices.shape[-1] * (choices * mass).sum(-1)
+
+
+def router_z_loss(statistics: RouterStatistics) -> Float[Array, "..."]:
+    """Mean over tokens of (logsumexp of the logits) squared (ST-MoE, arXiv 2202.08906, section 3)."""
+    return statistics.squared_log_normaliser / _tokens(statistics)
+
+
+ROUTER_LOSSES: Mapping[str, Callable[[RouterStatistics], Float[Array, "..."]]] = {
+    "load_balancing": load_balancing_loss,
+    "concentration": concentration_loss,
+    "switch": switch_loss,
+    "router_z": router_z_loss,
+}
+
+
+def negated_load_entropy(statistics: RouterStatistics) -> Float[Array, "..."]:
+    """sum_m p(m) log p(m) with p the mean probability over tokens; 0 log 0 = 0."""
+    p = statistics.probability / _tokens(statistics)[..., None]
+    return jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0).sum(-1)
+
+
+def objective(
+    totals: Totals, weights: Mapping[str, Float[Array, ""]]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns the value to minimise and its parts.
+
+    Args:
+      totals: over the global batch.
+      weights: of the router losses by name (`ROUTER_LOSSES`), at this step.
+
+    Returns:
+      The mean next-token loss plus each router loss, summed over layers, times its weight; and the
+      parts by name: `next_token` (nats per target) and each router loss before weighting.
+    """
+    parts = {"next_token": totals.loss / _at_least_one(totals.weight)}
+    value = parts["next_token"]
+    for name, weight in weights.items():
+        per_layer = [ROUTER_LOSSES[name](s).sum() for s in totals.router_statistics.values()]
+        parts[name] = sum(per_layer, jnp.float32(0.0))
+        value = value + weight * parts[name]
+    return value, parts
+
+
+def token_losses(logits: Float[Array, "... V"], targets: Int[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the negative log-likelihood of each target in nats, float32."""
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def head_loss(
+    hidden: Float[Array, "B S D"],
+    weight: Float[Array, "D V"],
+    targets: Int[Array, "B S"],
+    weights: Float[Array, "B S"],
+    multiplier: float,
+    chunk: int,
+) -> Float[Array, ""]:
+    """Weighted sum of next-token losses straight from the final hidden states, by chunks of positions.
+
+    Logits of more than one chunk never exist. The gradient is computed together with the loss, so the
+    backward pass multiplies no matrices; it costs one copy of the head's gradient until then.
+
+    Args:
+      hidden: final hidden states.
+      weight: of the head, float32.
+      targets: ids below V.
+      weights: of each target's loss; zero where there is no target.
+      multiplier: of the logits.
+      chunk: positions of every sequence at a time; batches stay whole, so that their sharding does.
+    """
+    losses = head_token_losses(hidden, weight, targets, multiplier, chunk)
+    return (weights.astype(jnp.float32) * losses).sum()
+
+
+def head_token_losses(
+    hidden: Float[Array, "B S D"],
+    weight: Float[Array, "D V"],
+    targets: Int[Array, "B S"],
+    multiplier: float,
+    chunk: int,
+) -> Float[Array, "B S"]:
+    """Returns each target's loss in nats, float32; arguments as in `head_loss`."""
+
+    def run(piece: tuple[Array, Array]) -> Array:
+        x, target = piece
+        return token_losses(_dot("bsd,dv->bsv", x, weight) * multiplier, target)
+
+    losses = jax.lax.map(run, (_cut(hidden, chunk), _cut(targets, chunk)))
+    return losses.swapaxes(0, 1).reshape(hidden.shape[0], -1)[:, : hidden.shape[1]]
+
+
+def _head_loss_forward(hidden, weight, targets, weights, multiplier, chunk):
+    """Returns the loss, and both gradients as residuals."""
+    cast = weight.astype(hidden.dtype)
+
+    def run(carry, piece):
+        total, weight_gradient = carry
+        x, target, scale = piece
+        logits = _dot("bsd,dv->bsv", x, cast) * multiplier
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        total = total + (scale * (normaliser - chosen)).sum()
+        hot = target[..., None] == jnp.arange(logits.shape[-1])
+        gradient = jnp.exp(logits - normaliser[..., None]) - hot
+        gradient = (gradient * (multiplier * scale)[..., None]).astype(hidden.dtype)
+        x_gradient = _dot("bsv,dv->bsd", gradient, cast).astype(hidden.dtype)
+        return (total, weight_gradient + _dot("bsd,bsv->dv", x, gradient)), x_gradient
+
+    start = (jnp.float32(0.0), jnp.zeros(weight.shape, jnp.float32))
+    pieces = tuple(_cut(x, chunk) for x in (hidden, targets, weights.astype(jnp.float32)))
+    (total, weight_gradient), gradients = jax.lax.scan(run, start, pieces)
+    gradients = gradients.swapaxes(0, 1).reshape(hidden.shape[0], -1, hidden.shape[2])
+    return total, (gradients[:, : hidden.shape[1]], weight_gradient)
+
+
+def _head_loss_backward(multiplier, chunk, residuals, cotangent):
+    del multiplier, chunk
+    x_gradient, weight_gradient = residuals
+    return (
+        (x_gradient * cotangent).astype(x_gradient.dtype),
+        weight_gradient * cotangent,
+        None,
+        None,
+    )
+
+
+head_loss.defvjp(_head_loss_forward, _head_loss_backward)
+
+
+def _cut(x: Float[Array, "B S ..."], chunk: int) -> Float[Array, "N B C ..."]:
+    """Cuts the positions into N chunks of at most C, the last one padded with zeros."""
+    positions = x.shape[1]
+    chunk = min(chunk, positions)
+    count = -(-positions // chunk)
+    padding = ((0, 0), (0, count * chunk - positions), *((0, 0),) * (x.ndim - 2))
+    return jnp.pad(x, padding).reshape(x.shape[0], count, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _dot(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
+    """A product in the dtype of `x`, accumulated and returned in float32."""
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(
+        subscripts, x, y.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def _tokens(statistics: RouterStatistics) -> Float[Array, "..."]:
+    return _at_least_one(statistics.tokens)
+
+
+def _at_least_one(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Counts below one only occur as zero: an empty batch has zero loss."""
+    return jnp.maximum(x, 1.0)
+
+
+def _schedule(weight: float | CoefficientConfig) -> optax.Schedule:
+    if isinstance(weight, CoefficientConfig):
+        duration = weight.last_step - weight.first_step
+        if duration == 0:
+            return lambda step: jnp.where(step < weight.first_step, weight.start, weight.end)
+        return optax.linear_schedule(weight.start, weight.end, duration, weight.first_step)
+    return optax.constant_schedule(weight)

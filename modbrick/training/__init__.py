@@ -1,0 +1,1 @@
+"""Training: state, step, evaluation, metrics, and what a run is."""

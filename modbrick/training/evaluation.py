@@ -1,0 +1,137 @@
+"""Loss, perplexity and bits per byte on held-out text, by domain."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from modbrick.config import ModelConfig
+from modbrick.data import EvaluationBatches
+from modbrick.execution import ExecutionConfig
+from modbrick.layers.router import RouterStatistics
+from modbrick.objective import head_token_losses
+from modbrick.training.router_health import RouterHealth
+from modbrick.training.step import Batch, decoder_graph
+
+
+@dataclasses.dataclass(frozen=True)
+class DomainResult:
+    """How well a domain's text is predicted.
+
+    Attributes:
+      loss: mean negative log-likelihood of a target, in nats.
+      perplexity: exp(loss).
+      bits_per_byte: bits of all targets over the UTF-8 bytes that they stand for.
+      tokens, bytes, documents: how much text.
+    """
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+    documents: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationResult:
+    """Results by domain and over all of them, and the routers' health on that text."""
+
+    total: DomainResult
+    domains: dict[str, DomainResult]
+    router_health: dict[str, RouterHealth]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Returns JSON-able data."""
+        return {
+            **dataclasses.asdict(self.total),
+            "domains": {name: dataclasses.asdict(r) for name, r in self.domains.items()},
+            "routers": {name: h.to_mapping() for name, h in self.router_health.items()},
+        }
+
+
+EvaluationStep = Callable[[Any, Batch], tuple[Float[Array, "B S"], dict[str, RouterStatistics]]]
+
+
+def evaluation_step(config: ModelConfig, execution: ExecutionConfig) -> EvaluationStep:
+    """Returns the compiled `step(parameters, batch) -> (loss of each target, router statistics)`."""
+    graph = decoder_graph(config, execution)
+
+    @jax.jit
+    def step(parameters: Any, batch: Batch):
+        model = nnx.merge(graph, parameters)
+        features = model.features(
+            batch["tokens"], segment_ids=batch["segment_ids"], positions=batch["positions"]
+        )
+        losses = head_token_losses(
+            features.hidden,
+            model.head_weight,
+            batch["targets"],
+            config.logit_multiplier,
+            execution.head_chunk,
+        )
+        return losses * batch["loss_mask"], features.router_statistics
+
+    return step
+
+
+def evaluate(
+    step: EvaluationStep,
+    parameters: Any,
+    batches: EvaluationBatches,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Evaluates parameters on every batch.
+
+    Args:
+      step: from `evaluation_step`.
+      parameters: nested, whole.
+      batches: held-out text; each of its targets counts exactly once.
+      progress: called with (batches done, batches in all).
+    """
+    losses = np.zeros(len(batches.domains), np.float64)
+    statistics: dict[str, RouterStatistics] = {}
+    for done, batch in enumerate(batches, start=1):
+        of_tokens, of_routers = step(parameters, {k: v for k, v in batch.items() if k != "domains"})
+        losses += np.bincount(
+            batch["domains"].reshape(-1),
+            weights=np.asarray(of_tokens, np.float64).reshape(-1),
+            minlength=len(losses),
+        )
+        statistics = jax.tree.map(np.add, statistics, of_routers) if statistics else of_routers
+        if progress is not None:
+            progress(done, len(batches))
+    domains = {
+        name: _result(
+            loss, batches.tokens[name], batches.scored_bytes[name], batches.documents[name]
+        )
+        for name, loss in zip(batches.domains, losses, strict=True)
+    }
+    total = _result(
+        float(losses.sum()),
+        sum(batches.tokens.values()),
+        sum(batches.scored_bytes.values()),
+        sum(batches.documents.values()),
+    )
+    health = {name: RouterHealth.from_statistics(s) for name, s in statistics.items()}
+    return EvaluationResult(total, domains, health)
+
+
+def _result(loss: float, tokens: int, size: int, documents: int) -> DomainResult:
+    mean = loss / max(tokens, 1)
+    return DomainResult(
+        loss=mean,
+        perplexity=math.exp(min(mean, 700.0)),
+        bits_per_byte=loss / math.log(2) / max(size, 1),
+        tokens=tokens,
+        bytes=size,
+        documents=documents,
+    )

@@ -1,0 +1,130 @@
+"""Metrics of a run: gathered over some steps, written as JSON lines and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from modbrick.training.router_health import RouterHealth
+from modbrick.training.step import StepReport
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsWindow:
+    """Gathers the reports of some steps into one record: means of losses, totals of routers.
+
+    Args:
+      flops_per_second: what all devices can do; utilisation is useful operations over this.
+    """
+
+    def __init__(self, flops_per_second: float):
+        self._peak = flops_per_second
+        self._clear()
+
+    def _clear(self) -> None:
+        self._reports: list[StepReport] = []
+        self._tokens = 0
+        self._flops = 0.0
+        self._start = time.perf_counter()
+
+    def add(self, report: StepReport, tokens: int, flops: float) -> None:
+        """Adds a step: its report on the host, the tokens it read, and the useful operations it took."""
+        self._reports.append(report)
+        self._tokens += tokens
+        self._flops += flops
+
+    def record(self, step: int) -> dict[str, Any]:
+        """Returns the record of the steps since the last one, the newest being `step`; starts anew."""
+        seconds = time.perf_counter() - self._start
+        reports, last = self._reports, self._reports[-1]
+        statistics = jax.tree.map(lambda *s: sum(s), *(r.router_statistics for r in reports))
+        record = {
+            "step": step,
+            "loss": _mean([r.loss for r in reports]),
+            **{name: _mean([r.parts[name] for r in reports]) for name in last.parts},
+            "gradient_norm": float(last.optimizer.gradient_norm),
+            "learning_rate": float(last.optimizer.learning_rate),
+            "skipped_updates": int(last.optimizer.skipped_total),
+            "tokens_per_second": self._tokens / seconds,
+            "utilisation": self._flops / seconds / self._peak,
+            "seconds_per_step": seconds / len(reports),
+            "routers": {
+                name: RouterHealth.from_statistics(s).to_mapping() for name, s in statistics.items()
+            },
+        }
+        self._clear()
+        return record
+
+
+class MetricsWriter:
+    """Appends records to `metrics.jsonl` and TensorBoard events in a run's directory.
+
+    Args:
+      directory: of the run.
+      start_step: step that the run continues from; records of later steps, left by a run that was
+        killed, are dropped, since they are about to be written again.
+      tensorboard: whether to write events too.
+    """
+
+    def __init__(self, directory: str, *, start_step: int = 0, tensorboard: bool = True):
+        self._path = epath.Path(directory) / METRICS_FILE
+        kept = [r for r in read_metrics(directory) if r["step"] <= start_step]
+        self._path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        self._file = self._path.open("a")
+        self._events = None
+        if tensorboard:
+            import tensorboardX  # takes a second to import
+
+            events = str(epath.Path(directory) / "tensorboard")
+            self._events = tensorboardX.SummaryWriter(events, purge_step=start_step + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Writes one record, whose `step` is its time axis; numbers may be nested."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in _scalars(record).items():
+                if name != "step":
+                    self._events.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(directory: str) -> list[dict[str, Any]]:
+    """Returns the records of a run, in order; a line cut off by a kill is left out."""
+    path = epath.Path(directory) / METRICS_FILE
+    if not path.exists():
+        return []
+    *lines, last = path.read_text().split("\n")
+    del last  # empty, or cut off
+    return [json.loads(line) for line in lines]
+
+
+def _mean(values: list[Any]) -> float:
+    return float(np.mean([float(v) for v in values]))
+
+
+def _scalars(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    found: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            found |= _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)):
+            found[prefix + key] = value
+    return found

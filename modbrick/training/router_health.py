@@ -1,0 +1,58 @@
+"""Is routing well? Figures per layer from the totals that the losses use."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+from modbrick.layers.router import RouterStatistics
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterHealth:
+    """Health of one router by layer, `[L]`, over the tokens counted.
+
+    Attributes:
+      load: share of choices that each expert receives, `[L, E]`; sums to 1.
+      load_entropy: entropy of the load over log E: 1 is uniform, 0 is one expert for all.
+      largest_share: load of the busiest expert.
+      dead_experts: number of experts that no token chose.
+      gate_mass: mean over tokens of the sum of the chosen gates.
+    """
+
+    load: Float[np.ndarray, "L E"]
+    load_entropy: Float[np.ndarray, " L"]
+    largest_share: Float[np.ndarray, " L"]
+    dead_experts: Float[np.ndarray, " L"]
+    gate_mass: Float[np.ndarray, " L"]
+
+    @classmethod
+    def from_statistics(cls, statistics: RouterStatistics) -> RouterHealth:
+        """Computes health from totals, on the host."""
+        choices = np.asarray(statistics.choices, np.float64)
+        tokens = np.maximum(np.asarray(statistics.tokens, np.float64), 1.0)
+        load = choices / np.maximum(choices.sum(-1, keepdims=True), 1.0)
+        logs = np.log(load, where=load > 0, out=np.zeros_like(load))
+        uniform = np.log(choices.shape[-1]) or 1.0  # a single expert has entropy 0
+        return cls(
+            load=load,
+            load_entropy=-(load * logs).sum(-1) / uniform,
+            largest_share=load.max(-1),
+            dead_experts=(choices == 0).sum(-1).astype(np.float64),
+            gate_mass=np.asarray(statistics.gates, np.float64).sum(-1) / tokens,
+        )
+
+    def scalars(self) -> dict[str, float]:
+        """Returns the figures to watch: means over layers, and the worst layer's largest share."""
+        return {
+            "load_entropy": float(self.load_entropy.mean()),
+            "largest_share": float(self.largest_share.max()),
+            "dead_experts": float(self.dead_experts.sum()),
+            "gate_mass": float(self.gate_mass.mean()),
+        }
+
+    def to_mapping(self) -> dict[str, object]:
+        """Returns the figures and the load of each expert by layer, JSON-able."""
+        return {**self.scalars(), "load": np.round(self.load, 5).tolist()}

@@ -1,0 +1,149 @@
+"""What a run is: every config of training in one record, and which of it makes the run's identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from modbrick.checkpoints import CheckpointConfig
+from modbrick.config import ModelConfig
+from modbrick.data import DataConfig, Dataset, data_identity
+from modbrick.errors import InputError
+from modbrick.execution import ExecutionConfig
+from modbrick.objective import ObjectiveConfig
+from modbrick.optimizer import OptimizerConfig
+from modbrick.schema import differences, to_mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Length and seed of a run.
+
+    Attributes:
+      steps: updates in all.
+      seed: of the initial parameters and of sampled routing.
+      microbatches: parts in which a batch is computed, to save memory; the update is the whole batch's.
+      initial_checkpoint: a model to start from instead of new parameters (a run's working directory, or
+        an imported model); its optimizer state is not used.
+    """
+
+    steps: int
+    seed: int = 0
+    microbatches: int = 1
+    initial_checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "microbatches"):
+            if getattr(self, name) < 1:
+                raise InputError(f"training {name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation on held-out documents during training.
+
+    Attributes:
+      every: steps between evaluations; 0: only after the last step.
+      max_tokens: about how many tokens of the held-out split to use each time; None: all.
+      batch_size: rows at a time; None: the training batch.
+    """
+
+    every: int = 0
+    max_tokens: int | None = None
+    batch_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """What a run shows: steps between records, and where they go.
+
+    Attributes:
+      every: steps between records in `metrics.jsonl` and TensorBoard; the figures are means over them.
+      tensorboard: also write TensorBoard events.
+      progress: `auto` draws a bar on a terminal and plain lines elsewhere; `none` is silent.
+    """
+
+    every: int = 10
+    tensorboard: bool = True
+    progress: Literal["auto", "none"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise InputError(f"logging every must be at least 1, got {self.every}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything a training run is told."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    optimizer: OptimizerConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+
+    def __post_init__(self) -> None:
+        if self.data.batch_size % self.training.microbatches:
+            raise InputError(
+                f"data.batch_size {self.data.batch_size} does not divide into "
+                f"{self.training.microbatches} training.microbatches"
+            )
+
+    def identity(self, dataset: Dataset) -> dict[str, Any]:
+        """Returns, as JSON-able data, what decides the parameters after each step.
+
+        Execution, evaluation, logging, checkpoint policy and the number of microbatches are not in it:
+        they may change freely from one start to the next.
+        """
+        training = to_mapping(self.training)
+        del training["microbatches"]
+        return {
+            "model": to_mapping(self.model),
+            "data": data_identity(dataset, self.data),
+            "objective": to_mapping(self.objective),
+            "optimizer": to_mapping(self.optimizer),
+            "training": training,
+        }
+
+
+def check_identity(
+    saved: Mapping[str, Any], current: Mapping[str, Any], allowed: Iterable[str], directory: str
+) -> list[str]:
+    """Compares a checkpoint's run with this one.
+
+    Args:
+      saved: identity in the checkpoint.
+      current: identity of this run.
+      allowed: patterns of what may differ (`optimizer.*`, `training.steps`, `data`).
+      directory: of the run, for the message.
+
+    Returns:
+      The allowed differences, a line each.
+
+    Raises:
+      InputError: anything else differs; lists it.
+    """
+    allowed = tuple(allowed)
+    lines = differences(dict(saved), dict(current))
+    refused = [
+        line
+        for line in lines
+        if not any(_covers(pattern, line.split(": ", 1)[0]) for pattern in allowed)
+    ]
+    if refused:
+        names = ",".join(dict.fromkeys(line.split(".", 1)[0].split(":")[0] for line in refused))
+        raise InputError(
+            f"{directory} holds a run of another identity ({'; '.join(refused)}): use another workdir, "
+            f"or continue it changed with --allow_change={names}"
+        )
+    return lines
+
+
+def _covers(pattern: str, path: str) -> bool:
+    return fnmatch.fnmatchcase(path, pattern) or path.startswith((pattern + ".", pattern + "["))

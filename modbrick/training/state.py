@@ -1,0 +1,43 @@
+"""The state of training: everything that a step reads and writes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Int
+
+from modbrick.config import ModelConfig
+from modbrick.layers.decoder import Decoder
+from modbrick.optimizer import Optimizer
+from modbrick.partition import Partition
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """State after `step` steps; `optimizer` has entries for trainable parameters only."""
+
+    step: Int[Array, ""]
+    trainable: Any
+    frozen: Any
+    optimizer: Any
+
+
+def initial_parameters(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
+    """Returns a new model's parameters, nested, float32; compiled, so that none exists twice."""
+    return jax.jit(lambda key: nnx.to_pure_dict(nnx.state(Decoder(config, key=key))))(key)
+
+
+def initial_state(
+    parameters: dict[str, Any], partition: Partition, optimizer: Optimizer
+) -> TrainState:
+    """Returns the state before the first step."""
+
+    def build(parameters: dict[str, Any]) -> TrainState:
+        trainable, frozen = partition.split(parameters)
+        return TrainState(jax.numpy.int32(0), trainable, frozen, optimizer.init(trainable))
+
+    return jax.jit(build, donate_argnums=0)(parameters)

@@ -1,0 +1,70 @@
+"""Operation counts against what XLA counts for a dense model of the same active size."""
+
+from __future__ import annotations
+
+import pytest
+
+from modbrick.config import (
+    AttentionConfig,
+    ExpertsConfig,
+    FeedForwardConfig,
+    LayerConfig,
+    ModelConfig,
+    RouterConfig,
+    SegmentConfig,
+)
+from modbrick.families import moduleformer
+from modbrick.flops import forward_flops, training_flops
+
+
+def dense(**attention: object) -> ModelConfig:
+    layer = LayerConfig(
+        AttentionConfig(heads=4, head_width=16, **attention),  # type: ignore[arg-type]
+        FeedForwardConfig(hidden=128, gated=True),
+    )
+    return ModelConfig(100, 64, (SegmentConfig(layer, 3),))
+
+
+def test_dense_model_by_hand() -> None:
+    parts = forward_flops(dense(key_value_heads=2), keys_per_token=10.0)
+    assert parts["projections"] == 3 * 2 * 64 * (64 + 32 + 32 + 64)
+    assert parts["attention"] == 3 * 2 * 2 * 64 * 10
+    assert parts["feed_forward"] == 3 * 2 * 3 * 64 * 128
+    assert parts["routers"] == 0
+    assert parts["head"] == 2 * 64 * 100
+    assert training_flops(dense(key_value_heads=2), 10.0) == 3 * sum(parts.values())
+
+
+def test_a_window_bounds_the_keys() -> None:
+    assert forward_flops(dense(window=4), 10.0)["attention"] == 3 * 2 * 2 * 64 * 4
+
+
+def test_experts_count_as_often_as_they_are_chosen() -> None:
+    def model(experts: int, top_k: int) -> ModelConfig:
+        return moduleformer(
+            vocabulary=100,
+            width=64,
+            layers=2,
+            heads=4,
+            attention_width=64,
+            feed_forward_width=128,
+            attention_experts=experts,
+            feed_forward_experts=experts,
+            top_k=top_k,
+            router="linear",
+        )
+
+    two, four = (forward_flops(model(8, k), 10.0) for k in (2, 4))
+    assert four["feed_forward"] == 2 * two["feed_forward"]
+    assert four["attention"] == 2 * two["attention"]
+    more = forward_flops(model(16, 2), 10.0)
+    assert more["feed_forward"] == two["feed_forward"]
+    assert more["routers"] == 2 * two["routers"] == 2 * 2 * 2 * 2 * 64 * 8
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gmm"])
+def test_routers_with_a_hidden_layer(kind: str) -> None:
+    experts = ExpertsConfig(8, 2, RouterConfig(kind=kind, hidden=16))  # type: ignore[arg-type]
+    layer = LayerConfig(AttentionConfig(1, 64, experts=experts), FeedForwardConfig(32))
+    parts = forward_flops(ModelConfig(10, 64, (SegmentConfig(layer, 1),)), 1.0)
+    assert parts["routers"] == 2 * 16 * (64 + 8)

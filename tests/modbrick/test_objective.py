@@ -1,0 +1,160 @@
+"""The objective: extremes of the router losses, additivity, and the head's loss against plain logits."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from modbrick.errors import InputError
+from modbrick.layers.router import RouterStatistics
+from modbrick.objective import (
+    ROUTER_LOSSES,
+    CoefficientConfig,
+    ObjectiveConfig,
+    Totals,
+    head_loss,
+    head_token_losses,
+    objective,
+    token_losses,
+)
+from modbrick.schema import from_mapping
+
+
+def statistics_of(probabilities: np.ndarray, chosen: np.ndarray) -> RouterStatistics:
+    """Totals of tokens with the given probabilities [T, E] and choices [T, K], by direct formulas."""
+    experts = probabilities.shape[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.where(probabilities > 0, np.log(probabilities), 0.0)
+    one_hot = np.eye(experts)[chosen]
+    gates = np.take_along_axis(probabilities, chosen, axis=1)
+    return RouterStatistics(
+        tokens=jnp.float32(len(probabilities)),
+        probability=jnp.asarray(probabilities.sum(0), jnp.float32),
+        choices=jnp.asarray(one_hot.sum((0, 1)), jnp.float32),
+        gates=jnp.asarray((one_hot * gates[..., None]).sum((0, 1)), jnp.float32),
+        entropy=jnp.float32(-(probabilities * logs).sum()),
+        squared_log_normaliser=jnp.float32(4.0 * len(probabilities)),
+    )
+
+
+@pytest.mark.parametrize("experts", [1, 2, 8, 32])
+def test_uniform_load_with_one_hot_gates_is_the_minimum_of_load_balancing(experts: int) -> None:
+    chosen = np.arange(4 * experts)[:, None] % experts
+    statistics = statistics_of(np.eye(experts)[chosen[:, 0]], chosen)
+    loss = float(ROUTER_LOSSES["load_balancing"](statistics))
+    assert loss == pytest.approx(-np.log(experts), abs=1e-6)
+
+
+def test_extremes_of_the_losses() -> None:
+    experts, tokens = 8, 16
+    uniform = statistics_of(np.full((tokens, experts), 1 / experts), np.zeros((tokens, 1), int))
+    one = statistics_of(np.eye(experts)[np.zeros(tokens, int)], np.zeros((tokens, 1), int))
+    assert float(ROUTER_LOSSES["load_balancing"](uniform)) == pytest.approx(0.0, abs=1e-6)
+    assert float(ROUTER_LOSSES["load_balancing"](one)) == pytest.approx(0.0, abs=1e-6)
+    assert float(ROUTER_LOSSES["concentration"](uniform)) == pytest.approx(
+        np.log(experts), abs=1e-6
+    )
+    assert float(ROUTER_LOSSES["concentration"](one)) == pytest.approx(0.0, abs=1e-6)
+    assert float(ROUTER_LOSSES["switch"](one)) == pytest.approx(experts, abs=1e-5)
+    balanced = statistics_of(
+        np.full((tokens, experts), 1 / experts), np.arange(tokens)[:, None] % experts
+    )
+    assert float(ROUTER_LOSSES["switch"](balanced)) == pytest.approx(1.0, abs=1e-6)
+    assert float(ROUTER_LOSSES["router_z"](one)) == pytest.approx(4.0, abs=1e-6)
+
+
+def test_gradients_are_finite_where_an_expert_has_no_mass() -> None:
+    one = statistics_of(np.eye(4)[np.zeros(8, int)], np.zeros((8, 1), int))
+    for loss in ROUTER_LOSSES.values():
+        gradients = jax.grad(lambda s, loss=loss: loss(s).sum())(one)
+        assert all(np.isfinite(np.asarray(g)).all() for g in jax.tree.leaves(gradients))
+
+
+def test_losses_are_those_of_the_summed_batch_not_the_mean_of_its_parts() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(6), 40)
+    chosen = np.argsort(-probabilities, axis=1)[:, :2]
+    whole = statistics_of(probabilities, chosen)
+    parts = [statistics_of(probabilities[a:b], chosen[a:b]) for a, b in ((0, 7), (7, 40))]
+    summed = jax.tree.map(jnp.add, *parts)
+    for name, loss in ROUTER_LOSSES.items():
+        np.testing.assert_allclose(loss(summed), loss(whole), rtol=1e-5, atol=1e-6, err_msg=name)
+    mean = np.mean([float(ROUTER_LOSSES["load_balancing"](p)) for p in parts])
+    assert abs(mean - float(ROUTER_LOSSES["load_balancing"](whole))) > 1e-3
+
+
+def test_objective_adds_weighted_router_losses_summed_over_layers() -> None:
+    rng = np.random.default_rng(1)
+    layers = [
+        statistics_of(p, np.argsort(-p, axis=1)[:, :2]) for p in rng.dirichlet(np.ones(5), (3, 20))
+    ]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+    totals = Totals(jnp.float32(30.0), jnp.float32(20.0), {"router": stacked})
+    value, parts = objective(totals, {"switch": jnp.float32(0.5), "router_z": jnp.float32(0.1)})
+    switch = sum(float(ROUTER_LOSSES["switch"](s)) for s in layers)
+    assert float(parts["switch"]) == pytest.approx(switch, rel=1e-6)
+    assert float(value) == pytest.approx(1.5 + 0.5 * switch + 0.1 * 12.0, rel=1e-6)
+
+
+def test_a_batch_without_targets_has_zero_loss() -> None:
+    value, _ = objective(Totals(jnp.float32(0.0), jnp.float32(0.0), {}), {})
+    assert float(value) == 0.0
+
+
+def test_coefficients_are_schedules() -> None:
+    config = from_mapping(
+        ObjectiveConfig,
+        {
+            "load_balancing": 0.01,
+            "concentration": {"start": 0.0, "end": 1.0, "first_step": 10, "last_step": 30},
+        },
+    )
+    schedules = config.schedules()
+    assert set(schedules) == {"load_balancing", "concentration"}
+    assert float(schedules["load_balancing"](7)) == pytest.approx(0.01)
+    steps = [0, 10, 20, 30, 99]
+    values = [float(schedules["concentration"](s)) for s in steps]
+    np.testing.assert_allclose(values, [0.0, 0.0, 0.5, 1.0, 1.0])
+    with pytest.raises(InputError, match="first_step"):
+        CoefficientConfig(0.0, 1.0, 5, 3)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 10, 64])
+def test_head_loss_equals_plain_logits(chunk: int) -> None:
+    rng = np.random.default_rng(2)
+    hidden = jnp.asarray(rng.standard_normal((3, 10, 8)), jnp.float32)
+    weight = jnp.asarray(rng.standard_normal((8, 17)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 17, (3, 10)), jnp.int32)
+    weights = jnp.asarray(rng.random((3, 10)) > 0.3, jnp.float32)
+
+    def plain(hidden, weight):
+        return 3.0 * (token_losses(1.5 * hidden @ weight, targets) * weights).sum()
+
+    def chunked(hidden, weight):
+        return 3.0 * head_loss(hidden, weight, targets, weights, 1.5, chunk)
+
+    np.testing.assert_allclose(chunked(hidden, weight), plain(hidden, weight), rtol=1e-6)
+    np.testing.assert_allclose(
+        head_token_losses(hidden, weight, targets, 1.5, chunk),
+        token_losses(1.5 * hidden @ weight, targets),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    for got, want in zip(
+        jax.grad(chunked, (0, 1))(hidden, weight),
+        jax.grad(plain, (0, 1))(hidden, weight),
+        strict=True,
+    ):
+        assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
+
+
+def test_masked_targets_have_no_gradient() -> None:
+    hidden = jnp.ones((1, 4, 3))
+    weight = jnp.arange(15.0).reshape(3, 5)
+    targets = jnp.zeros((1, 4), jnp.int32)
+    weights = jnp.asarray([[1.0, 0.0, 1.0, 0.0]])
+    gradient = jax.grad(lambda h: head_loss(h, weight, targets, weights, 1.0, 2))(hidden)
+    assert np.all(np.asarray(gradient)[0, [1, 3]] == 0.0)
+    assert np.all(np.abs(np.asarray(gradient)[0, [0, 2]]).sum(-1) > 0.0)
