@@ -1,19 +1,44 @@
 """Text to tokens to rows: prepared data sets, and the batches that training and evaluation read."""
 
-from modbrick.data.batches import TrainingBatches, data_identity, training_batches
-from modbrick.data.config import DataConfig
-from modbrick.data.dataset import Dataset, check_vocabulary
-from modbrick.data.evaluation import EvaluationBatches, evaluation_batches
-from modbrick.data.tokenizer import (
-    ByteTokenizer,
-    JsonTokenizer,
-    Tokenizer,
-    TokenizerIdentity,
-    load_tokenizer,
-    train_tokenizer,
-)
-from modbrick.data.row_plan import RowPlan
-from modbrick.data.writer import DatasetWriter
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modbrick.data.batches import TrainingBatches, data_identity, training_batches
+    from modbrick.data.config import DataConfig
+    from modbrick.data.dataset import Dataset, check_vocabulary
+    from modbrick.data.evaluation import EvaluationBatches, evaluation_batches
+    from modbrick.data.row_plan import RowPlan
+    from modbrick.data.tokenizer import (
+        ByteTokenizer,
+        Tokenizer,
+        TokenizerIdentity,
+        load_tokenizer,
+        save_tokenizer,
+    )
+    from modbrick.data.writer import DatasetWriter
+
+# Loaded on first use: batches bring Grain and with it JAX, which the processes that prepare data do
+# without.
+_HOMES = {
+    "ByteTokenizer": "tokenizer",
+    "DataConfig": "config",
+    "Dataset": "dataset",
+    "DatasetWriter": "writer",
+    "EvaluationBatches": "evaluation",
+    "RowPlan": "row_plan",
+    "Tokenizer": "tokenizer",
+    "TokenizerIdentity": "tokenizer",
+    "TrainingBatches": "batches",
+    "check_vocabulary": "dataset",
+    "data_identity": "batches",
+    "evaluation_batches": "evaluation",
+    "load_tokenizer": "tokenizer",
+    "save_tokenizer": "tokenizer",
+    "training_batches": "batches",
+}
 
 __all__ = [
     "ByteTokenizer",
@@ -21,7 +46,6 @@ __all__ = [
     "Dataset",
     "DatasetWriter",
     "EvaluationBatches",
-    "JsonTokenizer",
     "RowPlan",
     "Tokenizer",
     "TokenizerIdentity",
@@ -30,6 +54,12 @@ __all__ = [
     "data_identity",
     "evaluation_batches",
     "load_tokenizer",
-    "train_tokenizer",
+    "save_tokenizer",
     "training_batches",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -5,11 +5,11 @@ A batch is a dict of int32 arrays [local batch, S]:
     tokens        inputs
     targets       the id that follows each input in its document
     segment_ids   1, 2, ... by piece within the row; 0 is padding
-    positions     0, 1, ... within each piece (a document cut in two starts at 0 again in its next row)
-    loss_mask     1 where the target counts, 0 on padding
+    positions     0, 1, ... within each piece (a document cut in two starts at 0 again in its next
+    row) loss_mask     1 where the target counts, 0 on padding
 
-A slot that is not padding always has its target in the same document: nothing is predicted across documents,
-and no slot is spent on a document's last id.
+A slot that is not padding always has its target in the same document: nothing is predicted across
+documents, and no slot is spent on a document's last id.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ def training_batches(
 ) -> TrainingBatches:
     """Returns an iterator over this process's part of each global batch.
 
-    Global batch i holds rows `start_row + i B` to `start_row + (i + 1) B` of the plan; process p of n gets
-    the p-th of n equal runs of them, so that the parts joined in order of the processes are the global batch.
-    The last batch of a finite plan is filled up with empty rows, on all processes alike.
+    Global batch i holds rows `start_row + i B` to `start_row + (i + 1) B` of the plan; process p of
+    n gets the p-th of n equal runs of them, so that the parts joined in order of the processes are
+    the global batch. The last batch of a finite plan is filled up with empty rows, on all processes
+    alike.
 
     Raises:
-      InputError: no training documents, a misspelt domain, or a batch that does not divide among processes.
+      InputError: no training documents, a misspelt domain, or a batch that does not divide among
+        processes.
     """
     documents = dataset.documents("train")
     return TrainingBatches(
@@ -82,7 +84,8 @@ class TrainingBatches(Iterator[Batch]):
             raise ValueError(f"process {process_index} of {process_count}")
         if config.batch_size % process_count:
             raise InputError(
-                f"data batch_size {config.batch_size} does not divide among {process_count} processes"
+                f"data batch_size {config.batch_size} does not divide among {process_count} "
+                "processes"
             )
         self.plan = plan
         self._documents = documents
@@ -95,6 +98,9 @@ class TrainingBatches(Iterator[Batch]):
         if self._iterator is None:
             self._iterator = self._start()
         batch = next(self._iterator)
+        if self._config.workers:
+            # Out of the memory shared with the worker, which is given back at once.
+            batch = {field: np.array(value) for field, value in batch.items()}
         self._row += self._config.batch_size
         return batch
 
@@ -126,15 +132,15 @@ class TrainingBatches(Iterator[Batch]):
         index, count = self._processes
         local = config.batch_size // count
         rows = _LocalRows(self.plan, self._row, config.batch_size, index * local, local)
+        # With workers, each reads ahead by itself; threads within them would leave shared memory
+        # behind.
+        threads = 0 if config.workers else min(config.prefetch, 4)
+        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.prefetch)
         dataset = (
             grain.MapDataset.source(rows)
             .map(PackRow(self._documents, config.sequence_length))
             .batch(local)
-            .to_iter_dataset(
-                grain.ReadOptions(
-                    num_threads=min(config.prefetch, 4), prefetch_buffer_size=config.prefetch
-                )
-            )
+            .to_iter_dataset(reading)
         )
         if config.workers:
             if not flags.FLAGS.is_parsed():  # Grain's workers read flags, also without absl.app
@@ -147,7 +153,7 @@ class TrainingBatches(Iterator[Batch]):
         return iter(dataset)
 
 
-class _LocalRows(Sequence[list[Piece]]):
+class _LocalRows:
     """The rows of one process, batch after batch, from `start` on."""
 
     def __init__(self, plan: RowPlan, start: int, batch: int, offset: int, local: int):
@@ -159,8 +165,8 @@ class _LocalRows(Sequence[list[Piece]]):
             return _ENDLESS // self._local * self._local
         return -(-max(self._plan.rows - self._start, 0) // self._batch) * self._local
 
-    def __getitem__(self, index: Any) -> list[Piece]:
-        step, row = divmod(int(index), self._local)
+    def __getitem__(self, index: int) -> list[Piece]:
+        step, row = divmod(index, self._local)
         return self._plan.pieces(self._start + step * self._batch + self._offset + row)
 
 
@@ -171,6 +177,7 @@ class PackRow(grain.transforms.Map):
         self._documents, self._length = documents, sequence_length
 
     def map(self, element: Sequence[Piece]) -> dict[str, Int32[np.ndarray, " S"]]:
+        """Returns the fields of the row whose pieces are given."""
         row = {field: np.zeros(self._length, np.int32) for field in FIELDS}
         at = 0
         for segment, piece in enumerate(element, start=1):

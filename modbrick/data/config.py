@@ -26,13 +26,15 @@ class DataConfig:
       sequence_length: targets in a row, S.
       batch_size: rows of one global batch, B, over all processes.
       seed: of the shuffling.
-      mixture: shares of the tokens by domain (any positive numbers; they are divided by their sum). A
-        domain that is not named is not read. None: all documents in one pool, each once an epoch.
-      packing: `concatenate` joins documents end to end and cuts every S targets: no slot is padding.
-        `best_fit` (arXiv 2404.10830) keeps every document of at most S targets in one row and pads what
-        is left; longer documents are cut every S targets and their remainders packed likewise.
+      mixture: shares of the tokens by domain (any positive numbers; they are divided by their sum).
+        A domain that is not named is not read. None: all documents in one pool, each once an epoch.
+      packing: `concatenate` joins documents end to end and cuts every S targets: no slot is
+        padding. `best_fit` (arXiv 2404.10830) keeps every document of at most S targets in one row
+        and pads what is left; longer documents are cut every S targets and their remainders packed
+        likewise.
       shuffle: documents, and the rows made of them, anew in each epoch.
-      epochs: None: without end. With a mixture, the end is where the first domain has been read so often.
+      epochs: None: without end. With a mixture, the end is where the first domain has been read so
+        often.
       workers: processes that make batches ahead; 0: threads of this process.
       prefetch: batches made ahead (by each worker).
     """
@@ -71,8 +73,8 @@ class DataConfig:
             for domain, weight in self.mixture.items():
                 if not (math.isfinite(weight) and weight > 0):
                     raise InputError(
-                        f"data mixture weight of {domain!r} must be positive and finite, got {weight}; "
-                        "leave a domain out to not read it"
+                        f"data mixture weight of {domain!r} must be positive and finite, got "
+                        f"{weight}; leave a domain out to not read it"
                     )
 
     def identity(self) -> dict[str, object]:

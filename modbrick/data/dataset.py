@@ -2,14 +2,14 @@
 
     DIR/dataset.json                      the manifest below
     DIR/tokenizer.json                    the tokenizer that made the ids
-    DIR/sources.jsonl                     one line a source file: domain, path, bytes, hash, what was skipped
-    DIR/<split>/<domain>/documents.npy    uint32 [N, 3]: targets, bytes, unscored bytes of each document
-    DIR/<split>/<domain>/00000.array_record ...
+    DIR/sources.jsonl                     one line a source file: domain, path, bytes, hash, what
+    was skipped DIR/<split>/<domain>/documents.npy    uint32 [N, 3]: targets, bytes, unscored bytes
+    of each document DIR/<split>/<domain>/00000.array_record ...
 
-A document is the id sequence `start? text... end?`. Whatever follows its first id is a *target* once an epoch;
-all token counts in a manifest are counts of targets, so that they mean the same in training, mixtures and
-evaluation. Without a start token the first text token is context only, and the bytes it stands for are
-*unscored*: bits per byte divide by `bytes - unscored_bytes`.
+A document is the id sequence `start? text... end?`. Whatever follows its first id is a *target*
+once an epoch; all token counts in a manifest are counts of targets, so that they mean the same in
+training, mixtures and evaluation. Without a start token the first text token is context only, and
+the bytes it stands for are *unscored*: bits per byte divide by `bytes - unscored_bytes`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import grain
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from jaxtyping import Int32, Int64, UInt32
@@ -98,7 +98,7 @@ class Manifest:
     arguments: Mapping[str, object]
 
     def fingerprint(self) -> str:
-        """Returns a hash of the tokens, their tokenizer and their domains: not of how they are stored."""
+        """Returns a hash of tokens, tokenizer and domains, however they are stored."""
         tokenizer = {k: v for k, v in to_mapping(self.tokenizer).items() if k != "name"}
         content = {
             split: {
@@ -117,7 +117,8 @@ class Documents:
 
     Attributes:
       domains: names in order.
-      first: number of the first document of each domain, and the number of all documents, [domains + 1].
+      first: number of the first document of each domain, and the number of all documents, [domains
+        + 1].
       targets, bytes, unscored_bytes: of each document, [N].
     """
 
@@ -126,7 +127,7 @@ class Documents:
     targets: Int64[np.ndarray, " N"]
     bytes: Int64[np.ndarray, " N"]
     unscored_bytes: Int64[np.ndarray, " N"]
-    source: grain.sources.ArrayRecordDataSource | None
+    source: ArrayRecordDataSource | None
     name: str
 
     def __len__(self) -> int:
@@ -152,7 +153,7 @@ class Documents:
             name = f"{self.name}: record {first + part}"
             try:
                 record = self.source[first + part]  # type: ignore[index]
-            except Exception as error:  # the reader raises by damage: RuntimeError, ValueError, ...
+            except (RuntimeError, ValueError, OSError) as error:  # RuntimeError: a bad checksum
                 reason = str(error).splitlines()[0][:200]
                 raise InputError(f"{name} cannot be read ({reason}); {REMEDY}") from None
             ids = decode_record(record, name)
@@ -161,7 +162,8 @@ class Documents:
         ids = np.concatenate(found).astype(np.int32)
         if len(ids) != stop - start:
             raise InputError(
-                f"{self.name}: document {document} ends before id {stop}, its index says otherwise; {REMEDY}"
+                f"{self.name}: document {document} ends before id {stop}, its index says "
+                f"otherwise; {REMEDY}"
             )
         return ids
 
@@ -177,8 +179,8 @@ class Dataset:
     def open(cls, directory: str, *, verify_hashes: bool = False) -> Dataset:
         """Opens a data set and checks that it is whole.
 
-        Every file must be there with its recorded size, every shard must open and hold as many records as
-        recorded, every index must match its hash and the counts of the manifest.
+        Every file must be there with its recorded size, every shard must open and hold as many
+        records as recorded, every index must match its hash and the counts of the manifest.
 
         Args:
           directory: local or remote.
@@ -195,7 +197,8 @@ class Dataset:
         path = root / MANIFEST
         if not path.exists():
             raise InputError(
-                f"{directory}: not a data set (no {MANIFEST}); make one with scripts/prepare_data.py"
+                f"{directory}: not a data set (no {MANIFEST}); make one with "
+                "scripts/prepare_data.py"
             )
         try:
             text = path.read_text(encoding="utf-8")
@@ -204,8 +207,8 @@ class Dataset:
         manifest = from_json(Manifest, text, str(path))
         if manifest.format_version != FORMAT_VERSION:
             raise InputError(
-                f"{path}: format version {manifest.format_version}, this code reads {FORMAT_VERSION}; "
-                "prepare the data again"
+                f"{path}: format version {manifest.format_version}, this code reads "
+                f"{FORMAT_VERSION}; prepare the data again"
             )
         dataset = cls(str(directory), manifest)
         for split, domains in manifest.splits.items():
@@ -223,6 +226,7 @@ class Dataset:
 
     @property
     def tokenizer_identity(self) -> TokenizerIdentity:
+        """What the tokenizer of the ids is."""
         return self.manifest.tokenizer
 
     @property
@@ -268,7 +272,7 @@ class Dataset:
             targets=table[:, 0],
             bytes=table[:, 1],
             unscored_bytes=table[:, 2],
-            source=grain.sources.ArrayRecordDataSource(paths),
+            source=ArrayRecordDataSource(paths),
             name=f"{self.directory}/{split}",
         )
 
@@ -278,9 +282,9 @@ def check_vocabulary(dataset: Dataset, vocabulary: int) -> None:
     needed = max(dataset.largest_id + 1, dataset.tokenizer_identity.vocabulary)
     if needed > vocabulary:
         raise InputError(
-            f"{dataset.directory}: its tokenizer ({dataset.tokenizer_identity.name}) has token ids up to "
-            f"{needed - 1}, beyond the model's vocabulary of {vocabulary}; set model.vocabulary to at "
-            f"least {needed}, or prepare the data with a smaller tokenizer"
+            f"{dataset.directory}: its tokenizer ({dataset.tokenizer_identity.name}) has token "
+            f"ids up to {needed - 1}, beyond the model's vocabulary of {vocabulary}; set "
+            f"model.vocabulary to at least {needed}, or prepare the data with a smaller tokenizer"
         )
 
 
@@ -305,8 +309,8 @@ def _check_domain(directory: epath.Path, described: DomainManifest, verify_hashe
     )
     if counted != recorded:
         raise InputError(
-            f"{index_path}: counts (documents, tokens, bytes, unscored bytes) {counted}, but {MANIFEST} "
-            f"records {recorded}; {REMEDY}"
+            f"{index_path}: counts (documents, tokens, bytes, unscored bytes) {counted}, but "
+            f"{MANIFEST} records {recorded}; {REMEDY}"
         )
     records = sum(shard.records for shard in described.shards)
     if records != int(parts(index[:, 0] + 1).sum()):
@@ -332,8 +336,8 @@ def _check_shard(path: epath.Path, shard: Shard, verify_hash: bool) -> None:
         reader.close()
     if found != shard.records:
         raise InputError(
-            f"{path}: damaged shard ({found if found is not None else 'no'} readable records instead of "
-            f"{shard.records}); {REMEDY}"
+            f"{path}: damaged shard ({found if found is not None else 'no'} readable records "
+            f"instead of {shard.records}); {REMEDY}"
         )
     if verify_hash and hashlib.sha256(path.read_bytes()).hexdigest() != shard.sha256:
         raise InputError(f"{path}: damaged shard (its hash is not the recorded one); {REMEDY}")

@@ -1,9 +1,10 @@
 """Batches for evaluation: every target of every document exactly once, with exact byte counts.
 
-Batches are those of training (`modbrick.data.batches`), and one more array: `domains`, the index of each
-slot's domain in `EvaluationBatches.domains` (0 on padding, where `loss_mask` is 0).
+Batches are those of training (`modbrick.data.batches`), and one more array: `domains`, the index of
+each slot's domain in `EvaluationBatches.domains` (0 on padding, where `loss_mask` is 0).
 
-Bits per byte of a domain = sum of the losses in nats of its targets / ln 2 / `scored_bytes` of the domain.
+Bits per byte of a domain = sum of the losses in nats of its targets / ln 2 / `scored_bytes` of the
+domain.
 The end of a document is a target too: its cost is part of the text's.
 """
 
@@ -25,8 +26,8 @@ class EvaluationBatches:
 
     Attributes:
       domains: names, in the order of the indices in `batch["domains"]`.
-      documents, tokens, scored_bytes: by domain: how many documents, targets and UTF-8 bytes that the
-        targets stand for.
+      documents, tokens, scored_bytes: by domain: how many documents, targets and UTF-8 bytes that
+        the targets stand for.
     """
 
     def __init__(
@@ -92,25 +93,29 @@ def evaluation_batches(
 ) -> EvaluationBatches:
     """Returns batches in which every target of the split counts exactly once.
 
-    A document that fits a row is whole in it. A longer one is cut; each further row starts with `context`
-    ids that were seen before and do not count, so that its first targets are not predicted from nothing.
+    A document that fits a row is whole in it. A longer one is cut; each further row starts with
+    `context` ids that were seen before and do not count, so that its first targets are not
+    predicted from nothing.
 
     Args:
       dataset: an open data set.
       sequence_length: slots in a row, S.
-      batch_size: rows of a global batch, over all processes; the last one is filled with empty rows.
+      batch_size: rows of a global batch, over all processes; the last one is filled with empty
+        rows.
       split: which documents.
       context: ids repeated at a cut; less than `sequence_length`.
-      max_tokens: evaluate a fixed random choice of whole documents, the same share of each domain, with
-        about so many targets (at least one document a domain); None: all.
-      process_index, process_count: which part of each batch this process gets.
+      max_tokens: evaluate a fixed random choice of whole documents, the same share of each domain,
+        with about so many targets (at least one document a domain); None: all.
+      process_index: this process; it gets its part of each batch.
+      process_count: number of processes.
 
     Raises:
       InputError: the split is empty, or the numbers do not fit together.
     """
     if not 0 <= context < sequence_length:
         raise InputError(
-            f"evaluation context must be from 0 to sequence_length - 1 ({sequence_length - 1}), got {context}"
+            f"evaluation context must be from 0 to sequence_length - 1 ({sequence_length - 1}), "
+            f"got {context}"
         )
     if batch_size < 1 or batch_size % process_count:
         raise InputError(

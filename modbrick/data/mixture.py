@@ -1,4 +1,4 @@
-"""Interleaves rows of several domains by fixed shares, so that any row can be asked for directly."""
+"""Interleaves rows of several domains by fixed shares; any row can be asked for directly."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ PERIOD = 65_536
 class Interleaving:
     """A periodic, evenly spread sequence of domain numbers.
 
-    Within a period, the k-th of q rows of a domain stands as near as possible to (k + 1/2) / q of the period:
-    any stretch of rows holds each domain in proportion, give or take a row or two a domain.
+    Within a period, the k-th of q rows of a domain stands as near as possible to (k + 1/2) / q of
+    the period: any stretch of rows holds each domain in proportion, give or take a row or two a
+    domain.
 
     Args:
       shares: of the rows, by domain; positive; divided by their sum.
@@ -43,7 +44,7 @@ class Interleaving:
 
 
 def _quotas(shares: np.ndarray) -> np.ndarray:
-    """Returns whole slots by domain that add up to `PERIOD`, at least one each (largest remainders)."""
+    """Returns slots by domain, at least one each, `PERIOD` in all (largest remainders)."""
     exact = shares / shares.sum() * PERIOD
     quotas = np.maximum(np.floor(exact).astype(np.int64), 1)
     while (missing := PERIOD - int(quotas.sum())) != 0:

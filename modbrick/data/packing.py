@@ -1,7 +1,7 @@
 """Packs documents into rows of S targets, epoch after epoch, with every row at hand by its number.
 
-Both packings see documents only as numbers of targets. They hold a few arrays with one entry a document,
-and no epoch needs the one before it.
+Both packings see documents only as numbers of targets. They hold a few arrays with one entry a
+document, and no epoch needs the one before it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 
 class Piece(NamedTuple):
-    """Targets `start` to `stop` (exclusive) of a document: ids `start` to `stop` inclusive are read."""
+    """Targets `start` to `stop` (exclusive) of a document; ids `start` to `stop` inclusive."""
 
     document: int
     start: int
@@ -32,7 +32,7 @@ class Rows(Protocol):
         ...
 
     def count(self, epochs: int) -> int:
-        """Returns how many rows so many epochs take (all but the last of them as `row` returns it)."""
+        """Returns how many rows so many epochs take."""
         ...
 
     @property
@@ -44,8 +44,8 @@ class Rows(Protocol):
 class Shuffler:
     """Random orders that depend on a seed, a name, an epoch and a purpose, and on nothing else.
 
-    Only raw output of a bit generator is used, which NumPy promises never to change (its `permutation`
-    comes without that promise).
+    Only raw output of a bit generator is used, which NumPy promises never to change (its
+    `permutation` comes without that promise).
     """
 
     def __init__(self, seed: int, name: str, enabled: bool):
@@ -71,8 +71,8 @@ _DOCUMENTS, _ROWS = 0, 1
 class ConcatenatedRows:
     """Documents joined end to end and cut every S targets; the stream runs on through the epochs.
 
-    The rows that begin in an epoch are shuffled among themselves, so that the parts of a long document
-    do not follow each other.
+    The rows that begin in an epoch are shuffled among themselves, so that the parts of a long
+    document do not follow each other.
 
     Args:
       documents: numbers of the documents.
@@ -100,12 +100,15 @@ class ConcatenatedRows:
 
     @property
     def targets_per_row(self) -> float:
+        """Mean number of targets in a row."""
         return float(self._length)
 
     def count(self, epochs: int) -> int:
+        """Returns how many rows so many epochs take."""
         return -(-epochs * self._total // self._length)
 
     def row(self, number: int) -> list[Piece]:
+        """Returns the pieces of a row."""
         epoch = number * self._length // self._total
         first, order = self._rows_of(epoch)
         start = (first + int(order[number - first])) * self._length
@@ -136,9 +139,9 @@ class ConcatenatedRows:
 class BestFitRows:
     """Documents whole in one row where they fit (arXiv 2404.10830, best-fit decreasing).
 
-    Documents longer than S are cut every S targets first. Which lengths share a row follows from the
-    lengths alone and is found once; an epoch only decides which of the equally long chunks goes where, and
-    the order of rows. So every epoch has the same number of rows.
+    Documents longer than S are cut every S targets first. Which lengths share a row follows from
+    the lengths alone and is found once; an epoch only decides which of the equally long chunks goes
+    where, and the order of rows. So every epoch has the same number of rows.
 
     Arguments as of `ConcatenatedRows`.
     """
@@ -166,12 +169,15 @@ class BestFitRows:
 
     @property
     def targets_per_row(self) -> float:
+        """Mean number of targets in a row."""
         return self._total / self.count(1)
 
     def count(self, epochs: int) -> int:
+        """Returns how many rows so many epochs take."""
         return epochs * (len(self._bounds) - 1)
 
     def row(self, number: int) -> list[Piece]:
+        """Returns the pieces of a row."""
         epoch, slot = divmod(number, self.count(1))
         slot = int(self._rows_of(epoch)[slot])
         chunks = self._chunks_of(epoch)[self._members[self._bounds[slot] : self._bounds[slot + 1]]]
@@ -196,8 +202,9 @@ class BestFitRows:
 def best_fit(lengths: Int64[np.ndarray, " N"], capacity: int) -> Int64[np.ndarray, " N"]:
     """Assigns items to as few rows as best-fit decreasing finds.
 
-    Each item goes to the row with the least room that is enough. Equal items and equal rows are handled
-    together, so the time depends on the number of different lengths more than on the number of items.
+    Each item goes to the row with the least room that is enough. Equal items and equal rows are
+    handled together, so the time depends on the number of different lengths more than on the number
+    of items.
 
     Args:
       lengths: of the items, from long to short, each from 1 to `capacity`.

@@ -1,8 +1,8 @@
 """The records of a data set: token ids of one part of one document, as plain bytes.
 
-A record is an 8-byte little-endian header (format version, bytes an id takes, number of ids) and the ids.
-A document of up to `PART` ids is one record; a longer one continues in the records right after, so that a
-row of a very long document can be read without reading the document.
+A record is an 8-byte little-endian header (format version, bytes an id takes, number of ids) and
+the ids. A document of up to `PART` ids is one record; a longer one continues in the records right
+after, so that a row of a very long document can be read without reading the document.
 """
 
 from __future__ import annotations

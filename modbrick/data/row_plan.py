@@ -17,11 +17,12 @@ from modbrick.schema import nearest
 class RowPlan:
     """A deterministic sequence of packed rows that any process can index.
 
-    It follows from the documents' lengths and the config's identity alone: not from processes, workers, or
-    what was read before. Without a mixture all documents form one pool, each once an epoch. With one, each
-    domain runs through its own epochs, and rows of the domains are interleaved so that *tokens* come in the
-    shares asked for (rows of best-fit packing hold different numbers of tokens by domain; that is allowed
-    for). A row of a mixture holds documents of one domain only.
+    It follows from the documents' lengths and the config's identity alone: not from processes,
+    workers, or what was read before. Without a mixture all documents form one pool, each once an
+    epoch. With one, each domain runs through its own epochs, and rows of the domains are
+    interleaved so that *tokens* come in the shares asked for (rows of best-fit packing hold
+    different numbers of tokens by domain; that is allowed for). A row of a mixture holds documents
+    of one domain only.
 
     Args:
       documents: of the split to be read.

@@ -1,8 +1,8 @@
 """Text to token ids and back: bytes, or any Hugging Face `tokenizer.json`.
 
-Every tokenizer here, bytes included, is kept as a `tokenizer.json`, so that a data set or a checkpoint that
-carries the file needs nothing else. Text that looks like a special token is encoded as ordinary text: only
-the preparation of data puts boundary tokens where documents begin and end.
+Every tokenizer here, bytes included, is kept as a `tokenizer.json`, so that a data set or a
+checkpoint that carries the file needs nothing else. Text that looks like a special token is encoded
+as ordinary text: only the preparation of data puts boundary tokens where documents begin and end.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class TokenizerIdentity:
             ours, theirs = getattr(self, field.name), getattr(other, field.name)
             if field.name != "name" and ours != theirs:
                 raise InputError(
-                    f"the tokenizer of {mine} ({self.name}) is not the one of {others} ({other.name}): "
-                    f"{field.name} {_short(ours)} against {_short(theirs)}; use a data set prepared with "
-                    "the same tokenizer"
+                    f"the tokenizer of {mine} ({self.name}) is not the one of {others} "
+                    f"({other.name}): {field.name} {_short(ours)} against {_short(theirs)}; use "
+                    "a data set prepared with the same tokenizer"
                 )
 
 
@@ -73,16 +73,24 @@ class Tokenizer(Protocol):
     """What modbrick asks of a tokenizer."""
 
     @property
-    def identity(self) -> TokenizerIdentity: ...
+    def identity(self) -> TokenizerIdentity:
+        """What makes it the same as another."""
+        ...
 
     @property
-    def vocabulary(self) -> int: ...
+    def vocabulary(self) -> int:
+        """Largest token id plus one."""
+        ...
 
     @property
-    def end_of_document(self) -> int | None: ...
+    def end_of_document(self) -> int | None:
+        """Id that closes a document, or None."""
+        ...
 
     @property
-    def start_of_document(self) -> int | None: ...
+    def start_of_document(self) -> int | None:
+        """Id put before a document, or None."""
+        ...
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         """Returns the ids of `text`, without boundary tokens."""
@@ -114,18 +122,23 @@ class ByteTokenizer:
 
     @property
     def identity(self) -> TokenizerIdentity:
+        """What makes it the same as another."""
         return TokenizerIdentity("bytes", _sha256(self.to_json()), self.vocabulary, BYTES, BYTES)
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
+        """Returns the ids of `text`, without boundary tokens."""
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " T"]]:
+        """Returns the ids of each text, without boundary tokens."""
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`; boundary tokens are left out."""
         return bytes(i for i in map(int, ids) if i < BYTES).decode("utf-8", errors="replace")
 
     def first_token_bytes(self, text: str) -> int:
+        """Returns how many UTF-8 bytes of `text` its first token stands for."""
         return min(1, len(text))
 
     def to_json(self) -> str:
@@ -190,21 +203,26 @@ class JsonTokenizer:
         self.identity = TokenizerIdentity(name, _sha256(text), self.vocabulary, start, end)
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
+        """Returns the ids of `text`, without boundary tokens."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " T"]]:
+        """Returns the ids of each text, without boundary tokens."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`; boundary tokens are left out."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def first_token_bytes(self, text: str) -> int:
+        """Returns how many UTF-8 bytes of `text` its first token stands for."""
         head = text[:256]  # a token is never longer in any vocabulary worth its name
         offsets = self._tokenizer.encode(head, add_special_tokens=False).offsets
         return len(head[: offsets[0][1]].encode("utf-8")) if offsets else 0
 
     def to_json(self) -> str:
+        """Returns the text of the file."""
         return self._text
 
 
@@ -220,13 +238,15 @@ def load_tokenizer(
     Args:
       source: `bytes` (or `byte`), a `tokenizer.json`, or a directory that holds one (a data set, a
         checkpoint, a downloaded model).
-      start, end: the boundary tokens by their text; `auto` finds them among the usual names of special
-        tokens (the end token also begins documents where there is no start token); None: none.
-      identity: what the tokenizer must be (from a data set or a checkpoint). It also fixes the boundary
-        tokens. A data set directory's own identity is applied by itself.
+      start: the token put before documents, by its text; `auto` finds it among the usual names of
+        special tokens (where there is none, the end token also begins documents); None: none.
+      end: the token that closes documents, likewise.
+      identity: what the tokenizer must be (from a data set or a checkpoint). It also fixes the
+        boundary tokens. A data set directory's own identity is applied by itself.
 
     Raises:
-      InputError: nothing there, not a tokenizer, no such boundary token, or not the one of `identity`.
+      InputError: nothing there, not a tokenizer, no such boundary token, or not the one of
+        `identity`.
     """
     if source in ("byte", "bytes"):
         tokenizer: Tokenizer = ByteTokenizer()
@@ -241,13 +261,21 @@ def load_tokenizer(
         path = path / TOKENIZER_FILE
     if not path.exists():
         raise InputError(
-            f"{source}: no tokenizer there; give 'byte', a tokenizer.json, or a directory holding one"
+            f"{source}: no tokenizer there; give 'byte', a tokenizer.json, or a directory "
+            "holding one"
         )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a tokenizer.json (not UTF-8 text)") from None
     return tokenizer_from_json(text, str(path), start=start, end=end, identity=identity)
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: str) -> None:
+    """Writes `tokenizer.json` into a directory for `load_tokenizer` (given its identity)."""
+    path = epath.Path(directory) / TOKENIZER_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(tokenizer.to_json())
 
 
 def tokenizer_from_json(
@@ -262,8 +290,9 @@ def tokenizer_from_json(
     wanted = None if identity is None else _as_identity(identity)
     if wanted is not None and _sha256(text) != wanted.sha256:
         raise InputError(
-            f"{name}: its hash is {_short(_sha256(text))}, but {_short(wanted.sha256)} ({wanted.name}) "
-            "is needed; put back the file that the data was prepared with, or prepare the data again"
+            f"{name}: its hash is {_short(_sha256(text))}, but {_short(wanted.sha256)} "
+            f"({wanted.name}) is needed; put back the file that the data was prepared with, or "
+            "prepare the data again"
         )
     bytewise = ByteTokenizer()
     if text == bytewise.to_json():
@@ -283,8 +312,8 @@ def tokenizer_from_json(
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Tokenizer:
     """Trains a byte-level BPE of `vocabulary` tokens, the end-of-document token (id 0) included.
 
-    The outcome depends on the texts and their order only. A vocabulary may come out smaller when the texts
-    hold too little to merge.
+    The outcome depends on the texts and their order only. A vocabulary may come out smaller when
+    the texts hold too little to merge.
 
     Raises:
       InputError: a vocabulary that has no room for the bytes.
@@ -309,7 +338,7 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Tokenizer:
 def _parse(text: str, name: str) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception for every malformed file
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception for every malformed file
         raise InputError(f"{name}: not a tokenizer.json ({str(error).splitlines()[0]})") from None
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()

@@ -39,11 +39,13 @@ _LOCK = ".lock"
 class DatasetWriter:
     """Collects documents in a directory beside the target, which `commit` renames into place.
 
-    A context manager: leaving it without `commit` removes everything written. What a killed process left
+    A context manager: leaving it without `commit` removes everything written. What a killed process
+      left
     behind is removed by the next writer of the same target.
 
     Args:
-      directory: the target (local). It must not exist, or be empty, or hold a data set (see `overwrite`).
+      directory: the target (local). It must not exist, or be empty, or hold a data set (see
+        `overwrite`).
       overwrite: replace the data set that the target holds.
       shard_bytes: a shard is closed once it holds so many bytes of ids, before compression.
     """
@@ -70,7 +72,8 @@ class DatasetWriter:
         except BlockingIOError:
             self._lock.close()
             raise InputError(
-                f"{self._target}: another process is preparing it; wait for it, or choose another --output"
+                f"{self._target}: another process is preparing it; wait for it, or choose "
+                "another --output"
             ) from None
         for leftover in self._partial.iterdir():
             if leftover.name != _LOCK:
@@ -106,7 +109,8 @@ class DatasetWriter:
         """Adds a document.
 
         Args:
-          split, domain: where it belongs.
+          split: where it belongs.
+          domain: its kind of text.
           ids: its ids with boundary tokens; at least two (an id and a target).
           byte_count: UTF-8 bytes of its text.
           unscored_bytes: bytes of its text that no target stands for.
@@ -136,8 +140,8 @@ class DatasetWriter:
         assert self._tokenizer is not None, "set_tokenizer comes first"
         if not self._domains:
             raise InputError(
-                "no document was found in the inputs: nothing to write; check --input, --extensions and "
-                "--text_field"
+                "no document was found in the inputs: nothing to write; check --input, "
+                "--extensions and --text_field"
             )
         splits: dict[str, dict[str, DomainManifest]] = {split: {} for split in SPLITS}
         for (split, domain), writer in sorted(self._domains.items()):
@@ -175,8 +179,8 @@ def check_target(directory: str, *, overwrite: bool) -> None:
         )
     if not overwrite:
         raise InputError(
-            f"{directory}: already holds a finished data set; use it, choose another --output, or replace "
-            "it with --overwrite"
+            f"{directory}: already holds a finished data set; use it, choose another --output, "
+            "or replace it with --overwrite"
         )
 
 

@@ -1,0 +1,396 @@
+"""From source files to a finished data set: find, read, split, encode in parallel, write."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Integer
+
+from modbrick.data.dataset import Manifest, SourceSummary, Split
+from modbrick.data.reading import (
+    ReadingOptions,
+    SourceRecord,
+    Task,
+    Text,
+    cut_into_tasks,
+    read_task,
+)
+from modbrick.data.records import id_dtype
+from modbrick.data.sources import TEXT_EXTENSIONS, Input, Source, list_sources
+from modbrick.data.tokenizer import (
+    Tokenizer,
+    TokenizerIdentity,
+    load_tokenizer,
+    tokenizer_from_json,
+    train_tokenizer,
+)
+from modbrick.data.writer import DatasetWriter, check_target
+from modbrick.errors import InputError
+from modbrick.schema import to_mapping
+
+# Longer texts are encoded in sections of at most so many characters, cut at the end of a line or
+# word: a token never crosses a cut, and memory stays bounded.
+SECTION = 1 << 20
+# Less than this is not worth a process of its own.
+_BYTES_A_WORKER = 16 << 20
+
+
+@dataclass(frozen=True)
+class PreparationConfig:
+    """What to prepare.
+
+    Attributes:
+      inputs: see `Input`.
+      tokenizer: `byte`, a `tokenizer.json` or a directory with one, or `train`.
+      output: directory of the data set.
+      vocabulary: of a tokenizer to be trained.
+      training_bytes: about so many bytes of the training split train the tokenizer.
+      domain: for inputs that name none.
+      extensions: read as text in directories and globs.
+      start_token, end_token: boundary tokens by text, `auto`, or None.
+      workers: processes; 0: as many as help. The outcome is the same.
+      overwrite: replace a data set in `output`.
+    """
+
+    inputs: tuple[Input, ...]
+    tokenizer: str
+    output: str
+    vocabulary: int | None = None
+    training_bytes: int = 256 << 20
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
+    domain: str | None = None
+    extensions: tuple[str, ...] = TEXT_EXTENSIONS
+    start_token: str | None = "auto"
+    end_token: str | None = "auto"
+    workers: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise InputError("no --input: name a directory, a glob, a file, or stdlib:")
+        if not 0 <= self.reading.held_out <= 1:
+            raise InputError(f"--held_out must be from 0 to 1, got {self.reading.held_out}")
+        if self.tokenizer == "train" and self.vocabulary is None:
+            raise InputError("--tokenizer=train needs --vocab_size")
+        if self.tokenizer != "train" and self.vocabulary is not None:
+            raise InputError(
+                f"--vocab_size={self.vocabulary} is for --tokenizer=train; {self.tokenizer} has "
+                "its own"
+            )
+        if self.workers < 0:
+            raise InputError(f"--workers must be 0 (automatic) or more, got {self.workers}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was made.
+
+    Attributes:
+      manifest: of the finished data set.
+      skipped: files and records left out, as (file, reason, count).
+      left_aside: files of other extensions in searched directories, by extension.
+      source_bytes: size of all source files.
+      seconds: of the tokenizer's training, and of everything.
+    """
+
+    manifest: Manifest
+    skipped: tuple[tuple[str, str, int], ...]
+    left_aside: Mapping[str, int]
+    source_bytes: int
+    training_seconds: float
+    seconds: float
+
+
+Progress = Callable[[str, int, int, int], None]
+_Encoded = tuple[int, Split, Integer[np.ndarray, " T"], int, int]
+
+
+def prepare(config: PreparationConfig, progress: Progress | None = None) -> Report:
+    """Makes a data set.
+
+    Args:
+      config: what to prepare.
+      progress: called with the stage's name, bytes of source files done and in all, documents done.
+
+    Raises:
+      InputError: bad arguments or inputs; nothing is left behind in that case.
+    """
+    begin = time.monotonic()
+    check_target(config.output, overwrite=config.overwrite)
+    tokenizer: Tokenizer | None = None
+    if config.tokenizer != "train":
+        tokenizer = load_tokenizer(config.tokenizer, start=config.start_token, end=config.end_token)
+    sources, left_aside = list_sources(
+        config.inputs, domain=config.domain, extensions=config.extensions
+    )
+    total = sum(source.size for source in sources)
+    with DatasetWriter(config.output, overwrite=config.overwrite) as writer:
+        if tokenizer is None:
+            tokenizer = _train(config, sources, progress)
+        trained = time.monotonic()
+        writer.set_tokenizer(tokenizer)
+        records = {number: SourceRecord() for number in range(len(sources))}
+        documents = done = 0
+        for task, encoded, found in _encode(config, sources, tokenizer, records):
+            for number, split, ids, size, unscored in encoded:
+                writer.add(split, sources[number].domain, ids, size, unscored)
+            for number, record in found.items():
+                records[number].merge(record)
+            documents, done = documents + len(encoded), done + task.advance
+            if progress is not None:
+                progress("tokenizing", done, total, documents)
+        _require_documents(sources, records)
+        summaries, lines = _summarise(sources, records)
+        manifest = writer.commit(
+            sources=summaries, source_lines=lines, arguments=_arguments(config)
+        )
+    skipped = tuple(
+        (sources[number].path, reason, count)
+        for number, record in records.items()
+        for reason, count in record.skipped.items()
+    )
+    return Report(
+        manifest,
+        skipped,
+        left_aside,
+        sum(record.size for record in records.values()),
+        trained - begin,
+        time.monotonic() - begin,
+    )
+
+
+def _train(
+    config: PreparationConfig, sources: Sequence[Source], progress: Progress | None
+) -> Tokenizer:
+    total = sum(source.size for source in sources)
+    share = min(1.0, config.training_bytes / max(total, 1))
+    records = {number: SourceRecord() for number in range(len(sources))}
+
+    def texts() -> Iterator[str]:
+        done = documents = 0
+        for task in cut_into_tasks(sources, config.reading, records):
+            found, _ = read_task(task, sources, config.reading)
+            for text in found:
+                # The split took the low end of the hash: the last digits are as good as another
+                # hash.
+                if text.split == "train" and text.fraction * 1e6 % 1 < share:
+                    documents += 1
+                    yield text.text
+            done += task.advance
+            if progress is not None:
+                progress("training the tokenizer", done, total, documents)
+
+    assert config.vocabulary is not None
+    return train_tokenizer(texts(), config.vocabulary)
+
+
+@dataclass
+class _Encoder:
+    """Reads and encodes tasks; one in each process."""
+
+    sources: Sequence[Source]
+    options: ReadingOptions
+    tokenizer: Tokenizer
+
+    def __call__(self, task: Task) -> tuple[list[_Encoded], dict[int, SourceRecord]]:
+        texts, records = read_task(task, self.sources, self.options)
+        encoded = []
+        for text, ids in zip(texts, self._encode(texts), strict=True):
+            unscored = 0
+            if self.tokenizer.start_of_document is None:
+                unscored = self.tokenizer.first_token_bytes(text.text)
+            if len(ids) < 2:
+                records[text.source].skipped["nothing to predict (a single token)"] += 1
+                records[text.source].documents -= 1
+                continue
+            size = len(text.text.encode("utf-8"))
+            encoded.append((text.source, text.split, ids, size, unscored))
+        return encoded, records
+
+    def _encode(self, texts: Sequence[Text]) -> list[Integer[np.ndarray, " T"]]:
+        dtype = id_dtype(self.tokenizer.vocabulary)
+        start, end = self.tokenizer.start_of_document, self.tokenizer.end_of_document
+        parts: list[list[np.ndarray]] = [
+            [] if start is None else [np.asarray([start], dtype)] for _ in texts
+        ]
+        owners: list[int] = []
+        sections: list[str] = []
+        waiting = 0
+        for number, text in enumerate(texts):
+            for section in _sections(text.text):
+                owners.append(number)
+                sections.append(section)
+                waiting += len(section)
+                if waiting >= 4 * SECTION:
+                    self._flush(owners, sections, parts, dtype)
+                    waiting = 0
+        self._flush(owners, sections, parts, dtype)
+        for part in parts:
+            if end is not None:
+                part.append(np.asarray([end], dtype))
+        return [np.concatenate(part) if part else np.zeros(0, dtype) for part in parts]
+
+    def _flush(
+        self, owners: list[int], sections: list[str], parts: list[list[np.ndarray]], dtype: np.dtype
+    ) -> None:
+        for owner, ids in zip(owners, self.tokenizer.encode_batch(sections), strict=True):
+            parts[owner].append(ids.astype(dtype))
+        owners.clear()
+        sections.clear()
+
+
+def _sections(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > SECTION:
+        middle = start + SECTION // 2
+        stop = start + SECTION
+        cut = text.rfind("\n", middle, stop) + 1 or text.rfind(" ", middle, stop) or stop
+        cut = stop if cut <= middle else cut
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _encode(
+    config: PreparationConfig,
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    records: Mapping[int, SourceRecord],
+) -> Iterator[tuple[Task, list[_Encoded], dict[int, SourceRecord]]]:
+    tasks = cut_into_tasks(sources, config.reading, records)
+    workers = config.workers or min(
+        os.process_cpu_count()
+        if hasattr(os, "process_cpu_count")
+        else len(os.sched_getaffinity(0)),
+        1 + sum(source.size for source in sources) // _BYTES_A_WORKER,
+    )
+    if workers == 1:
+        encoder = _Encoder(sources, config.reading, tokenizer)
+        for task in tasks:
+            yield (task, *encoder(task))
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers,
+        # A forked child would inherit the tokenizer's threads' locks.
+        multiprocessing.get_context("spawn"),
+        _start_worker,
+        (sources, config.reading, tokenizer.to_json(), tokenizer.identity),
+    )
+    with _shut_down(pool):
+        waiting: collections.deque = collections.deque()
+        for task in tasks:
+            waiting.append((task, pool.submit(_work, task)))
+            if len(waiting) > 2 * workers:
+                yield _result(*waiting.popleft())
+        while waiting:
+            yield _result(*waiting.popleft())
+
+
+def _result(
+    task: Task, future: concurrent.futures.Future
+) -> tuple[Task, list[_Encoded], dict[int, SourceRecord]]:
+    try:
+        return (task, *future.result())
+    except BrokenProcessPool:
+        raise InputError(
+            "a worker process ended before its time (out of memory?); run again with fewer "
+            "--workers"
+        ) from None
+
+
+@contextlib.contextmanager
+def _shut_down(pool: concurrent.futures.ProcessPoolExecutor) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_encoder: _Encoder | None = None
+
+
+def _start_worker(
+    sources: Sequence[Source], options: ReadingOptions, text: str, identity: TokenizerIdentity
+) -> None:
+    global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism
+    tokenizer = tokenizer_from_json(text, identity.name, identity=identity)
+    _encoder = _Encoder(sources, options, tokenizer)
+
+
+def _work(task: Task) -> tuple[list[_Encoded], dict[int, SourceRecord]]:
+    assert _encoder is not None
+    return _encoder(task)
+
+
+def _require_documents(sources: Sequence[Source], records: Mapping[int, SourceRecord]) -> None:
+    """Refuses inputs of which nothing, or nothing of a file of records, could be used."""
+    for number, source in enumerate(sources):
+        record = records[number]
+        if source.kind != "text" and record.skipped and not record.documents:
+            reason, count = record.skipped.most_common(1)[0]
+            raise InputError(
+                f"{source.path}: none of its records could be used ({count} of them: {reason}); "
+                "check --text_field, or leave the file out"
+            )
+    if not any(record.documents for record in records.values()):
+        reasons = sum((record.skipped for record in records.values()), Counter())
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+        raise InputError(
+            f"no document could be used in {len(sources)} files ({told or 'no records'}); check "
+            "--input"
+        )
+
+
+def _summarise(
+    sources: Sequence[Source], records: Mapping[int, SourceRecord]
+) -> tuple[dict[str, SourceSummary], str]:
+    lines: dict[str, list[str]] = {}
+    totals: dict[str, SourceRecord] = {}
+    files: Counter[str] = Counter()
+    for number, source in enumerate(sources):
+        record = records[number]
+        line = {
+            "domain": source.domain,
+            "path": source.name,
+            "bytes": record.size,
+            "sha256": record.sha256,
+            "documents": record.documents,
+            "skipped": dict(sorted(record.skipped.items())),
+        }
+        lines.setdefault(source.domain, []).append(json.dumps(line, ensure_ascii=False) + "\n")
+        totals.setdefault(source.domain, SourceRecord()).merge(record)
+        files[source.domain] += 1
+    summaries = {
+        domain: SourceSummary(
+            files[domain],
+            total.size,
+            hashlib.sha256("".join(lines[domain]).encode("utf-8", "surrogateescape")).hexdigest(),
+            dict(sorted(total.skipped.items())),
+        )
+        for domain, total in totals.items()
+    }
+    return summaries, "".join(line for domain in lines.values() for line in domain)
+
+
+def _arguments(config: PreparationConfig) -> dict[str, object]:
+    """Returns the arguments that decide what is in the data set."""
+    without = ("output", "workers", "overwrite", "extensions")
+    kept = {k: v for k, v in to_mapping(config).items() if k not in without}
+    if config.extensions != TEXT_EXTENSIONS:
+        kept["extensions"] = list(config.extensions)
+    return kept
