@@ -60,8 +60,14 @@ class RoutingPlan:
         return self.order // self.experts_per_token
 
     @property
+    def expert_of_row(self) -> Array:
+        """int32 [T*K]; the expert of each grouped row, E for rows without one."""
+        rows = jnp.arange(self.num_slots, dtype=jnp.int32)
+        return jnp.searchsorted(self.group_offsets[1:], rows, side="right").astype(jnp.int32)
+
+    @property
     def slot_is_routed(self) -> Array:
-        """bool [T*K]; whether the slot has an expert."""
+        """Boolean [T*K]; whether the slot has an expert."""
         return self.inverse < self.group_offsets[..., -1:]
 
 

@@ -15,12 +15,6 @@ from jax import Array
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
 
 
-def _expert_of_slot(plan: RoutingPlan) -> Array:
-    """int32 [T*K]; the expert of each slot, E where it has none."""
-    ends = plan.group_offsets[1:]
-    return jnp.sum(plan.inverse[:, None] >= ends[None, :], axis=1)
-
-
 def _multiply(rows: Array, weights: Array, chosen: Array, precision: jax.lax.Precision) -> Array:
     """[N, D] rows by the [E, D, F] weights that the one-hot [N, E] picks, to [N, F]."""
     # Rows that no expert takes may hold anything, so they are selected away, not multiplied by 0.
@@ -52,8 +46,7 @@ def grouped_matmul(
         rows = rows.reshape(plan.num_slots, -1)
     else:
         rows = rows[plan.inverse]
-    expert = _expert_of_slot(plan)
-    chosen = expert[:, None] == jnp.arange(plan.num_experts)
+    chosen = plan.expert_of_row[plan.inverse][:, None] == jnp.arange(plan.num_experts)
     outputs = _multiply(rows, weights.astype(compute), chosen, precision)
     if bias is not None:
         picked = jnp.where(chosen[:, :, None], bias.astype(compute), 0)
@@ -98,7 +91,10 @@ def grouped_feed_forward(
         )
 
     hidden = project(up)
-    hidden = activation(hidden) if gate_weights is None else activation(project(gate_weights)) * hidden
+    if gate_weights is None:
+        hidden = activation(hidden)
+    else:
+        hidden = activation(project(gate_weights)) * hidden
     outputs = grouped_matmul(
         hidden,
         down.astype(compute),
