@@ -14,6 +14,7 @@ documents, and no slot is spent on a document's last id.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -92,15 +93,13 @@ class TrainingBatches(Iterator[Batch]):
         self._config = config
         self._processes = (process_index, process_count)
         self._iterator: grain.DatasetIterator[Batch] | None = None
+        self._stop: weakref.finalize | None = None
         self.set_state(start_row)
 
     def __next__(self) -> Batch:
         if self._iterator is None:
             self._iterator = self._start()
         batch = next(self._iterator)
-        if self._config.workers:
-            # Out of the memory shared with the worker, which is given back at once.
-            batch = {field: np.array(value) for field, value in batch.items()}
         self._row += self._config.batch_size
         return batch
 
@@ -117,9 +116,9 @@ class TrainingBatches(Iterator[Batch]):
 
     def close(self) -> None:
         """Stops the workers and threads; the iterator may still be used, and starts them again."""
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
+        if self._stop is not None:
+            self._stop()
+        self._iterator = self._stop = None
 
     def __enter__(self) -> TrainingBatches:
         return self
@@ -132,8 +131,7 @@ class TrainingBatches(Iterator[Batch]):
         index, count = self._processes
         local = config.batch_size // count
         rows = _LocalRows(self.plan, self._row, config.batch_size, index * local, local)
-        # With workers, each reads ahead by itself; threads within them would leave shared memory
-        # behind.
+        # Workers read ahead by themselves: no threads within them.
         threads = 0 if config.workers else min(config.prefetch, 4)
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.prefetch)
         dataset = (
@@ -145,12 +143,19 @@ class TrainingBatches(Iterator[Batch]):
         if config.workers:
             if not flags.FLAGS.is_parsed():  # Grain's workers read flags, also without absl.app
                 flags.FLAGS.mark_as_parsed()
+            # Batches come through pipes: memory shared with a worker can outlive it.
+            dataset = grain.experimental.WithOptionsIterDataset(
+                dataset, grain.experimental.DatasetOptions(min_shm_size=_ENDLESS)
+            )
             options = grain.MultiprocessingOptions(
                 num_workers=config.workers, per_worker_buffer_size=config.prefetch
             )
             # Each worker makes whole batches, in turns: their number changes nothing in them.
             dataset = dataset.mp_prefetch(options)
-        return iter(dataset)
+        iterator = iter(dataset)
+        # Also where nobody closes it: Grain cannot stop its workers once modules are torn down.
+        self._stop = weakref.finalize(self, iterator.close)
+        return iterator
 
 
 class _LocalRows:

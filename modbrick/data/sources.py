@@ -21,10 +21,10 @@ STANDARD_LIBRARY = "stdlib:"
 # Read as text, one document a file, when a directory or a glob is searched. A file that is named
 # itself is read whatever its extension.
 _PROSE = """.txt .text .md .rst .tex .org .html .xml .csv .tsv .json .yaml .yml .toml .ini .cfg"""
-_CODE = """.py .pyi .pyx .ipynb .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .rs .go .java .kt .scala 
-    .swift .js .mjs .jsx .ts .tsx .css .php .rb .pl .pm .lua .r .jl .m .hs .ml .mli .clj .ex .exs .erl
-    .lisp .el .scm .f90 .f .asm .s .sh .bash .zsh .ps1 .sql .proto .cmake .mk .tf .dart .zig .nim
-    .v .sv .vhd .lean"""
+_CODE = """.py .pyi .pyx .ipynb .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .rs .go .java .kt .scala
+    .swift .js .mjs .jsx .ts .tsx .css .php .rb .pl .pm .lua .r .jl .m .hs .ml .mli .clj .ex .exs
+    .erl .lisp .el .scm .f90 .f .asm .s .sh .bash .zsh .ps1 .sql .proto .cmake .mk .tf .dart .zig
+    .nim .v .sv .vhd .lean"""
 TEXT_EXTENSIONS: tuple[str, ...] = (*_PROSE.split(), *_CODE.split())
 JSON_LINES_EXTENSIONS = (".jsonl", ".ndjson")
 COMPRESSIONS = ("", ".gz", ".zst")
