@@ -1,0 +1,309 @@
+"""Generation: prompts in, continuations out, with a key-value cache.
+
+Prompts are padded on the left into one batch. One call fills the cache and chooses the first token; a
+compiled loop then runs until every sequence has ended. Lengths are rounded up, so that few shapes compile;
+how many tokens to make, and the sampling's real numbers, are arguments of the compiled functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from modbrick.errors import InputError
+from modbrick.inference.sampling import SamplingConfig, greedy, sample
+from modbrick.layers.cache import Cache
+from modbrick.layers.decoder import Decoder
+from modbrick.layers.sites import Bricks
+
+FinishReason = Literal["stop", "length"]
+OnTokens = Callable[[int, list[int]], bool]
+"""Gets the number of a sequence and its new tokens; True ends that sequence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationResult:
+    """What was generated, by prompt.
+
+    Attributes:
+      tokens: new ids; a stop token, if one ended the sequence, is the last.
+      finish_reasons: `stop` (a stop token, or `on_tokens` said so) or `length` (`max_new_tokens`).
+      log_probabilities: of each new token under the model itself, in nats, before temperature and
+        filters.
+    """
+
+    tokens: list[list[int]]
+    finish_reasons: list[FinishReason]
+    log_probabilities: list[list[float]]
+
+
+def generate(
+    model: Decoder | tuple[nnx.GraphDef[Decoder], Any],
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: SamplingConfig = SamplingConfig(),
+    stop_tokens: Sequence[int] = (),
+    seed: int | Sequence[int] = 0,
+    bricks: Bricks | None = None,
+    brick_ids: Sequence[int] | None = None,
+    on_tokens: OnTokens | None = None,
+) -> GenerationResult:
+    """Continues each prompt.
+
+    What a prompt gets does not depend on the other prompts.
+
+    Args:
+      model: a decoder, or its graph and parameters as `nnx.split` returns them.
+      prompts: token ids, of any lengths.
+      max_new_tokens: at most so many for each prompt.
+      sampling: how tokens are drawn.
+      stop_tokens: ids that end a sequence.
+      seed: of each sequence's draws, one for each prompt, below 2^32; a single one stands for seed,
+        seed + 1, ...
+      bricks: what is attached to the model.
+      brick_ids: which variant of the bricks each prompt uses, -1 none.
+      on_tokens: called for each sequence after every token, in the order of the prompts.
+
+    Raises:
+      InputError: no prompt, an empty one, ids beyond the vocabulary, a number out of range; or logits that
+        are not finite.
+    """
+    graph, parameters = nnx.split(model) if isinstance(model, Decoder) else model
+    vocabulary = nnx.merge(graph, parameters).config.vocabulary
+    _check_prompts(prompts, vocabulary)
+    _check_ids(stop_tokens, vocabulary, "stop_tokens")
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if brick_ids is not None and len(brick_ids) != len(prompts):
+        raise InputError(f"{len(brick_ids)} brick_ids do not fit {len(prompts)} prompts")
+    request = _Request(
+        parameters=nnx.as_pure(parameters),
+        keys=_keys(seed, len(prompts)),
+        temperature=jnp.float32(sampling.temperature),
+        top_p=None if sampling.top_p in (None, 1.0) else jnp.float32(sampling.top_p),
+        stop_tokens=jnp.asarray(stop_tokens, jnp.int32),
+        bricks=bricks,
+        brick_ids=None if brick_ids is None else jnp.asarray(brick_ids, jnp.int32),
+    )
+    static = {"graph": graph, "greedily": sampling.temperature == 0, "top_k": sampling.top_k}
+    tokens, mask = _left_padded(prompts)
+    capacity = rounded_up(tokens.shape[1] + max_new_tokens)
+    progress = _prefill(request, tokens, mask, capacity=capacity, **static)
+    advance = functools.partial(_decode, request, **static)
+    if on_tokens is None:
+        progress, stopped = advance(progress, max_new_tokens), frozenset[int]()
+    else:
+        progress, stopped = _watched(advance, progress, max_new_tokens, on_tokens)
+    return _result(progress, stopped)
+
+
+def rounded_up(length: int) -> int:
+    """Returns the smallest 2^n or 3·2^n that is at least `length` and 16."""
+    power = 1 << max(length - 1, 15).bit_length()
+    return power * 3 // 4 if power > 16 and length <= power * 3 // 4 else power
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What stays the same from the first token to the last."""
+
+    parameters: Any
+    keys: Key[Array, "B"]
+    temperature: Float[Array, ""]
+    top_p: Float[Array, ""] | None
+    stop_tokens: Int[Array, "N"]
+    bricks: Bricks | None
+    brick_ids: Int[Array, "B"] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Progress:
+    """How far generation has come: `step` tokens chosen, `lengths` of them before each one's end."""
+
+    cache: Cache
+    tokens: Int[Array, "B N"]
+    log_probabilities: Float[Array, "B N"]
+    lengths: Int[Array, "B"]
+    stopped: Bool[Array, "B"]
+    step: Int[Array, ""]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "greedily", "top_k", "capacity"))
+def _prefill(
+    request: _Request,
+    tokens: Int[Array, "B S"],
+    mask: Bool[Array, "B S"],
+    *,
+    graph: nnx.GraphDef[Decoder],
+    greedily: bool,
+    top_k: int | None,
+    capacity: int,
+) -> _Progress:
+    """Runs the prompts and chooses the first token."""
+    model = nnx.merge(graph, request.parameters)
+    batch, room = tokens.shape[0], capacity - tokens.shape[1]
+    features = model.features(
+        tokens,
+        attention_mask=mask,
+        cache=Cache.empty(model.config, batch, capacity),
+        bricks=request.bricks,
+        brick_ids=request.brick_ids,
+    )
+    progress = _Progress(
+        cache=features.cache,
+        tokens=jnp.zeros((batch, room), jnp.int32),
+        log_probabilities=jnp.zeros((batch, room), jnp.float32),
+        lengths=jnp.zeros(batch, jnp.int32),
+        stopped=jnp.zeros(batch, bool),
+        step=jnp.zeros((), jnp.int32),
+    )
+    return _chosen(model, request, progress, features.hidden[:, -1:], greedily, top_k)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("graph", "greedily", "top_k"), donate_argnames="progress"
+)
+def _decode(
+    request: _Request,
+    progress: _Progress,
+    limit: Int[Array, ""] | int,
+    *,
+    graph: nnx.GraphDef[Decoder],
+    greedily: bool,
+    top_k: int | None,
+) -> _Progress:
+    """Goes on until `limit` tokens are chosen or every sequence has stopped."""
+
+    def unfinished(progress: _Progress) -> Bool[Array, ""]:
+        return (progress.step < limit) & ~progress.stopped.all()
+
+    def advance(progress: _Progress) -> _Progress:
+        model = nnx.merge(graph, request.parameters)
+        last = jax.lax.dynamic_slice_in_dim(progress.tokens, progress.step - 1, 1, axis=1)
+        features = model.features(
+            last, cache=progress.cache, bricks=request.bricks, brick_ids=request.brick_ids
+        )
+        progress = dataclasses.replace(progress, cache=features.cache)
+        return _chosen(model, request, progress, features.hidden, greedily, top_k)
+
+    return jax.lax.while_loop(unfinished, advance, progress)
+
+
+def _chosen(
+    model: Decoder,
+    request: _Request,
+    progress: _Progress,
+    hidden: Float[Array, "B 1 D"],
+    greedily: bool,
+    top_k: int | None,
+) -> _Progress:
+    """Chooses each sequence's next token; one that has stopped gets tokens that are not counted."""
+    logits = model.logits(hidden, bricks=request.bricks, brick_ids=request.brick_ids)[:, 0]
+    if greedily:
+        token = greedy(logits)
+    else:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(request.keys, progress.step)
+        token = sample(
+            keys, logits, temperature=request.temperature, top_k=top_k, top_p=request.top_p
+        )
+    log_probabilities = jax.nn.log_softmax(logits, axis=-1)
+    chosen = jnp.take_along_axis(log_probabilities, token[:, None], axis=-1)
+    update = jax.lax.dynamic_update_slice_in_dim
+    return dataclasses.replace(
+        progress,
+        tokens=update(progress.tokens, token[:, None], progress.step, axis=1),
+        log_probabilities=update(progress.log_probabilities, chosen, progress.step, axis=1),
+        lengths=progress.lengths + ~progress.stopped,
+        stopped=progress.stopped | (token[:, None] == request.stop_tokens).any(-1),
+        step=progress.step + 1,
+    )
+
+
+def _watched(
+    advance: Callable[[_Progress, int], _Progress],
+    progress: _Progress,
+    max_new_tokens: int,
+    on_tokens: OnTokens,
+) -> tuple[_Progress, frozenset[int]]:
+    """Advances token by token under the eyes of the caller, by the same compiled loop."""
+    stopped: set[int] = set()
+    seen = np.zeros(progress.tokens.shape[0], np.int32)
+    for step in range(1, max_new_tokens + 1):
+        lengths, tokens = np.asarray(progress.lengths), np.asarray(progress.tokens)
+        for index in np.flatnonzero(lengths > seen).tolist():
+            if on_tokens(index, tokens[index, seen[index] : lengths[index]].tolist()):
+                stopped.add(index)
+        seen = lengths.copy()
+        over = np.asarray(progress.stopped).copy()
+        over[sorted(stopped)] = True
+        if over.all() or step == max_new_tokens:
+            break
+        progress = advance(dataclasses.replace(progress, stopped=jnp.asarray(over)), step + 1)
+    return progress, frozenset(stopped)
+
+
+def _result(progress: _Progress, stopped: frozenset[int]) -> GenerationResult:
+    tokens, log_probabilities, lengths, ended = jax.device_get(
+        (progress.tokens, progress.log_probabilities, progress.lengths, progress.stopped)
+    )
+    rows = range(len(lengths))
+    scores = [log_probabilities[row, : lengths[row]] for row in rows]
+    if not all(np.isfinite(score).all() for score in scores):
+        raise InputError(
+            "the model's logits are not finite: its parameters are damaged or diverged"
+        )
+    return GenerationResult(
+        [tokens[row, : lengths[row]].tolist() for row in rows],
+        ["stop" if ended[row] or row in stopped else "length" for row in rows],
+        [score.tolist() for score in scores],
+    )
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]],
+) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
+    length = rounded_up(max(map(len, prompts)))
+    tokens = np.zeros((len(prompts), length), np.int32)
+    mask = np.zeros((len(prompts), length), bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, length - len(prompt) :] = prompt
+        mask[row, length - len(prompt) :] = True
+    return tokens, mask
+
+
+def _keys(seed: int | Sequence[int], count: int) -> Key[Array, "B"]:
+    seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise InputError(
+            f"{len(seeds)} seeds do not fit {count} prompts: one each, or a single one"
+        )
+    for value in seeds:
+        if not 0 <= value < 1 << 32:
+            raise InputError(f"a seed must be at least 0 and below 2^32, got {value}")
+    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
+    if not len(prompts):
+        raise InputError("there is no prompt: give at least one")
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise InputError(f"prompt {number} is empty: give it at least one token")
+        _check_ids(prompt, vocabulary, f"prompt {number}")
+
+
+def _check_ids(ids: Sequence[int], vocabulary: int, name: str) -> None:
+    for value in ids:
+        if not 0 <= value < vocabulary:
+            raise InputError(f"{name}: token id {value} is not in a vocabulary of {vocabulary}")
