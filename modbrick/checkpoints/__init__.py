@@ -1,0 +1,29 @@
+"""Checkpoints: one layout, whatever the mesh, the number of processes or the segmenting."""
+
+from modbrick.checkpoints.config import CheckpointConfig
+from modbrick.checkpoints.leaves import Leaf
+from modbrick.checkpoints.loading import (
+    describe,
+    load_parameters,
+    locate,
+    save_model,
+    save_tokenizer,
+    tokenizer_file,
+)
+from modbrick.checkpoints.metadata import Description, Metadata
+from modbrick.checkpoints.store import CheckpointStore, Restored
+
+__all__ = [
+    "CheckpointConfig",
+    "CheckpointStore",
+    "Description",
+    "Leaf",
+    "Metadata",
+    "Restored",
+    "describe",
+    "load_parameters",
+    "locate",
+    "save_model",
+    "save_tokenizer",
+    "tokenizer_file",
+]

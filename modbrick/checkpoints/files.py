@@ -1,0 +1,177 @@
+"""One checkpoint on disk: the only place that talks to Orbax.
+
+A checkpoint is a directory that Orbax writes under a temporary name and renames when it is complete
+(on object stores: marks by a file). In it lie `parameters` (nested), `optimizer` (its leaves by
+name) and `metadata` (JSON).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from modbrick.addresses import unflatten
+from modbrick.checkpoints.leaves import Leaf, as_array, checksums, is_key, named_leaves, stored
+from modbrick.checkpoints.metadata import (
+    DamagedError,
+    Description,
+    Metadata,
+    new_description,
+    seal,
+    unseal,
+)
+from modbrick.errors import InputError
+
+METADATA = "metadata"
+# What reading damaged files was seen to raise: missing and truncated files, flipped bits, text that
+# is no JSON. Lack of memory and permissions are no damage and pass through.
+_READING = (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError, AssertionError)
+_NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError, InputError)
+
+
+def as_path(directory: epath.PathLike) -> epath.Path:
+    """Returns an absolute path, local or remote (`gs://`)."""
+    text = os.fspath(directory)
+    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+
+def start_writing(
+    path: epath.Path,
+    step: int,
+    parameters: Any,
+    optimizer: Any | None,
+    metadata: Metadata,
+    metrics: Mapping[str, float],
+) -> ocp.AsyncResponse[None]:
+    """Copies the arrays and starts to write them in the background.
+
+    Args:
+      path: of the new checkpoint.
+      step: optimizer steps done.
+      parameters: nested, whole.
+      optimizer: any tree of arrays; None: saved without.
+      metadata: of the caller.
+      metrics: measured at this step.
+
+    Returns:
+      A handle whose `result()` returns when the checkpoint is complete, or raises what went wrong.
+    """
+    arrays: dict[str, dict[str, jax.Array]] = {}
+    tables: dict[str, dict[str, Leaf] | None] = {}
+    for part, tree in (("parameters", parameters), ("optimizer", optimizer)):
+        if tree is None:
+            tables[part] = None
+            continue
+        arrays[part] = {n: as_array(f"{part}.{n}", x) for n, x in named_leaves(tree).items()}
+        sums = checksums(arrays[part])
+        tables[part] = {
+            name: Leaf(tuple(x.shape), str(x.dtype), sums[name]) for name, x in arrays[part].items()
+        }
+    description = new_description(
+        step, metadata, metrics, tables["parameters"] or {}, tables["optimizer"]
+    )
+    # Orbax refuses empty trees.
+    items = {
+        part: _as_tree(part, {name: stored(x) for name, x in named.items()})
+        for part, named in arrays.items()
+        if named
+    }
+    items[METADATA] = seal(description)
+    with _context():
+        return ocp.save_checkpointables_async(path, items)
+
+
+def read_description(path: epath.Path) -> Description:
+    """Reads what a checkpoint says about itself, no arrays.
+
+    Raises:
+      DamagedError: it cannot be read, or is not what was written.
+      InputError: it has another format.
+    """
+    return unseal(_load(path, {METADATA: None})[METADATA], str(path))
+
+
+def read_arrays(
+    path: epath.Path,
+    description: Description,
+    targets: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]],
+) -> dict[str, dict[str, jax.Array]]:
+    """Reads `parameters`, `optimizer` or both into the given shardings, and verifies every value.
+
+    Args:
+      path: of the checkpoint.
+      description: its own.
+      targets: by part, then by name: every leaf with its stored shape and dtype, and a sharding.
+
+    Raises:
+      DamagedError: something cannot be read, or is not what was written.
+    """
+    wanted = {
+        part: _as_tree(part, {name: _stored_target(leaf) for name, leaf in leaves.items()})
+        for part, leaves in targets.items()
+        if leaves
+    }
+    loaded = _load(path, wanted) if wanted else {}
+    result: dict[str, dict[str, jax.Array]] = {}
+    for part, leaves in targets.items():
+        table: Mapping[str, Leaf] = getattr(description, part)
+        found = named_leaves(loaded.get(part, {}))
+        wrong = [n for n, value in checksums(found).items() if value != table[n].checksum]
+        if wrong:
+            raise DamagedError(f"{part} do not agree with their checksums: {', '.join(wrong)}")
+        result[part] = {
+            name: jax.random.wrap_key_data(found[name], impl=_key_kind(leaf))
+            if is_key(leaf)
+            else found[name]
+            for name, leaf in leaves.items()
+        }
+    return result
+
+
+def _load(path: epath.Path, items: dict[str, Any]) -> dict[str, Any]:
+    try:
+        with _context():
+            return ocp.load_checkpointables(path, items)
+    except _NOT_DAMAGE:
+        raise
+    except _READING as error:
+        raise DamagedError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, not too long."""
+    lines = str(error).strip(" '\"\n").splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."
+
+
+def _context() -> ocp.Context:
+    context = ocp.Context()
+    registry = ocp.handlers.local_registry()
+    # By its content alone it would be taken for a tree of arrays.
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name=METADATA)
+    context.checkpointables.registry = registry
+    return context
+
+
+def _as_tree(part: str, named: dict[str, Any]) -> dict[str, Any]:
+    """Returns named leaves as they are stored: parameters nested, an optimizer's side by side."""
+    return unflatten(named) if part == "parameters" else named
+
+
+def _stored_target(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    if not is_key(leaf):
+        return leaf
+    data = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
+
+
+def _key_kind(leaf: jax.ShapeDtypeStruct) -> Any:
+    """Returns the generator that keys are of; jax tells it of arrays only, traced ones included."""
+    kinds: list[Any] = []
+    jax.eval_shape(lambda keys: kinds.append(jax.random.key_impl(keys)), leaf)
+    return kinds[0]

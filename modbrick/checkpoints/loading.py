@@ -1,0 +1,204 @@
+"""Models from and to checkpoints, without a run: load, describe, save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from modbrick.addresses import unflatten
+from modbrick.checkpoints import files
+from modbrick.checkpoints.leaves import Leaf, mismatches, named_leaves
+from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
+from modbrick.checkpoints.store import CHECKPOINTS, complete_steps, require_own
+from modbrick.config import ModelConfig
+from modbrick.errors import InputError
+from modbrick.layers.decoder import parameter_table
+
+TOKENIZER = "tokenizer"
+
+
+def locate(directory: epath.PathLike, step: int | None = None) -> epath.Path:
+    """Finds a checkpoint.
+
+    Args:
+      directory: a run's or model's directory, its `checkpoints`, or a single checkpoint.
+      step: which one; None: the newest complete one.
+
+    Raises:
+      InputError: there is none; lists the steps that there are.
+    """
+    path = files.as_path(directory)
+    root = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    steps = complete_steps(root)
+    if not steps and (path / files.METADATA).is_dir():
+        if step is not None and path.name != str(step):
+            raise InputError(f"{path} is the checkpoint of step {path.name}, not {step}")
+        return path
+    if not steps:
+        raise InputError(f"no checkpoint in {path}: name a run's directory or a checkpoint")
+    if step is not None and step not in steps:
+        raise InputError(f"no checkpoint of step {step} in {root}: there are {steps}")
+    return root / str(steps[-1] if step is None else step)
+
+
+def describe(directory: epath.PathLike, step: int | None = None) -> Description:
+    """Returns what a checkpoint says about itself, without reading any array.
+
+    Args:
+      directory: as for `locate`.
+      step: as for `locate`.
+
+    Raises:
+      InputError: there is none, or it is damaged or of another format.
+    """
+    path = locate(directory, step)
+    try:
+        return files.read_description(path)
+    except DamagedError as error:
+        raise _damaged(path, error) from error
+
+
+def load_parameters(
+    directory: epath.PathLike,
+    step: int | None = None,
+    *,
+    config: ModelConfig | None = None,
+    dtype: str | None = None,
+    shardings: jax.sharding.Sharding | Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], Description]:
+    """Loads a model's parameters, every value verified.
+
+    Args:
+      directory: as for `locate`.
+      step: as for `locate`.
+      config: the model that the parameters must fit; None: the checkpoint's own.
+      dtype: of the returned parameters (`bfloat16`); None: as stored.
+      shardings: one for all, or nested like the parameters; None: the first device.
+
+    Returns:
+      The nested parameters, and the checkpoint's description.
+
+    Raises:
+      InputError: there is none, it is damaged or of another format, or it does not fit the config
+        (lists every parameter that is missing, unexpected or of another shape).
+    """
+    path = locate(directory, step)
+    try:
+        description = files.read_description(path)
+        wanted = _wanted(description, config or description.metadata.model, shardings)
+        remarks = mismatches(description.parameters, wanted)
+        if remarks:
+            raise InputError(f"{path} does not fit the model: {'; '.join(remarks)}")
+        arrays = files.read_arrays(path, description, {"parameters": wanted})["parameters"]
+    except DamagedError as error:
+        raise _damaged(path, error) from error
+    if dtype is not None:
+        for name in arrays:  # one at a time, so that only one exists twice
+            arrays[name] = arrays[name].astype(jnp.dtype(dtype))
+    return unflatten(arrays), description
+
+
+def save_model(
+    directory: epath.PathLike,
+    parameters: Mapping[str, Any],
+    metadata: Metadata,
+    *,
+    tokenizer: str | None = None,
+    step: int = 0,
+) -> epath.Path:
+    """Writes a model without optimizer, in a directory laid out like a run's.
+
+    It appears as a whole: until the last byte is written, loading says that there is no checkpoint.
+
+    Args:
+      directory: new or empty.
+      parameters: nested and whole.
+      metadata: what to say about it, the model's config among it.
+      tokenizer: text of the `tokenizer.json`.
+      step: optimizer steps that made it.
+
+    Returns:
+      The path of the checkpoint.
+
+    Raises:
+      InputError: the directory holds something, the parameters do not fit the config (lists every
+        one), or writing fails.
+    """
+    target = files.as_path(directory)
+    require_own(target)
+    if complete_steps(target / CHECKPOINTS):
+        raise InputError(f"{target} holds a model already: name a new or empty directory")
+    expected = {
+        info.path: jax.ShapeDtypeStruct(info.shape, jnp.float32)
+        for info in parameter_table(metadata.model)
+    }
+    saved = {
+        name: Leaf(tuple(value.shape), str(value.dtype), 0)
+        for name, value in named_leaves(parameters).items()
+    }
+    remarks = mismatches(saved, expected)
+    if remarks:
+        raise InputError(f"the parameters do not fit the model: {'; '.join(remarks)}")
+    path = target / CHECKPOINTS / str(step)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if tokenizer is not None:
+            save_tokenizer(target, tokenizer)
+        files.start_writing(path, step, parameters, None, metadata, {}).result()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the model could not be written to {target} ({files.first_line(error)})"
+        ) from error
+    return path
+
+
+def save_tokenizer(directory: epath.PathLike, text: str) -> None:
+    """Writes a tokenizer's `tokenizer.json` into a run's or model's directory."""
+    path = files.as_path(directory) / TOKENIZER / "tokenizer.json"
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(text)
+        temporary.replace(path)
+
+
+def tokenizer_file(directory: epath.PathLike) -> epath.Path:
+    """Finds the `tokenizer.json` that belongs to a checkpoint.
+
+    Args:
+      directory: as for `locate`.
+
+    Raises:
+      InputError: there is none.
+    """
+    path = files.as_path(directory)
+    candidates = [place / TOKENIZER / "tokenizer.json" for place in (path, *list(path.parents)[:2])]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    raise InputError(f"{path} has no tokenizer: {candidates[0]} does not exist")
+
+
+def _wanted(
+    description: Description,
+    config: ModelConfig,
+    shardings: jax.sharding.Sharding | Mapping[str, Any] | None,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    if shardings is None:
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    by_name = None if isinstance(shardings, jax.sharding.Sharding) else named_leaves(shardings)
+    wanted = {}
+    for info in parameter_table(config):
+        saved = description.parameters.get(info.path)
+        dtype = saved.dtype if saved else "float32"
+        sharding = shardings if by_name is None else by_name[info.path]
+        wanted[info.path] = jax.ShapeDtypeStruct(info.shape, jnp.dtype(dtype), sharding=sharding)
+    return wanted
+
+
+def _damaged(path: epath.Path, error: DamagedError) -> InputError:
+    return InputError(f"{path} is damaged ({error}): use another step, or a copy")

@@ -1,0 +1,338 @@
+"""The checkpoints of a run: saving, keeping by policy, and finding the newest that is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+
+from modbrick.checkpoints import files
+from modbrick.checkpoints.config import CheckpointConfig
+from modbrick.checkpoints.leaves import abstract, mismatches, named_leaves
+from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
+from modbrick.checkpoints.retention import kept_steps
+from modbrick.errors import InputError
+
+CHECKPOINTS = "checkpoints"
+_ASIDE = ".damaged"
+_DELETED = ".deleted"
+_COMMITTED = "commit_success.txt"
+_TEMPORARY = ".orbax-checkpoint-tmp"
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A restored checkpoint: trees as the abstract ones asked for, and what was said of them."""
+
+    step: int
+    parameters: Any
+    optimizer_state: Any
+    metadata: Metadata
+    description: Description
+
+
+class CheckpointStore:
+    """The checkpoints in `WORKDIR/checkpoints`.
+
+    In a run of several processes, all of them make the same calls. Make the store before anything
+    else is written to the directory, and close it in `finally` (or use it in `with`).
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        config: CheckpointConfig = CheckpointConfig(),
+        *,
+        warn: Callable[[str], None] = _logger.warning,
+    ):
+        """Opens or makes a run's directory, and removes what a killed process left unfinished.
+
+        Args:
+          directory: WORKDIR, local or remote; made if it does not exist.
+          config: when to save and what to keep.
+          warn: is handed a line about each damaged checkpoint and each interrupted save found.
+
+        Raises:
+          InputError: the directory holds something else.
+        """
+        self.directory, self.config, self._warn = files.as_path(directory), config, warn
+        self._root = self.directory / CHECKPOINTS
+        self._metrics: dict[int, Mapping[str, float]] = {}
+        self._pending: Future[None] | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        require_own(self.directory)
+        _barrier("open")
+        if _primary():
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._clean()
+        _barrier("opened")
+
+    def steps(self) -> list[int]:
+        """Lists the steps of the complete checkpoints, ascending."""
+        return complete_steps(self._root)
+
+    def save(
+        self,
+        step: int,
+        parameters: Any,
+        optimizer_state: Any | None,
+        metadata: Metadata,
+        metrics: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Saves a checkpoint; in the background, if the config says so.
+
+        The values are those at the time of the call, whatever happens to the arrays afterwards.
+        Waits for the save before this one, if it is still being written.
+
+        Args:
+          step: optimizer steps done.
+          parameters: nested and whole, trainable and frozen joined.
+          optimizer_state: any tree of arrays; None: save without.
+          metadata: what to say about it.
+          metrics: measured at this step, for `keep_best`.
+
+        Returns:
+          Whether it was saved: False if this step already is.
+
+        Raises:
+          InputError: this or the save before it could not be written; earlier ones are untouched.
+        """
+        self.wait()
+        if step in self.steps():
+            return False
+        try:
+            response = files.start_writing(
+                self._root / str(step), step, parameters, optimizer_state, metadata, metrics or {}
+            )
+        except OSError as error:
+            raise self._failed(step, error) from error
+        self._pending = self._executor.submit(self._finish, step, response.result, metrics or {})
+        if not self.config.asynchronous:
+            self.wait()
+        return True
+
+    def wait(self) -> None:
+        """Waits for the save in the background; raises what went wrong there."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits for the save in the background, raises what went wrong there, ends the thread."""
+        try:
+            self.wait()
+        finally:
+            self._executor.shutdown()
+
+    def __enter__(self) -> CheckpointStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def latest(self) -> Description | None:
+        """Returns what the newest checkpoint with intact metadata says about itself, if any."""
+        for step in reversed(self.steps()):
+            try:
+                return files.read_description(self._root / str(step))
+            except DamagedError:
+                continue  # restore_latest reports it and moves it aside
+        return None
+
+    def restore_latest(self, abstract_parameters: Any, abstract_optimizer: Any) -> Restored | None:
+        """Restores the newest checkpoint that is whole.
+
+        Damaged ones newer than it are reported through `warn` and moved aside (`STEP.damaged`).
+
+        Args:
+          abstract_parameters: nested `jax.ShapeDtypeStruct`s (or arrays); those without a sharding
+            go to the first device.
+          abstract_optimizer: the same for the optimizer's state; None: leave it out.
+
+        Returns:
+          The checkpoint, or None if there is none.
+
+        Raises:
+          InputError: the checkpoint does not fit (lists every leaf that is missing, unexpected, or
+            of another shape or dtype), has another format, or all there are are damaged.
+        """
+        self.wait()
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            path = self._root / str(step)
+            try:
+                restored = _restore(path, abstract_parameters, abstract_optimizer)
+            except DamagedError as error:
+                damaged[step] = str(error)
+                continue
+            for newer, reason in damaged.items():
+                self._warn(
+                    f"checkpoint {newer} in {self._root} is damaged ({reason}); using {step} "
+                    f"instead, the damaged one is now {newer}{_ASIDE}"
+                )
+                if _primary():
+                    _move_aside(self._root / str(newer))
+            _barrier("aside")
+            return restored
+        if damaged:
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise InputError(
+                f"every checkpoint in {self._root} is damaged ({reasons}): remove the directory to "
+                "start anew, or restore it from a copy"
+            )
+        return None
+
+    def _finish(self, step: int, result: Callable[[], None], metrics: Mapping[str, float]) -> None:
+        """Waits until a checkpoint is written, then deletes what the policy does not keep."""
+        try:
+            result()
+        except (OSError, ValueError, RuntimeError) as error:
+            if _primary():
+                _remove(self._root / f"{step}{_TEMPORARY}")  # a full disk needs the room
+            raise self._failed(step, error) from error
+        self._metrics[step] = dict(metrics)
+        if _primary():
+            self._prune(step)
+
+    def _failed(self, step: int, error: Exception) -> InputError:
+        return InputError(
+            f"checkpoint {step} could not be written to {self._root} ({files.first_line(error)}); "
+            "the checkpoints before it are untouched"
+        )
+
+    def _prune(self, newest: int) -> None:
+        metrics = {step: self._metrics_of(step) for step in self.steps()}
+        for step in set(metrics) - kept_steps(self.config, metrics, newest):
+            _delete(self._root / str(step))
+
+    def _metrics_of(self, step: int) -> Mapping[str, float]:
+        if step not in self._metrics:
+            try:
+                found = files.read_description(self._root / str(step)).metrics
+            except DamagedError:
+                found = {}  # cannot be among the best
+            self._metrics[step] = found
+        return self._metrics[step]
+
+    def _clean(self) -> None:
+        for path in self._root.iterdir():
+            unfinished = path.name.isdecimal() and not _is_complete(path)
+            if path.name.endswith(_DELETED):
+                _remove(path)
+            elif _TEMPORARY in path.name or unfinished:
+                step = path.name.split(".")[0]
+                self._warn(f"checkpoint {step} in {self._root} was never finished: removed")
+                _remove(path)
+
+
+def require_own(directory: epath.Path) -> None:
+    """Checks that a directory is absent, empty (but for hidden files), or a run's or model's.
+
+    Raises:
+      InputError: it holds something else.
+    """
+    root = directory / CHECKPOINTS
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise InputError(f"{directory} is a file: name a directory")
+    if not root.exists():
+        others = sorted(p.name for p in directory.iterdir() if not p.name.startswith("."))
+        if others:
+            raise InputError(
+                f"{directory} holds something else ({', '.join(others[:3])}): name a new or empty "
+                "directory, or one of a run to continue"
+            )
+        return
+    for path in root.iterdir():
+        name = path.name.removesuffix(_ASIDE).removesuffix(_DELETED).split(_TEMPORARY)[0]
+        if not name.isdecimal() and not path.name.startswith("."):
+            raise InputError(
+                f"{root} holds something that is no checkpoint ({path.name}): name another one"
+            )
+
+
+def complete_steps(root: epath.Path) -> list[int]:
+    """Lists the steps of the complete checkpoints directly in `root`, ascending."""
+    if not root.is_dir():
+        return []
+    return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal() and _is_complete(p))
+
+
+def _is_complete(path: epath.Path) -> bool:
+    """Returns whether Orbax finished a checkpoint; where its name is no proof, a file is."""
+    return _is_local(path) or (path / _COMMITTED).exists()
+
+
+def _restore(path: epath.Path, abstract_parameters: Any, abstract_optimizer: Any) -> Restored:
+    description = files.read_description(path)
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    trees = {"parameters": abstract_parameters}
+    if abstract_optimizer is not None:
+        trees["optimizer"] = abstract_optimizer
+    targets = {
+        part: {name: abstract(leaf, default) for name, leaf in named_leaves(tree).items()}
+        for part, tree in trees.items()
+    }
+    remarks = []
+    for part, target in targets.items():
+        saved = getattr(description, part) or {}
+        remarks += mismatches(saved, target, "" if part == "parameters" else "optimizer.")
+    if remarks:
+        raise InputError(f"{path} does not fit: {'; '.join(remarks)}")
+    arrays = files.read_arrays(path, description, targets)
+    restored = {
+        part: jax.tree.unflatten(jax.tree.structure(tree), list(arrays[part].values()))
+        for part, tree in trees.items()
+    }
+    return Restored(
+        description.step,
+        restored["parameters"],
+        restored.get("optimizer"),
+        description.metadata,
+        description,
+    )
+
+
+def _primary() -> bool:
+    return jax.process_index() == 0
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"modbrick.checkpoints.{name}")
+
+
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in str(path)
+
+
+def _remove(path: epath.Path) -> None:
+    if path.exists():
+        path.rmtree()
+
+
+def _delete(path: epath.Path) -> None:
+    """Deletes a checkpoint so that, killed at any moment, it is whole or no checkpoint any more."""
+    if _is_local(path):  # elsewhere renaming copies every byte, and old ones are never read first
+        path = path.rename(path.with_name(path.name + _DELETED))
+    path.rmtree()
+
+
+def _move_aside(path: epath.Path) -> None:
+    target = path.with_name(path.name + _ASIDE)
+    _remove(target)
+    path.rename(target)
