@@ -18,6 +18,17 @@ class BlockSizes:
     key: int
 
 
-def xla_block_sizes(query_length: int, key_length: int) -> BlockSizes:
-    """Returns the block sizes of the XLA path for these lengths."""
-    return BlockSizes(query=min(128, query_length), key=min(128, key_length))
+def xla_block_sizes(rows: int, query_length: int, key_length: int) -> BlockSizes:
+    """Returns the block sizes of the XLA path.
+
+    Args:
+      rows: batch size times query heads: all of them are worked on at once.
+      query_length: Sq.
+      key_length: Sk.
+    """
+    del rows
+    import os
+
+    bq = int(os.environ.get("BQ", "64"))
+    bk = int(os.environ.get("BK", "64"))
+    return BlockSizes(query=min(bq, query_length), key=min(bk, key_length))

@@ -1,4 +1,4 @@
-"""Which keys a query sees, for whole arrays and for blocks of them.
+"""Which keys a query sees, for blocks of both.
 
 Stick-breaking and softmax attention share these rules, so that a model can change one for the other.
 Query `i` stands at key index `i + offset`. It sees key `j` if `j` is not in its future, lies in its
@@ -19,16 +19,13 @@ class Visibility:
     """The rules by which queries see keys.
 
     Attributes:
-      offset: int32 scalar, the key index at which query 0 stands. A Python int is static, and then
-        the blocks that a query block has to visit are known when the program is traced.
+      offset: the key index at which query 0 stands, an int or an int32 scalar array.
       query_segment_ids: int `[B, Sq]` or None.
-      key_segment_ids: int `[B, Sk]` or None; None exactly if `query_segment_ids` is None.
+      key_segment_ids: int `[B, Sk]`; None exactly if `query_segment_ids` is None.
       key_mask: bool `[B, Sk]` or None; False marks a padded key.
-      nearest: the smallest distance `i + offset - j` at which a key is seen: 0 includes the query's
-        own position, 1 begins just before it; None does not look at the future at all (every key is
-        seen, as in an encoder).
-      window: the number of positions, the query's own included, that a query looks back over, or
-        None for all of them.
+      nearest: the smallest distance `i + offset - j` at which a key is seen: 0 includes the key at
+        the query's own position, 1 begins just before it; None: the future is seen too.
+      window: how many positions, its own included, a query looks back over; None: all of them.
     """
 
     offset: int | jax.Array
@@ -38,23 +35,42 @@ class Visibility:
     nearest: int | None = dataclasses.field(default=0, metadata={"static": True})
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
-    def mask(self, query_index: jax.Array, key_index: jax.Array) -> jax.Array | None:
-        """Returns bool `[B or 1, queries, keys]`, True where the query sees the key; None if all."""
-        conditions = []
-        distance = query_index[:, None] + self.offset - key_index[None, :]
-        if self.nearest is not None:
-            conditions.append((distance >= self.nearest)[None])
+    def key_range(
+        self, query_start: int | jax.Array, query_size: int, key_length: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the first key that a block of queries may see, and the one past the last."""
+        position = query_start + self.offset
+        start, stop = 0, key_length
         if self.window is not None:
-            conditions.append((distance < self.window)[None])
+            start = position - self.window + 1
+        if self.nearest is not None:
+            stop = position + query_size - self.nearest
+        return jnp.clip(start, 0, key_length), jnp.clip(stop, 0, key_length)
+
+    def seen(
+        self,
+        query_start: int | jax.Array,
+        query_size: int,
+        key_start: int | jax.Array,
+        key_size: int,
+    ) -> jax.Array:
+        """Returns bool `[B or 1, key_size, query_size]`: the key (first) is seen by the query."""
+        query_index = query_start + jnp.arange(query_size)
+        key_index = key_start + jnp.arange(key_size)
+        distance = query_index[None, :] + self.offset - key_index[:, None]
+        seen = jnp.ones((1, key_size, query_size), bool)
+        if self.nearest is not None:
+            seen &= distance >= self.nearest
+        if self.window is not None:
+            seen &= distance < self.window
         if self.query_segment_ids is not None:
-            query_ids = jnp.take(self.query_segment_ids, query_index, axis=1)
-            key_ids = jnp.take(self.key_segment_ids, key_index, axis=1)
-            conditions.append(query_ids[:, :, None] == key_ids[:, None, :])
+            query_ids = _columns(self.query_segment_ids, query_start, query_size)
+            key_ids = _columns(self.key_segment_ids, key_start, key_size)
+            seen &= query_ids[:, None, :] == key_ids[:, :, None]
         if self.key_mask is not None:
-            conditions.append(jnp.take(self.key_mask, key_index, axis=1)[:, None, :])
-        if not conditions:
-            return None
-        seen = conditions[0]
-        for condition in conditions[1:]:
-            seen = seen & condition
+            seen &= _columns(self.key_mask, key_start, key_size)[:, :, None]
         return seen
+
+
+def _columns(array, start, size):
+    return jax.lax.dynamic_slice_in_dim(array, start, size, axis=1)

@@ -27,8 +27,7 @@ def stickbreaking_attention(
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=accumulation,
     )
-    seen = visibility.mask(jnp.arange(query_length), jnp.arange(key_length))
-    seen = jnp.broadcast_to(True if seen is None else seen[:, None, None], logits.shape)
+    seen = jnp.swapaxes(visibility.seen(0, query_length, 0, key_length), 1, 2)[:, None, None]
     # A key that is not seen is given a harmless logit, so that no gradient passes through it.
     logits = jnp.where(seen, logits, 0.0)
     log_break = jnp.where(seen, jax.nn.log_sigmoid(logits), -jnp.inf)

@@ -1,27 +1,36 @@
 """Stick-breaking attention in blocks, in plain JAX: linear memory, forward and backward.
 
-Forward, a block of queries walks over its blocks of keys from the nearest to the farthest and carries
-the logarithm of what is left of the stick. No running maximum is needed, as the weights are at most 1.
-Backward, the same walk recomputes the weights. With `a = A * (dO . V)`, `c = dO . O + drem * rem` and
-`n_j` the sum of `a` over the keys nearer than `j`, the gradient of the logits is
-`dz_j = a_j - beta_j (c - n_j)`.
+With the odds `o = exp(z) = beta / (1 - beta)`, the stick that is left after a set of keys is
+`prod (1 - beta) = 1 / prod (1 + o)`. So `A_j = o_j / prod_{l >= j} (1 + o_l)`, the product over key `j`
+and all nearer ones: one exponential and one division for a pair of query and key, no logarithm, and a
+relative error that does not grow with the logits as that of a sum of logarithms does. All factors are
+at least 1, so where the product overflows, to infinity, the stick is used up and the weight is 0, as it
+should be. No running maximum is needed, as the weights are at most 1.
+
+Forward, a block of queries walks over its keys from the nearest to the farthest and carries the inverse
+of its stick. Backward, the same walk computes the weights again. With `a = A * (dO . V)`,
+`c = dO . O + drem * rem` and `n_j` the sum of `a` over the keys nearer than `j`, the gradient of the
+logits is `dz_j = a_j - beta_j (c - n_j)`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.stickbreaking_attention.block_sizes import xla_block_sizes
+from pallas_kernels.stickbreaking_attention import blocks
+from pallas_kernels.stickbreaking_attention.block_sizes import BlockSizes, xla_block_sizes
 from pallas_kernels.stickbreaking_attention.masks import Visibility
 
-_HIGHEST = jax.lax.Precision.HIGHEST
-# A logit whose sigmoid is 0: what a key that is not seen gets. Bounding logits to it also keeps the
-# sums finite.
-_LARGEST_LOGIT = 1e30
+# Logits are bounded to this. A key with odds of exp(64) leaves 1.6e-28 of the stick, nothing in
+# float32; and odds this far from the largest float32 (exp(88.7)) can make a product overflow only where
+# less than exp(-24) = 4e-11 of the stick was left, so that no weight that counts is lost.
+_LARGEST_LOGIT = 64.0
+# Keys whose running products are taken together, in two steps of four.
+_SPAN = 16
 
 
 def stickbreaking_attention(
@@ -30,196 +39,191 @@ def stickbreaking_attention(
     """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op)."""
     batch, query_length, heads, _ = query.shape
     key_length, groups = key.shape[1:3]
-    accumulation = jnp.promote_types(query.dtype, jnp.float32)
     if 0 in (batch, query_length, key_length, heads):
         output = jnp.zeros((batch, query_length, heads, value.shape[-1]), value.dtype)
-        return output, jnp.ones((batch, query_length, heads), accumulation)
-    sizes = xla_block_sizes(query_length, key_length)
-    padding = -query_length % sizes.query
-    grouped = query.reshape(batch, query_length, groups, heads // groups, -1)
-    grouped = jnp.pad(grouped, ((0, 0), (0, padding), (0, 0), (0, 0), (0, 0)))
-    grouped = jnp.transpose(grouped, (0, 2, 3, 1, 4))  # B G R Sq d
-    if visibility.query_segment_ids is not None:
-        ids = jnp.pad(visibility.query_segment_ids, ((0, 0), (0, padding)))
-        visibility = dataclasses.replace(visibility, query_segment_ids=ids)
-    output, log_left = _attend(
-        grouped,
-        jnp.swapaxes(key, 1, 2),
-        jnp.swapaxes(value, 1, 2),
-        visibility,
-        scale,
-        (sizes.query, sizes.key),
-    )
-    output = jnp.transpose(output, (0, 3, 1, 2, 4))[:, :query_length]
-    remainder = jnp.transpose(jnp.exp(log_left), (0, 3, 1, 2))[:, :query_length]
-    return (
-        output.reshape(batch, query_length, heads, -1).astype(value.dtype),
-        remainder.reshape(batch, query_length, heads),
-    )
+        remainder = jnp.ones((batch, query_length, heads), blocks.accumulation_dtype(query))
+        return output, remainder
+    sizes = xla_block_sizes(batch * heads, query_length, key_length)
+    folded = blocks.fold_heads(query, groups)
+    output, remainder = _attend(folded, key, value, visibility, scale, sizes)
+    return blocks.unfold_heads(output).astype(value.dtype), blocks.unfold_heads(remainder)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attend(query, key, value, visibility, scale, sizes):
-    """Query `[B, G, R, Sq, d]`, key `[B, G, Sk, d]` to output and log-remainder `[B, G, R, Sq]`."""
-    return _forward(query, key, value, visibility, scale, sizes)
+    """Query `[B, Sq, G, R, d]` to output `[B, Sq, G, R, dv]`, not rounded, and remainder."""
+    batch, query_length, groups, repeats, _ = query.shape
+    dtype = blocks.accumulation_dtype(query)
+
+    def query_block(query_start, _, carry):
+        output, remainder = carry
+        rows = blocks.read_queries(query, query_start, sizes.query)
+
+        def key_block(key_start, seen, carry):
+            output, inverse_stick = carry
+            keys = blocks.read_keys(key, key_start, sizes.key)
+            values = blocks.read_keys(value, key_start, sizes.key)
+            _, weights, inverse_stick = _weights(rows, keys, seen, inverse_stick, scale)
+            output += blocks.dot("bgkd,bgkq->bgdq", values, weights.astype(values.dtype))
+            return output, inverse_stick
+
+        block_output, inverse_stick = blocks.walk_keys(
+            key_block,
+            (
+                jnp.zeros((batch, groups, value.shape[-1], rows.shape[2]), dtype),
+                jnp.ones((batch, groups, rows.shape[2]), dtype),
+            ),
+            visibility,
+            query_start,
+            key.shape[1],
+            repeats,
+            sizes,
+        )
+        block_output = jnp.swapaxes(block_output, 2, 3)
+        output = blocks.write_queries(output, block_output, query_start)
+        return output, blocks.write_queries(remainder, 1 / inverse_stick, query_start)
+
+    output = jnp.zeros((*query.shape[:-1], value.shape[-1]), dtype)
+    carry = output, jnp.ones(query.shape[:-1], dtype)
+    return blocks.walk_queries(query_block, carry, query_length, sizes)
 
 
-def _forward(query, key, value, visibility, scale, sizes):
-    batch, groups, repeats, query_length, _ = query.shape
-    accumulation = jnp.promote_types(query.dtype, jnp.float32)
-
-    def query_block(start):
-        rows = _rows(query, start, sizes[0])
-
-        def key_block(index, carry):
-            output, log_left = carry
-            keys, values, key_index, fresh = _key_block(key, value, index, sizes[1])
-            seen = _seen(visibility, start, sizes[0], key_index, fresh, repeats)
-            log_break, log_keep, _ = _break(rows, keys, seen, scale)
-            nearer = _sum_nearer(log_keep)
-            weights = jnp.exp(log_break + nearer + log_left[..., None])
-            output += _dot("bgqk,bgkd->bgqd", weights.astype(values.dtype), values)
-            return output, log_left + nearer[..., 0] + log_keep[..., 0]
-
-        shape = (batch, groups, repeats * sizes[0])
-        carry = jnp.zeros((*shape, value.shape[-1]), accumulation), jnp.zeros(shape, accumulation)
-        return _walk(key_block, carry, visibility, start, sizes, key.shape[2])
-
-    starts = jnp.arange(0, query_length, sizes[0])
-    output, log_left = jax.lax.map(query_block, starts)
-    return _join(output, repeats), _join(log_left, repeats)
+def _attend_forward(query, key, value, visibility, scale, sizes):
+    output, remainder = _attend(query, key, value, visibility, scale, sizes)
+    return (output, remainder), (query, key, value, visibility, output, remainder)
 
 
-def _forward_residuals(query, key, value, visibility, scale, sizes):
-    output, log_left = _forward(query, key, value, visibility, scale, sizes)
-    return (output, log_left), (query, key, value, visibility, output, log_left)
-
-
-def _backward(scale, sizes, residuals, cotangents):
-    query, key, value, visibility, output, log_left = residuals
-    d_output, d_log_left = cotangents
-    repeats, query_length = query.shape[2:4]
-    accumulation = output.dtype
-    # d_log_left is the cotangent of the remainder times the remainder.
-    coefficients = jnp.sum(d_output * output, axis=-1) + d_log_left
+def _attend_backward(scale, sizes, residuals, cotangents):
+    query, key, value, visibility, output, remainder = residuals
+    d_output, d_remainder = cotangents
+    query_length, groups, repeats = query.shape[1:4]
+    total = jnp.sum(d_output * output, axis=-1) + d_remainder * remainder
+    # What keys farther than `j` can still add to `total` is at most this times the stick left there.
+    largest = jnp.max(jnp.abs(value), axis=(1, 3)).astype(output.dtype)[:, None, :, None]
+    bound = jnp.maximum(jnp.sum(jnp.abs(d_output), axis=-1) * largest, jnp.abs(d_remainder))
     d_output = d_output.astype(value.dtype)
 
-    def query_block(carry, start):
-        rows = _rows(query, start, sizes[0])
-        d_rows = _rows(d_output, start, sizes[0])
+    def query_block(query_start, fresh, carry):
+        d_query, d_key, d_value = carry
+        rows = blocks.read_queries(query, query_start, sizes.query)
+        d_rows = blocks.read_queries(d_output, query_start, sizes.query)
+        # Queries that the block before held have passed on their gradients already.
+        fresh = jnp.tile(fresh, repeats)
+        d_rows = jnp.where(fresh[:, None], d_rows, 0)
+        rest = jnp.where(fresh, blocks.read_queries(total, query_start, sizes.query), 0)
+        rows_bound = blocks.read_queries(bound, query_start, sizes.query)
 
-        def key_block(index, carry):
-            d_query, d_key, d_value, log_left, rest = carry
-            keys, values, key_index, fresh = _key_block(key, value, index, sizes[1])
-            seen = _seen(visibility, start, sizes[0], key_index, fresh, repeats)
-            log_break, log_keep, beta = _break(rows, keys, seen, scale)
-            nearer = _sum_nearer(log_keep)
-            weights = jnp.exp(log_break + nearer + log_left[..., None])
-            a = weights * _dot("bgqd,bgkd->bgqk", d_rows, values)
-            a_nearer = _sum_nearer(a)
-            d_logits = (a - beta * (rest[..., None] - a_nearer)).astype(keys.dtype)
-            d_query += _dot("bgqk,bgkd->bgqd", d_logits, keys)
-            d_keys = _dot("bgqk,bgqd->bgkd", d_logits, rows)
-            d_values = _dot("bgqk,bgqd->bgkd", weights.astype(d_rows.dtype), d_rows)
-            d_key = _add_block(d_key, d_keys, key_index[0])
-            d_value = _add_block(d_value, d_values, key_index[0])
-            log_left = log_left + nearer[..., 0] + log_keep[..., 0]
-            rest = rest - a_nearer[..., 0] - a[..., 0]
-            return d_query, d_key, d_value, log_left, rest
+        def key_block(key_start, seen, carry):
+            block_d_query, d_key, d_value, inverse_stick, rest = carry
+            # Rounding of `rest` is harmless while it is large. Bounded by the stick it also ends
+            # with it: else each of thousands of far keys would get the same small, wrong gradient.
+            limit = rows_bound / inverse_stick
+            rest = jnp.clip(rest, -limit, limit)
+            keys = blocks.read_keys(key, key_start, sizes.key)
+            values = blocks.read_keys(value, key_start, sizes.key)
+            odds, weights, inverse_stick = _weights(rows, keys, seen, inverse_stick, scale)
+            a = weights * blocks.dot("bgkd,bgqd->bgkq", values, d_rows)
+            d_logits, a_total = _d_logits(a, odds, rest)
+            d_logits = d_logits.astype(keys.dtype)
+            block_d_query += blocks.dot("bgkd,bgkq->bgdq", keys, d_logits)
+            d_keys = blocks.dot("bgkq,bgqd->bgkd", d_logits, rows)
+            d_values = blocks.dot("bgkq,bgqd->bgkd", weights.astype(d_rows.dtype), d_rows)
+            d_key = blocks.add_keys(d_key, d_keys, key_start)
+            d_value = blocks.add_keys(d_value, d_values, key_start)
+            return block_d_query, d_key, d_value, inverse_stick, rest - a_total
 
-        rest = _rows(coefficients[..., None], start, sizes[0])[..., 0]
-        inner = jnp.zeros(rows.shape, accumulation), *carry, jnp.zeros_like(rest), rest
-        d_query, d_key, d_value, _, _ = _walk(
-            key_block, inner, visibility, start, sizes, key.shape[2]
+        block_d_query, d_key, d_value, _, _ = blocks.walk_keys(
+            key_block,
+            (
+                jnp.zeros((*rows.shape[:2], rows.shape[3], rows.shape[2]), output.dtype),
+                d_key,
+                d_value,
+                jnp.ones_like(rest),
+                rest,
+            ),
+            visibility,
+            query_start,
+            key.shape[1],
+            repeats,
+            sizes,
         )
-        return (d_key, d_value), d_query
+        d_query = blocks.add_queries(d_query, jnp.swapaxes(block_d_query, 2, 3), query_start)
+        return d_query, d_key, d_value
 
-    starts = jnp.arange(0, query_length, sizes[0])
-    carry = jnp.zeros(key.shape, accumulation), jnp.zeros(value.shape, accumulation)
-    (d_key, d_value), d_query = jax.lax.scan(query_block, carry, starts)
-    d_query = (scale * _join(d_query, repeats)).astype(query.dtype)
-    return d_query, (scale * d_key).astype(key.dtype), d_value.astype(value.dtype), None
-
-
-_attend.defvjp(_forward_residuals, _backward)
-
-
-def _walk(body, carry, visibility, query_start, sizes, key_length):
-    """Runs `body` over the blocks of keys that a block of queries sees, the nearest first."""
-    blocks = -(-key_length // sizes[1])
-    stop = query_start + sizes[0] + visibility.offset - visibility.nearest
-    stop = jnp.clip(-(-stop // sizes[1]), 0, blocks)
-    start = 0
-    if visibility.window is not None:
-        start = query_start + visibility.offset - visibility.window + 1
-        start = jnp.clip(start // sizes[1], 0, blocks)
-    return jax.lax.fori_loop(
-        0, jnp.maximum(stop - start, 0), lambda i, carry: body(stop - 1 - i, carry), carry
+    carry = (
+        jnp.zeros(query.shape, output.dtype),
+        jnp.zeros(jnp.swapaxes(key, 1, 2).shape, output.dtype),
+        jnp.zeros(jnp.swapaxes(value, 1, 2).shape, output.dtype),
+    )
+    d_query, d_key, d_value = blocks.walk_queries(query_block, carry, query_length, sizes)
+    return (
+        (scale * d_query).astype(query.dtype),
+        (scale * jnp.swapaxes(d_key, 1, 2)).astype(key.dtype),
+        jnp.swapaxes(d_value, 1, 2).astype(value.dtype),
+        None,
     )
 
 
-def _rows(array, start, size):
-    """The block of queries `[B, G, R, size, d]` as rows `[B, G, R * size, d]`."""
-    block = jax.lax.dynamic_slice_in_dim(array, start, size, axis=3)
-    return block.reshape(*block.shape[:2], -1, block.shape[-1])
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _join(blocks, repeats):
-    """Blocks of rows `[blocks, B, G, R * size, ...]` as one array `[B, G, R, Sq, ...]`."""
-    count, batch, groups, rows, *rest = blocks.shape
-    blocks = blocks.reshape(count, batch, groups, repeats, rows // repeats, *rest)
-    blocks = jnp.moveaxis(blocks, 0, 3)
-    return blocks.reshape(batch, groups, repeats, -1, *rest)
+def _weights(rows, keys, seen, inverse_stick, scale):
+    """Odds and weights of a tile `[B, G, K, Q]`, and the inverse of the stick left behind it."""
+    logits = scale * blocks.dot("bgkd,bgqd->bgkq", keys, rows)
+    odds = jnp.where(seen, jnp.exp(jnp.minimum(logits, _LARGEST_LOGIT)), 0)
+    odds = jax.lax.optimization_barrier(odds)
+    within, nearer, total = _accumulate(1 + odds, jnp.multiply, 1)
+    nearer = nearer * inverse_stick[:, :, None]
+    weights = odds.reshape(within.shape) / (within * nearer[:, :, :, None])
+    weights = jax.lax.optimization_barrier(weights.reshape(odds.shape))
+    return odds, weights, total * inverse_stick
 
 
-def _key_block(key, value, index, size):
-    """Keys and values of a block, their indices, and which of them no other block holds.
+def _d_logits(a, odds, rest):
+    """Gradient of the logits of a tile, and the sum of `a` over its keys."""
+    within, nearer, total = _accumulate(a, jnp.add, 0)
+    rest = (rest[:, :, None] - nearer)[:, :, :, None]
+    a = a.reshape(within.shape)
+    odds = odds.reshape(within.shape)
+    d_logits = a - odds / (1 + odds) * (rest - (within - a))
+    return d_logits.reshape(a.shape[0], a.shape[1], -1, a.shape[-1]), total
 
-    The last block is moved back to end with the keys, which are then not copied to be padded.
+
+def _accumulate(x, combine, neutral):
+    """Combines each element of `x` `[B, G, K, Q]` with those of all nearer (that is, later) keys.
+
+    Returns three parts: `[B, G, spans, span, Q]`, each element with those after it in its span of
+    keys; `[B, G, spans, Q]`, all of the spans after it; `[B, G, Q]`, everything.
     """
-    start = jnp.minimum(index * size, key.shape[2] - size)
-    keys = jax.lax.dynamic_slice_in_dim(key, start, size, axis=2)
-    values = jax.lax.dynamic_slice_in_dim(value, start, size, axis=2)
-    key_index = start + jnp.arange(size)
-    return keys, values, key_index, key_index >= index * size
+    batch, groups, size, queries = x.shape
+    span = _SPAN if size % _SPAN == 0 else size
+    within = _scan(x.reshape(batch, groups, size // span, span, queries), combine, neutral)
+    spans = _scan(within[:, :, :, 0], combine, neutral)
+    nearer = jnp.concatenate([spans[:, :, 1:], jnp.full_like(spans[:, :, :1], neutral)], axis=2)
+    return within, nearer, spans[:, :, 0]
 
 
-def _add_block(array, block, start):
-    old = jax.lax.dynamic_slice_in_dim(array, start, block.shape[2], axis=2)
-    return jax.lax.dynamic_update_slice_in_dim(array, old + block, start, axis=2)
+def _scan(x, combine, neutral):
+    """Running combination from the end of the second last axis, radix four.
+
+    Measured on CPU, a pass costs little more than a copy: 0.1 ns an element on two cores, where a
+    triangular matrix product takes 0.4, `cumsum` 2 to 3. The barriers make XLA store a pass, where it
+    would compute it again for each of its readers; the last pass fuses into what reads it.
+    """
+    stride = 1
+    size = x.shape[-2]
+    while stride < size:
+        if stride > 1:
+            x = jax.lax.optimization_barrier(x)
+        shifted = [_shift(x, n * stride, neutral) for n in range(1, 4) if n * stride < size]
+        for part in shifted:
+            x = combine(x, part)
+        stride *= 4
+    return x
 
 
-def _seen(visibility, query_start, query_size, key_index, fresh, repeats):
-    seen = visibility.mask(query_start + jnp.arange(query_size), key_index) & fresh
-    batch = seen.shape[0]
-    seen = jnp.broadcast_to(seen[:, None, None], (batch, 1, repeats, *seen.shape[1:]))
-    return seen.reshape(batch, 1, -1, seen.shape[-1])
-
-
-def _break(rows, keys, seen, scale):
-    """Logarithms of `beta` and `1 - beta`, and `beta`."""
-    logits = scale * _dot("bgqd,bgkd->bgqk", rows, keys)
-    logits = jnp.clip(logits, -_LARGEST_LOGIT, _LARGEST_LOGIT)
-    logits = jnp.where(seen, logits, -_LARGEST_LOGIT)
-    small = jnp.exp(-jnp.abs(logits))
-    shared = jnp.log1p(small)
-    inverse = 1 / (1 + small)
-    beta = jnp.where(logits > 0, inverse, small * inverse)
-    return jnp.minimum(logits, 0) - shared, jnp.minimum(-logits, 0) - shared, beta
-
-
-def _sum_nearer(x):
-    """Sums over the keys of the block that are nearer, that is, that come later."""
-    size = x.shape[-1]
-    later = jnp.tril(jnp.ones((size, size), x.dtype), -1)
-    return jnp.einsum("bgqk,kj->bgqj", x, later, precision=_HIGHEST)
-
-
-def _dot(subscripts, x, y):
-    return jnp.einsum(
-        subscripts,
-        x,
-        y,
-        precision=_HIGHEST,
-        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-    )
+def _shift(x, count, neutral):
+    x = jax.lax.slice_in_dim(x, count, x.shape[-2], axis=x.ndim - 2)
+    padding = [(0, 0, 0)] * x.ndim
+    padding[-2] = (0, count, 0)
+    return jax.lax.pad(x, jnp.asarray(neutral, x.dtype), padding)

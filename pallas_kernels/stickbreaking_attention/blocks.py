@@ -1,0 +1,129 @@
+"""Blocks of queries and keys: how a blockwise attention cuts them out and walks over them.
+
+A block of queries holds the heads that share a key/value head as further rows, so that grouped queries
+make larger matrix products. Tiles of queries and keys are *key-major*, `[B, G, K, Q]`: sums along the
+keys are then sums of whole vectors of queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.stickbreaking_attention.block_sizes import BlockSizes
+from pallas_kernels.stickbreaking_attention.masks import Visibility
+
+Carry = TypeVar("Carry")
+
+
+def dot(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Einsum in the accuracy of its inputs, accumulated in float32 at least."""
+    return jnp.einsum(
+        subscripts,
+        x,
+        y,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=accumulation_dtype(x),
+    )
+
+
+def accumulation_dtype(array: jax.Array) -> jnp.dtype:
+    """float32, or float64 for float64."""
+    return jnp.promote_types(array.dtype, jnp.float32)
+
+
+def fold_heads(array: jax.Array, groups: int) -> jax.Array:
+    """`[B, S, H, ...]` as `[B, S, G, H // G, ...]`."""
+    batch, length, heads, *rest = array.shape
+    return array.reshape(batch, length, groups, heads // groups, *rest)
+
+
+def unfold_heads(array: jax.Array) -> jax.Array:
+    """The inverse of `fold_heads`."""
+    batch, length, groups, repeats, *rest = array.shape
+    return array.reshape(batch, length, groups * repeats, *rest)
+
+
+def read_queries(array: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    """Queries `[B, S, G, R, ...]` from `start` on as rows `[B, G, R * size, ...]`."""
+    block = jax.lax.dynamic_slice_in_dim(array, start, size, axis=1)
+    block = jnp.moveaxis(block, 1, 3)
+    batch, groups, repeats, size, *rest = block.shape
+    return block.reshape(batch, groups, repeats * size, *rest)
+
+
+def write_queries(array: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+    """Puts rows `[B, G, R * size, ...]` at their place in `[B, S, G, R, ...]`."""
+    batch, _, groups, repeats, *rest = array.shape
+    block = rows.reshape(batch, groups, repeats, -1, *rest)
+    block = jnp.moveaxis(block, 3, 1).astype(array.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(array, block, start, axis=1)
+
+
+def add_queries(array: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+    """Adds rows `[B, G, R * size, ...]` to their place in `[B, S, G, R, ...]`."""
+    size = rows.shape[2] // array.shape[3]
+    return write_queries(array, read_queries(array, start, size) + rows, start)
+
+
+def read_keys(array: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    """Keys or values `[B, S, G, d]` from `start` on as `[B, G, size, d]`."""
+    return jnp.swapaxes(jax.lax.dynamic_slice_in_dim(array, start, size, axis=1), 1, 2)
+
+
+def add_keys(array: jax.Array, block: jax.Array, start: jax.Array) -> jax.Array:
+    """Adds `[B, G, size, d]` to its place in the accumulator `[B, G, S, d]`."""
+    old = jax.lax.dynamic_slice_in_dim(array, start, block.shape[2], axis=2)
+    return jax.lax.dynamic_update_slice_in_dim(array, old + block, start, axis=2)
+
+
+def walk_queries(
+    body: Callable[[jax.Array, jax.Array, Carry], Carry],
+    carry: Carry,
+    query_length: int,
+    sizes: BlockSizes,
+) -> Carry:
+    """Runs `body(start, fresh, carry)` for each block of queries.
+
+    The last block is moved back to end with the queries, so that nothing need be padded: `fresh`,
+    bool `[size]`, tells which of its queries were not in the block before.
+    """
+
+    def step(index, carry):
+        start = jnp.minimum(index * sizes.query, query_length - sizes.query)
+        fresh = start + jnp.arange(sizes.query) >= index * sizes.query
+        return body(start, fresh, carry)
+
+    return jax.lax.fori_loop(0, -(-query_length // sizes.query), step, carry)
+
+
+def walk_keys(
+    body: Callable[[jax.Array, jax.Array, Carry], Carry],
+    carry: Carry,
+    visibility: Visibility,
+    query_start: jax.Array,
+    key_length: int,
+    repeats: int,
+    sizes: BlockSizes,
+) -> Carry:
+    """Runs `body(start, seen, carry)` for each block of keys that the queries see, nearest first.
+
+    `seen` is bool `[B or 1, 1, K, Q]` over the tile. Blocks out of sight are never visited. They are
+    cut from the nearest key backwards; one that would begin before key 0 is moved to begin there, and
+    the keys that the block before it held are not seen in it.
+    """
+    low, stop = visibility.key_range(query_start, sizes.query, key_length)
+
+    def step(index, carry):
+        end = stop - index * sizes.key
+        start = jnp.maximum(end - sizes.key, 0)
+        seen = visibility.seen(query_start, sizes.query, start, sizes.key)
+        seen &= (start + jnp.arange(sizes.key) < end)[:, None]
+        seen = jnp.broadcast_to(seen[:, :, None], (*seen.shape[:2], repeats, sizes.query))
+        return body(start, seen.reshape(seen.shape[0], 1, sizes.key, -1), carry)
+
+    count = jnp.maximum(stop - low + sizes.key - 1, 0) // sizes.key
+    return jax.lax.fori_loop(0, count, step, carry)
