@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags
 
@@ -30,17 +34,26 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
         flags.FLAGS.set_gnu_getopt(True)  # flags may follow positional arguments
         try:
             rest = flags.FLAGS(list(argv))
+        except flags.UnrecognizedFlagError as error:
+            _stop(f"--{error.flagname}: unknown flag{_nearest_flag(error.flagname)}")
         except (flags.Error, InputError) as error:
-            return _stop(_one_line(error))
+            _stop(_brief(error))
+        except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            # An override that does not fit the config. What a config file itself raises is a
+            # defect of that file, and keeps its traceback.
+            if "ml_collections" not in traceback.extract_tb(error.__traceback__)[-1].filename:
+                raise
+            _stop(_brief(error))
+        _require_configs()
         if len(rest) > 1 and positional is None:
-            return _stop(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+            _stop(f"unexpected argument {rest[1]!r}: flags are written --name=value")
         return rest
 
     def guarded(argv: Sequence[str]) -> int | None:
         try:
             return main(argv)
         except InputError as error:
-            return _stop(_one_line(error))
+            _stop(_brief(error))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
@@ -48,11 +61,38 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
     app.run(guarded, flags_parser=parse)
 
 
-def _stop(message: str):  # type: ignore[no-untyped-def]
+def _stop(message: str) -> NoReturn:
     bold, plain = ("\033[1;31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     print(f"{bold}error:{plain} {message}", file=sys.stderr)
     sys.exit(BAD_INPUT)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _nearest_flag(name: str) -> str:
+    close = difflib.get_close_matches(name, list(flags.FLAGS), n=1, cutoff=0.6)
+    return f"; did you mean --{close[0]}?" if close else "; --help lists them"
+
+
+def _require_configs() -> None:
+    """Stops if a config file could not be read: ml_collections would say so at its first use."""
+    for name in flags.FLAGS:
+        error = getattr(type(flags.FLAGS[name].value), "_ReportError", None)
+        if error is None:
+            continue
+        try:
+            error(flags.FLAGS[name].value)
+        except OSError as cause:
+            _stop(f"--{name}: {_brief(cause)}")
+
+
+def _brief(error: Exception) -> str:
+    """Returns what a user needs of a message, in one line."""
+    text = str(error).replace("\\n", "\n")
+    if match := re.search(r'Did you mean "(.+)" instead of "(.+)"', text):
+        return f"config key {match[2]!r} is unknown; did you mean {match[1]!r}?"
+    # ml_collections puts whole tracebacks into messages: their last line is what happened.
+    for opening in ("Error whilst parsing config file", "Configuration is not available"):
+        if opening in text:
+            where = text[: text.index(opening)]
+            last = text.strip().splitlines()[-1].strip()
+            text = where + re.sub(r"^[\w.]*Error: ", "", last)
+    return " ".join(text.split())

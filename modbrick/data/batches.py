@@ -92,14 +92,16 @@ class TrainingBatches(Iterator[Batch]):
         self._documents = documents
         self._config = config
         self._processes = (process_index, process_count)
-        self._iterator: grain.DatasetIterator[Batch] | None = None
-        self._stop: weakref.finalize | None = None
+        # Grain's iterator, once there is one. It is closed at exit even where nobody closes it:
+        # once modules are torn down it cannot stop its workers.
+        self._running: list[grain.DatasetIterator[Batch]] = []
+        weakref.finalize(self, _stop, self._running)
         self.set_state(start_row)
 
     def __next__(self) -> Batch:
-        if self._iterator is None:
-            self._iterator = self._start()
-        batch = next(self._iterator)
+        if not self._running:
+            self._running.append(self._start())
+        batch = next(self._running[0])
         self._row += self._config.batch_size
         return batch
 
@@ -116,9 +118,7 @@ class TrainingBatches(Iterator[Batch]):
 
     def close(self) -> None:
         """Stops the workers and threads; the iterator may still be used, and starts them again."""
-        if self._stop is not None:
-            self._stop()
-        self._iterator = self._stop = None
+        _stop(self._running)
 
     def __enter__(self) -> TrainingBatches:
         return self
@@ -152,10 +152,12 @@ class TrainingBatches(Iterator[Batch]):
             )
             # Each worker makes whole batches, in turns: their number changes nothing in them.
             dataset = dataset.mp_prefetch(options)
-        iterator = iter(dataset)
-        # Also where nobody closes it: Grain cannot stop its workers once modules are torn down.
-        self._stop = weakref.finalize(self, iterator.close)
-        return iterator
+        return iter(dataset)
+
+
+def _stop(running: list[grain.DatasetIterator[Batch]]) -> None:
+    while running:
+        running.pop().close()
 
 
 class _LocalRows:

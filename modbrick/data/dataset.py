@@ -14,6 +14,7 @@ the bytes it stands for are *unscored*: bits per byte divide by `bytes - unscore
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -329,11 +330,13 @@ def _check_shard(path: epath.Path, shard: Shard, verify_hash: bool) -> None:
     if size != shard.size:
         state = "empty" if size == 0 else "truncated" if size < shard.size else "too long"
         raise InputError(f"{path}: {state} shard ({size} bytes instead of {shard.size}); {REMEDY}")
-    reader = ArrayRecordReader(str(path))
-    try:
-        found = reader.num_records() if reader.ok() else None
-    finally:
+    found = None
+    # A reader of a damaged file is not ok, or raises on being opened or closed.
+    with contextlib.suppress(RuntimeError):
+        reader = ArrayRecordReader(str(path))
+        records = reader.num_records() if reader.ok() else None
         reader.close()
+        found = records
     if found != shard.records:
         raise InputError(
             f"{path}: damaged shard ({found if found is not None else 'no'} readable records "

@@ -143,9 +143,10 @@ def prepare(config: PreparationConfig, progress: Progress | None = None) -> Repo
         trained = time.monotonic()
         writer.set_tokenizer(tokenizer)
         records = {number: SourceRecord() for number in range(len(sources))}
-        documents = done = 0
+        documents = training = done = 0
         for task, encoded, found in _encode(config, sources, tokenizer, records):
             for number, split, ids, size, unscored in encoded:
+                training += split == "train"
                 writer.add(split, sources[number].domain, ids, size, unscored)
             for number, record in found.items():
                 records[number].merge(record)
@@ -153,6 +154,11 @@ def prepare(config: PreparationConfig, progress: Progress | None = None) -> Repo
             if progress is not None:
                 progress("tokenizing", done, total, documents)
         _require_documents(sources, records)
+        if training == 0 and any(source.split is None for source in sources):
+            raise InputError(
+                f"all {documents} documents are held out by chance: the hash of a file's path "
+                "decides; lower --held_out, rename, or give more files"
+            )
         summaries, lines = _summarise(sources, records)
         manifest = writer.commit(
             sources=summaries, source_lines=lines, arguments=_arguments(config)

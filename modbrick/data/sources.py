@@ -119,7 +119,7 @@ def list_sources(
             some = True
             key = (name, os.path.realpath(path))
             if key not in found:
-                size = os.path.getsize(path)
+                size = os.path.getsize(path) if os.path.exists(path) else 0
                 found[key] = Source(path, relative, name, kind, size, item.split)
             elif found[key].split != item.split:
                 raise InputError(
@@ -150,7 +150,7 @@ def _files(path: str) -> Iterator[tuple[str, str, bool]]:
             raise InputError(f"{path}: no file matches")
         fixed = os.path.dirname(path[: _WILDCARDS.search(path).start()])  # type: ignore[union-attr]
         for match in matches:
-            if os.path.isfile(match):
+            if os.path.isfile(match) or not os.path.exists(match):
                 yield match, _relative(match, fixed or "."), True
     else:
         raise InputError(f"{path}: no such file or directory{_near(path)}")
@@ -176,7 +176,8 @@ def _walk(root: str, without: frozenset[str]) -> Iterator[str]:
         below[:] = sorted(d for d in below if not d.startswith(".") and d not in without)
         for file in sorted(files):
             path = os.path.join(directory, file)
-            if not file.startswith(".") and os.path.isfile(path):
+            # A dangling link is found too: what cannot be read is reported, not passed over.
+            if not file.startswith(".") and (os.path.isfile(path) or not os.path.exists(path)):
                 yield path
 
 

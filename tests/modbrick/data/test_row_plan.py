@@ -1,0 +1,94 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from modbrick.data.config import DataConfig
+from modbrick.data.row_plan import RowPlan
+from modbrick.errors import InputError
+
+
+def config(**fields):
+    return DataConfig("unused", **{"sequence_length": 32, "batch_size": 4, **fields})
+
+
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_a_pool_holds_every_target_once_an_epoch(dataset, packing):
+    documents = dataset.documents("train")
+    plan = RowPlan(documents, config(packing=packing, epochs=2))
+    assert plan.rows is not None
+    counts = Counter(
+        (piece.document, target)
+        for row in range(plan.rows)
+        for piece in plan.pieces(row)
+        for target in range(piece.start, piece.stop)
+    )
+    assert set(counts.values()) == {2}
+    assert len(counts) == documents.targets.sum()
+    assert plan.pieces(plan.rows) == []
+
+
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_a_mixture_gives_shares_of_tokens(dataset, packing):
+    documents = dataset.documents("train")
+    plan = RowPlan(documents, config(packing=packing, mixture={"prose": 3, "code": 1}))
+    tokens = np.zeros(2)
+    for row in range(4000):
+        pieces = plan.pieces(row)
+        domains = {documents.domain_of(piece.document) for piece in pieces}
+        assert len(domains) == 1
+        tokens[domains.pop()] += sum(piece.stop - piece.start for piece in pieces)
+    shares = dict(zip(documents.domains, tokens / tokens.sum(), strict=True))
+    assert shares["prose"] == pytest.approx(0.75, abs=0.005)
+
+
+def test_a_finite_mixture_ends_with_its_first_domain(dataset):
+    documents = dataset.documents("train")
+    plan = RowPlan(documents, config(mixture={"prose": 1, "code": 1}, epochs=1))
+    assert plan.rows is not None
+    tokens = np.zeros(len(documents), int)
+    for row in range(plan.rows):
+        for piece in plan.pieces(row):
+            tokens[piece.document] += piece.stop - piece.start
+    prose = slice(*documents.first[1:3])
+    assert documents.domains[1] == "prose"
+    # All of the smaller domain but, at most, its last row; not all of the larger one.
+    assert documents.targets[prose].sum() - tokens[prose].sum() <= 32
+    assert (tokens <= documents.targets).all()
+    assert tokens.sum() < documents.targets.sum()
+
+
+def test_one_domain_of_a_mixture_is_that_domain_alone(dataset):
+    documents = dataset.documents("train")
+    plan = RowPlan(documents, config(mixture={"prose": 0.2}))
+    numbers = {piece.document for row in range(200) for piece in plan.pieces(row)}
+    assert numbers == set(range(*documents.first[1:3]))
+
+
+def test_a_misspelt_domain_is_named_with_the_nearest(dataset):
+    with pytest.raises(InputError, match=r"'prsoe'.*did you mean 'prose'"):
+        RowPlan(dataset.documents("train"), config(mixture={"prsoe": 1}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sequence_length": 0}, "sequence_length must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"packing": "first_fit"}, "'first_fit'"),
+        ({"mixture": {}}, "no domain"),
+        ({"mixture": {"a": 0.0}}, "'a' must be positive"),
+        ({"mixture": {"a": float("nan")}}, "'a' must be positive"),
+    ],
+)
+def test_a_bad_config_names_the_value(fields, message):
+    with pytest.raises(InputError, match=message):
+        config(**fields)
+
+
+def test_the_order_of_a_mixture_does_not_matter(dataset):
+    documents = dataset.documents("train")
+    one = RowPlan(documents, config(mixture={"prose": 3, "code": 1}))
+    other = RowPlan(documents, config(mixture={"code": 2, "prose": 6}))
+    assert [one.pieces(r) for r in range(100)] == [other.pieces(r) for r in range(100)]

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from modbrick.data.dataset import Dataset
+from modbrick.data.tokenizer import ByteTokenizer
+from modbrick.data.writer import DatasetWriter
+from modbrick.errors import InputError
+
+
+def entries(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+def interrupted(directory, **options):
+    with DatasetWriter(directory, **options) as writer:
+        writer.set_tokenizer(ByteTokenizer())
+        writer.add("train", "a", np.asarray([256, 1, 256]), 1)
+        raise KeyboardInterrupt
+
+
+def test_nothing_is_left_after_an_error(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(str(tmp_path / "set"))
+    assert entries(tmp_path) == []
+
+
+def test_nothing_written_is_refused(tmp_path, write):
+    with pytest.raises(InputError, match="no document"):
+        write(tmp_path / "set", {"train": {}})
+    assert entries(tmp_path) == []
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path, write):
+    (tmp_path / ".set.preparing" / "train").mkdir(parents=True)
+    (tmp_path / ".set.preparing" / "train" / "half").write_text("x")
+    write(tmp_path / "set", {"train": {"a": ["text"]}})
+    assert entries(tmp_path) == ["set"]
+    assert entries(tmp_path / "set") == ["dataset.json", "sources.jsonl", "tokenizer.json", "train"]
+
+
+def test_two_writers_do_not_meet(tmp_path):
+    with DatasetWriter(str(tmp_path / "set")):
+        second = DatasetWriter(str(tmp_path / "set"))
+        with pytest.raises(InputError, match="another process is preparing it"), second:
+            pass
+
+
+def test_what_is_there_is_kept(tmp_path, write):
+    texts = {"train": {"a": ["text"]}}
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    for place, message in (("full", "holds something else"), ("file", "is a file")):
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match=message):
+                write(tmp_path / place, texts, overwrite=overwrite)
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty", texts)
+    with pytest.raises(InputError, match="already holds a finished data set"):
+        write(tmp_path / "empty", texts)
+
+
+def test_overwrite_replaces_a_data_set_whole(tmp_path, write):
+    write(tmp_path / "set", {"train": {"a": ["text"]}, "held_out": {"a": ["more"]}})
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(str(tmp_path / "set"), overwrite=True)
+    assert set(Dataset.open(str(tmp_path / "set")).domains("held_out")) == {"a"}
+    write(tmp_path / "set", {"train": {"b": ["other"]}}, overwrite=True)
+    assert set(Dataset.open(str(tmp_path / "set")).domains("train")) == {"b"}
+    assert entries(tmp_path) == ["set"]
+
+
+def test_shards_are_closed_at_their_size(tmp_path, write):
+    texts = ["x" * 100] * 50
+    data = write(tmp_path / "set", {"train": {"a": texts}}, shard_bytes=1000)
+    shards = data.domains("train")["a"].shards
+    assert len(shards) == 10
+    documents = data.documents("train")
+    assert [len(documents.read(i, 0, 102)) for i in range(50)] == [102] * 50

@@ -1,0 +1,100 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from modbrick.data.dataset import Dataset
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments):
+    return [sys.executable, str(ROOT / "scripts" / "prepare_data.py"), *map(str, arguments)]
+
+
+def run(*arguments, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(30):
+        (tmp_path / "in" / f"{i}.txt").write_text(f"text {i}\n" * 10)
+    return tmp_path
+
+
+def test_it_makes_a_data_set_and_tells(files):
+    (files / "in" / "latin.txt").write_bytes(b"\xe4")
+    (files / "in" / "p.png").write_bytes(b"x")
+    done = run(
+        "--input", "a=in/1*.txt", "in/2.txt", "in/latin.txt", "in", "--output", "out",
+        "--tokenizer", "byte", "--held_out", "0.2", cwd=files,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "latin.txt: not UTF-8" in done.stdout
+    assert "left aside, by extension: 1 .png" in done.stdout
+    data = Dataset.open(str(files / "out"))
+    assert set(data.domains("train")) == {"a", "in", "2"} or "2" in data.domains("held_out")
+    again = run("--input", "in", "--output", "out", cwd=files)
+    assert again.returncode == 2
+    assert "already holds a finished data set" in again.stderr
+    assert run("--input", "in", "--output", "out", "--overwrite", cwd=files).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--inptu", "in", "--output", "out"], "--inptu: unknown flag; did you mean --input?"),
+        (["--input", "in"], "no --output"),
+        (["--output", "out"], "no --input"),
+        (["--input", "i", "--output", "out"], "no such file or directory"),
+        (["--input", "in", "--output", "."], "holds something else"),
+        (["--input", "in", "--output", "out", "--workers", "two"], "--workers=two"),
+        (["--input", "in", "--output", "out", "--tokenizer", "x.json"], "no tokenizer there"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(files, arguments, message):
+    done = run(*arguments, cwd=files)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+    assert sorted(p.name for p in files.iterdir()) == ["in"]
+
+
+def test_help_tells_the_flags(files):
+    done = run("--help", cwd=files)
+    assert done.returncode in (0, 1)  # absl ends --help with 1
+    for flag in ("--input", "--tokenizer", "--held_out", "--text_field", "--[no]overwrite"):
+        assert flag in done.stdout
+    assert "stdlib:" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_when_interrupted(files, number):
+    line = '{"text": "' + "some words to be read " * 50 + '"}\n'
+    (files / "big.jsonl").write_text(line * 60_000)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = ["--input", "big.jsonl", "--output", "out", "--workers", "1"]
+    process = subprocess.Popen(
+        command(*arguments), cwd=files, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 60
+    while not list(files.glob(".out.preparing/train/big/*.array_record")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in errors
+    assert sorted(p.name for p in files.iterdir()) == ["big.jsonl", "in"]
