@@ -1,10 +1,12 @@
-"""Brick addresses: absolute, stable names of parts of a model, and where each lies in the parameters.
+"""Brick addresses: absolute, stable names of parts of a model, and where each lies.
 
 Parameters are stored by *path*, stacked over the layers of a segment and, in banks, over experts:
-`segments.0.feed_forward.up.weight` with axes (layer, expert, width, hidden). Addresses name single bricks
-whatever the stacking: `layer.17.feed_forward.expert.5.up.weight`, `layer.3.attention.router`, `embedding`.
-A pattern is an address, or the front of one; in it, `*`, `?` and `[abc]` match within a component, and
-`4-7` matches the numbers 4 to 7.
+`segments.0.feed_forward.up.weight` with axes (layer, expert, width, hidden). Addresses name single
+bricks
+whatever the stacking: `layer.17.feed_forward.expert.5.up.weight`, `layer.3.attention.router`,
+  `embedding`.
+A pattern is an address, or the front of one; in it, `*`, `?` and `[abc]` match within a component,
+and `4-7` matches the numbers 4 to 7.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from modbrick.schema import nearest
 
 @dataclasses.dataclass(frozen=True)
 class ParameterInfo:
-    """Shape and logical axes of one stored parameter; `first_layer` is the absolute index of its first."""
+    """Shape and logical axes of one stored parameter.
+
+    `first_layer` is the absolute index of its first layer.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -76,9 +81,10 @@ class AddressTable:
         return path in self._parameters
 
     def select(self, patterns: Iterable[str]) -> dict[str, np.ndarray]:
-        """Returns what the patterns cover: for each stored path, a mask over its layers and experts.
+        """Returns what the patterns cover: for each stored path, a mask over layers and experts.
 
-        Paths that nothing covers are left out; a parameter without such axes has a mask of shape `()`.
+        Paths that nothing covers are left out; a parameter without such axes has a mask of shape
+        `()`.
 
         Raises:
           InputError: a pattern that covers nothing.
@@ -97,7 +103,7 @@ class AddressTable:
         return selected
 
     def bricks(self) -> list[str]:
-        """Lists the addresses of single bricks: experts, routers, projections, norms, embedding, head."""
+        """Lists the addresses of bricks: experts, routers, projections, norms, embedding, head."""
         found: dict[str, None] = {}
         for info in self:
             for index in np.ndindex(*info.bank_shape):

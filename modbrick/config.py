@@ -1,8 +1,10 @@
 """What a model is: frozen, validated records, readable from and writable to JSON.
 
-A decoder is a sequence of segments; a segment is one layer config and how often it repeats. Families of
-models (ModuleFormer, JetMoE, Mixtral, Llama, ...) are values of these records, not classes of their own.
-Axis letters: D width, H heads, E experts, K experts per token, F hidden width, V vocabulary, L layers.
+A decoder is a sequence of segments; a segment is one layer config and how often it repeats.
+Families of models (ModuleFormer, JetMoE, Mixtral, Llama, ...) are values of these records, not
+classes of their own.
+Axis letters: D width, H heads, E experts, K experts per token, F hidden width, V vocabulary, L
+layers.
 """
 
 from __future__ import annotations
@@ -44,8 +46,9 @@ class RopeConfig:
     Attributes:
       base: wavelength base (theta).
       fraction: share of each head's width that is rotated, from the front.
-      scaling: `none`; `linear` (positions divided by `factor`); `llama3` (low frequencies divided by
-        `factor`, blended between the two frequency factors); `yarn` (arXiv 2309.00071, section 3).
+      scaling: `none`; `linear` (positions divided by `factor`); `llama3` (low frequencies divided
+        by `factor`, blended between the two frequency factors); `yarn` (arXiv 2309.00071, section
+        3).
       factor: by how much the context is stretched.
       original_context: context length before stretching (llama3, yarn), in tokens.
       low_frequency_factor, high_frequency_factor: the blend's bounds (llama3).
@@ -64,6 +67,12 @@ class RopeConfig:
     beta_slow: float = 1.0
     attention_factor: float | None = None
 
+    @property
+    def stretched_from(self) -> int:
+        """The original context, which llama3 and yarn scalings have."""
+        assert self.original_context is not None, "checked when the config was made"
+        return self.original_context
+
     def __post_init__(self) -> None:
         _require(self.base > 0, f"rope base must be positive, got {self.base}")
         _require(0 < self.fraction <= 1, f"rope fraction must be in (0, 1], got {self.fraction}")
@@ -79,13 +88,13 @@ class RouterConfig:
     """How experts are chosen for a token.
 
     Attributes:
-      kind: `linear` (no bias); `mlp` (hidden layer with bias, exact GELU, output without bias); `gmm`
-        (cosine similarity of a projection to learned centroids, times exp(temperature)).
+      kind: `linear` (no bias); `mlp` (hidden layer with bias, exact GELU, output without bias);
+        `gmm` (cosine similarity of a projection to learned centroids, times exp(temperature)).
       hidden: width of the hidden layer (mlp) or of the centroids (gmm); ignored by `linear`.
-      sample_top_k: in training, how many of the K experts are sampled without replacement instead of
-        taken from the top.
-      gates: `probability` (softmax over all experts, taken as it is) or `renormalised` (divided by the
-        sum over the chosen K).
+      sample_top_k: in training, how many of the K experts are sampled without replacement instead
+        of taken from the top.
+      gates: `probability` (softmax over all experts, taken as it is) or `renormalised` (divided by
+        the sum over the chosen K).
     """
 
     kind: Literal["linear", "mlp", "gmm"] = "mlp"
@@ -185,7 +194,8 @@ class AttentionConfig:
             rotated = self.head_width * self.rope.fraction
             _require(
                 rotated == int(rotated) and int(rotated) % 2 == 0,
-                f"rope rotates an even number of a head's values, got {rotated:g} of {self.head_width}",
+                f"rope rotates an even number of a head's values, got "
+                f"{rotated:g} of {self.head_width}",
             )
 
     @property
@@ -227,7 +237,7 @@ class FeedForwardConfig:
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """One pre-norm decoder layer; its outputs are scaled by `residual_multiplier` before the sum."""
+    """One pre-norm decoder layer; `residual_multiplier` scales what it adds to the stream."""
 
     attention: AttentionConfig
     feed_forward: FeedForwardConfig
@@ -250,8 +260,8 @@ class SegmentConfig:
 class ModelConfig:
     """A decoder-only language model.
 
-    Equal neighbouring segments are merged, so that equal models have equal configs (and checkpoints)
-    however their layers were written down.
+    Equal neighbouring segments are merged, so that equal models have equal configs (and
+    checkpoints) however their layers were written down.
 
     Attributes:
       vocabulary: number of token ids, V.
@@ -260,13 +270,13 @@ class ModelConfig:
       context: tokens the model is meant for; a default for data and caches, not a limit.
       tied_head: the head is the embedding, transposed.
       embedding_multiplier, logit_multiplier: scale the embeddings and the logits.
-      dtype: of the computation. Parameters, log-space sums, router probabilities, logits and losses are
-        float32 whatever it is.
-      router_statistics: `valid` counts real tokens only; `all` counts padded ones too, as the original
-        ModuleFormer code does.
+      dtype: of the computation. Parameters, log-space sums, router probabilities, logits and losses
+        are float32 whatever it is.
+      router_statistics: `valid` counts real tokens only; `all` counts padded ones too, as the
+        original ModuleFormer code does.
       initial_scale: standard deviation of initial embeddings and dense projections.
-      expert_initialiser: initial expert weights: `uniform_fan_in` (uniform in ±1/in, as the original
-        ModuleFormer code) or `normal` (of standard deviation `initial_scale`).
+      expert_initialiser: initial expert weights: `uniform_fan_in` (uniform in ±1/in, as the
+        original ModuleFormer code) or `normal` (of standard deviation `initial_scale`).
     """
 
     vocabulary: int

@@ -4,6 +4,6 @@
 class InputError(ValueError):
     """Bad input from outside: a config, a file, a flag, an environment.
 
-    The message is one line that names the offending thing and the remedy. Scripts print it without a
-    traceback and exit with status 2.
+    The message is one line that names the offending thing and the remedy. Scripts print it without
+    a traceback and exit with status 2.
     """

@@ -1,4 +1,4 @@
-"""How a model is run: choices that may change between two runs without changing what is computed."""
+"""How a model is run: choices that may change freely without changing what is computed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ class ExecutionConfig:
     """Execution of a decoder.
 
     Attributes:
-      rematerialisation: what the forward pass of a layer keeps for the backward pass. `none`: all of it;
-        `full`: only the layer's input; `dots`: results of matrix products; `dots_without_batch`: of those
-        whose operands share no batch axis; `sublayers`: the outputs of attention and feed-forward.
-      attention: implementation of attention (`reference`, `xla`, ...); None: the best that runs here.
+      rematerialisation: what the forward pass of a layer keeps for the backward pass. `none`: all
+        of it; `full`: only the layer's input; `dots`: results of matrix products;
+        `dots_without_batch`: of those whose operands share no batch axis; `sublayers`: the outputs
+        of attention and feed-forward.
+      attention: implementation of attention (`reference`, `xla`, ...); None: the best that runs
+        here.
       dispatch: implementation of expert dispatch; None: the best that runs here.
       unroll: layers of a segment unrolled into one iteration of the scan.
-      head_chunk: positions of each sequence whose logits exist at a time in training and evaluation.
+      head_chunk: positions of each sequence whose logits exist at a time in training and
+        evaluation.
     """
 
     rematerialisation: Rematerialisation = "none"

@@ -40,19 +40,28 @@ def moduleformer(
 ) -> ModelConfig:
     """A ModuleFormer (arXiv 2306.04640): stick-breaking attention experts and feed-forward experts.
 
-    As in the original code, one head as wide as the model has identity keys and values (the released
-    MoLM models); otherwise they are projected, with biases.
+    As in the original code, one head as wide as the model has identity keys and values (the
+    released MoLM models); otherwise they are projected, with biases.
 
     Args:
-      vocabulary, width, layers: V, D and L.
+      vocabulary: V.
+      width: D.
+      layers: L.
       heads: of each attention expert.
       attention_width: of an expert's heads together.
       feed_forward_width: hidden width of a feed-forward expert, F.
-      attention_experts, feed_forward_experts: sizes of the two banks of a layer.
-      top_k: experts per token; `feed_forward_top_k` if those of the feed-forward bank differ.
-      router, router_width, sample_top_k: see `RouterConfig`.
+      attention_experts: attention experts of a layer.
+      feed_forward_experts: feed-forward experts of a layer.
+      top_k: experts per token.
+      feed_forward_top_k: those of the feed-forward bank, if they differ.
+      router: kind of router, see `RouterConfig`.
+      router_width: its hidden width.
+      sample_top_k: how many of the top k are sampled in training.
       activation: of the feed-forward experts.
-      context, dtype, router_statistics, expert_initialiser: see `ModelConfig`.
+      context: see `ModelConfig`, as the following.
+      dtype: of the computation.
+      router_statistics: which tokens count.
+      expert_initialiser: initial expert weights.
     """
     if attention_width % heads:
         raise InputError(f"attention_width {attention_width} does not divide into {heads} heads")

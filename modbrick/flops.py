@@ -1,8 +1,8 @@
 """Useful floating-point operations of a model, counted from its config.
 
-One multiplication with its addition is two operations. Counted are the products of active parameters and
-of attention over the keys a token can see; not counted are lookups, norms, activations, and anything that
-an implementation recomputes or pads.
+One multiplication with its addition is two operations. Counted are the products of active
+parameters and of attention over the keys a token can see; not counted are lookups, norms,
+activations, and anything that an implementation recomputes or pads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def forward_flops(config: ModelConfig, keys_per_token: float) -> dict[str, float
 
 
 def training_flops(config: ModelConfig, keys_per_token: float) -> float:
-    """Returns the operations of one token's forward and backward pass: three times the forward pass."""
+    """Returns the operations of one token forward and backward: three times the forward pass."""
     return 3.0 * sum(forward_flops(config, keys_per_token).values())
 
 

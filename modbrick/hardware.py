@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 
 import jax
 import jax.numpy as jnp
 
-# Dense matrix products per second and device, from the vendors' data sheets (bfloat16, no sparsity).
+# Dense matrix products per second and device, from the vendors' data sheets (bfloat16, no
+# sparsity).
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -20,11 +22,19 @@ PEAK_FLOPS = {
 }
 
 
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between starts: `JAX_COMPILATION_CACHE_DIR` or the user's cache."""
+    if jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "modbrick", "jax"))
+
+
 @functools.cache
 def peak_flops() -> float:
     """Returns floating-point operations per second of all devices together.
 
-    From data sheets where the device is known, otherwise the float32 rate of a dense product, measured.
+    From data sheets where the device is known, otherwise the float32 rate of a dense product,
+    measured.
     """
     device = jax.devices()[0]
     known = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
@@ -34,7 +44,7 @@ def peak_flops() -> float:
 
 
 def measured_flops(size: int = 1024, repeats: int = 5) -> float:
-    """Returns the best float32 rate of a dense `[size, size]` product over some repeats, per second."""
+    """Returns the best rate of a dense float32 `[size, size]` product, operations per second."""
     matrix = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
     product = jax.jit(lambda a: jnp.matmul(a, a, precision=jax.lax.Precision.HIGHEST))
     product(matrix).block_until_ready()

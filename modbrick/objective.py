@@ -1,7 +1,9 @@
 """What training minimises: next-token loss plus scheduled router losses.
 
-Routers report sums over tokens (`RouterStatistics`); losses are functions of those sums over the *global*
-batch: all microbatches, all devices. Losses of routers are computed per layer and summed over layers.
+Routers report sums over tokens (`RouterStatistics`); losses are functions of those sums over the
+*global*
+batch: all microbatches, all devices. Losses of routers are computed per layer and summed over
+  layers.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class ObjectiveConfig:
     router_z: float | CoefficientConfig = 0.0
 
     def schedules(self) -> dict[str, optax.Schedule]:
-        """Returns the weight of each loss as a function of the step; losses that are off are left out."""
+        """Returns the weight of each loss that is on, as a function of the step."""
         return {
             field.name: _schedule(weight)
             for field in dataclasses.fields(self)
@@ -92,14 +94,14 @@ def concentration_loss(statistics: RouterStatistics) -> Float[Array, "..."]:
 
 
 def switch_loss(statistics: RouterStatistics) -> Float[Array, "..."]:
-    """E sum_m f(m) P(m), f the share of choices, P that of probability (arXiv 2101.03961, section 2.2)."""
+    """E sum_m f(m) P(m), choices times mean probability (arXiv 2101.03961, section 2.2)."""
     choices = statistics.choices / _at_least_one(statistics.choices.sum(-1, keepdims=True))
     mass = statistics.probability / _tokens(statistics)[..., None]
     return choices.shape[-1] * (choices * mass).sum(-1)
 
 
 def router_z_loss(statistics: RouterStatistics) -> Float[Array, "..."]:
-    """Mean over tokens of (logsumexp of the logits) squared (ST-MoE, arXiv 2202.08906, section 3)."""
+    """Mean over tokens of the squared log-sum-exp of the logits (arXiv 2202.08906, section 3)."""
     return statistics.squared_log_normaliser / _tokens(statistics)
 
 
@@ -155,10 +157,10 @@ def head_loss(
     multiplier: float,
     chunk: int,
 ) -> Float[Array, ""]:
-    """Weighted sum of next-token losses straight from the final hidden states, by chunks of positions.
+    """Weighted sum of next-token losses from final hidden states, by chunks of positions.
 
-    Logits of more than one chunk never exist. The gradient is computed together with the loss, so the
-    backward pass multiplies no matrices; it costs one copy of the head's gradient until then.
+    Logits of more than one chunk never exist. The gradient is computed together with the loss, so
+    the backward pass multiplies no matrices; it costs one copy of the head's gradient until then.
 
     Args:
       hidden: final hidden states.
@@ -189,11 +191,15 @@ def head_token_losses(
     return losses.swapaxes(0, 1).reshape(hidden.shape[0], -1)[:, : hidden.shape[1]]
 
 
-def _head_loss_forward(hidden, weight, targets, weights, multiplier, chunk):
+def _head_loss_forward(
+    hidden: Array, weight: Array, targets: Array, weights: Array, multiplier: float, chunk: int
+) -> tuple[Array, tuple[Array, Array]]:
     """Returns the loss, and both gradients as residuals."""
     cast = weight.astype(hidden.dtype)
 
-    def run(carry, piece):
+    def run(
+        carry: tuple[Array, Array], piece: tuple[Array, ...]
+    ) -> tuple[tuple[Array, Array], Array]:
         total, weight_gradient = carry
         x, target, scale = piece
         logits = _dot("bsd,dv->bsv", x, cast) * multiplier
@@ -213,7 +219,9 @@ def _head_loss_forward(hidden, weight, targets, weights, multiplier, chunk):
     return total, (gradients[:, : hidden.shape[1]], weight_gradient)
 
 
-def _head_loss_backward(multiplier, chunk, residuals, cotangent):
+def _head_loss_backward(
+    multiplier: float, chunk: int, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array, None, None]:
     del multiplier, chunk
     x_gradient, weight_gradient = residuals
     return (

@@ -1,8 +1,8 @@
 """Typed records from plain data and back: how every config enters and leaves the program.
 
-A record is a frozen dataclass whose fields are numbers, strings, booleans, `None`, `Literal`s, tuples,
-string-keyed mappings, and other records. Reading is strict: an unknown key is refused with the nearest
-known one, a value of the wrong type is refused with its path.
+A record is a frozen dataclass whose fields are numbers, strings, booleans, `None`, `Literal`s,
+tuples, string-keyed mappings, and other records. Reading is strict: an unknown key is refused with
+the nearest known one, a value of the wrong type is refused with its path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from modbrick.errors import InputError
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns a remark for an error message: the known name nearest to `name`, or the list of all."""
+    """Returns a remark for a message: the known name nearest to `name`, or the list of all."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
@@ -37,7 +37,8 @@ def from_mapping[T](cls: type[T], data: Any, path: str = "") -> T:
       path: where `data` stands in the whole, for messages (`model.segments[0]`).
 
     Raises:
-      InputError: an unknown key, a missing key, a value of the wrong type, or one that the record's own
+      InputError: an unknown key, a missing key, a value of the wrong type, or one that the record's
+      own
         validation refuses; the message names the path.
     """
     if isinstance(data, cls):
@@ -45,7 +46,7 @@ def from_mapping[T](cls: type[T], data: Any, path: str = "") -> T:
     if not isinstance(data, Mapping) and not hasattr(data, "items"):
         raise InputError(f"{path or cls.__name__}: expected a mapping, got {data!r}")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # types are hashable
     values = {}
     for key, value in data.items():
         where = f"{path}.{key}" if path else str(key)
@@ -67,7 +68,7 @@ def from_mapping[T](cls: type[T], data: Any, path: str = "") -> T:
 
 
 def to_mapping(record: Any) -> Any:
-    """Returns `record` as plain JSON-able data: dicts, lists, numbers, strings, booleans, `None`."""
+    """Returns `record` as JSON-able data: dicts, lists, numbers, strings, booleans, `None`."""
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         return {
             f.name: to_mapping(getattr(record, f.name))

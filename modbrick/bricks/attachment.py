@@ -16,7 +16,7 @@ BrickMaker = Callable[[jax.Array, Site], SiteBrick]
 
 
 def attach(config: ModelConfig, makers: Mapping[str, BrickMaker], *, key: jax.Array) -> Bricks:
-    """Makes a brick for every layer at each named site, and stacks them as the forward pass takes them.
+    """Makes a brick for every layer at each named site, stacked as the forward pass takes them.
 
     Args:
       config: the model.

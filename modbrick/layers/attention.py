@@ -1,15 +1,18 @@
-"""Causal self-attention: dense heads, or a mixture of attention heads (arXiv 2306.04640, section 2.2)."""
+"""Causal self-attention: dense, or a mixture of attention heads (arXiv 2306.04640, section 2.2)."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from modbrick.config import AttentionConfig, Projection as ProjectionName
+from modbrick.config import AttentionConfig
+from modbrick.config import Projection as ProjectionName
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.attention_weights import attention_weights
 from modbrick.layers.cache import SegmentCache
@@ -27,7 +30,7 @@ from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 
 @dataclasses.dataclass(frozen=True)
 class AttentionOutput:
-    """What an attention layer returns: the result, and what else the call asked for or must know."""
+    """What an attention layer returns: the result, and what else the call asked for."""
 
     output: Float[Array, "B S D"]
     routing: Routing | None
@@ -36,12 +39,22 @@ class AttentionOutput:
     weights: Float[Array, "B H S C"] | None
 
 
+class _Visibility(TypedDict):
+    """Which keys a query sees, as the attention functions take it."""
+
+    query_segment_ids: Int[Array, "B S"] | None
+    key_segment_ids: Int[Array, "B C"] | None
+    key_mask: Bool[Array, "B C"] | None
+    query_offset: Int[Array, ""] | int
+    window: int | None
+
+
 class Attention(nnx.Module):
     """Self-attention over the stream; see `AttentionConfig` for its forms.
 
-    With experts, one router serves the query and the output bank: each of a token's K slots asks with
-    its own queries over shared keys and values, and y = sum over slots of gate times slot output times
-    that expert's output weight.
+    With experts, one router serves the query and the output bank: each of a token's K slots asks
+    with its own queries over shared keys and values, and y = sum over slots of gate times slot
+    output times that expert's output weight.
     """
 
     def __init__(
@@ -55,20 +68,27 @@ class Attention(nnx.Module):
     ):
         self.config = config
 
-        def projection(name: ProjectionName, shape: tuple[int, int], axes: tuple[str, str]):
+        def projection(
+            name: ProjectionName, shape: tuple[int, int], axes: tuple[str, str]
+        ) -> Projection:
             biased = name in config.biases
             return Projection(shape, axes, initialiser=normal(scale), bias=biased, rngs=rngs)
 
         inwards, outwards = (width, config.query_width), (config.query_width, width)
         if config.experts is None:
-            self.query = projection("query", inwards, ("width", "heads"))
-            self.output = projection("output", outwards, ("heads", "width"))
+            self.query: Projection | ExpertProjections = projection(
+                "query", inwards, ("width", "heads")
+            )
+            self.output: Projection | ExpertProjections = projection(
+                "output", outwards, ("heads", "width")
+            )
         else:
-            bank = {"initialiser": expert_initialiser, "rngs": rngs}
-            count = config.experts.count
+            bank = functools.partial(
+                ExpertProjections, config.experts.count, initialiser=expert_initialiser, rngs=rngs
+            )
             self.router = Router(config.experts, width, scale, rngs=rngs)
-            self.query = ExpertProjections(count, inwards, ("width", "heads"), **bank)
-            self.output = ExpertProjections(count, outwards, ("heads", "width"), **bank)
+            self.query = bank(inwards, ("width", "heads"))
+            self.output = bank(outwards, ("heads", "width"))
             if config.experts.output_bias:
                 self.output_bias = parameter(rngs, constant(0.0), (width,), ("width",))
         if config.key_value == "projected":
@@ -101,7 +121,8 @@ class Attention(nnx.Module):
           bricks: attached to this layer.
           execution: which implementations to use.
           key: for sampled top-k routing.
-          cache: earlier keys and values of this segment; the new ones are written at `stream.offset`.
+          cache: earlier keys and values of this segment; the new ones are written at
+            `stream.offset`.
           layer: index of this layer in its segment; needed with a cache.
           return_weights: also return the weights, by a form that needs memory for all pairs.
         """
@@ -111,27 +132,35 @@ class Attention(nnx.Module):
             routing, statistics = self.router(x, "attention.router", stream, bricks, key)
         queries = self._queries(x, routing, stream, bricks, execution)
         keys, values = self._keys_and_values(x, stream, bricks)
-        if cache is not None:
+        if cache is not None and layer is not None:
             cache, keys, values = cache.write(layer, stream.offset, keys, values)
             keys, values = keys.astype(x.dtype), values.astype(x.dtype)
-        visible = {
-            "query_segment_ids": stream.query_segment_ids,
-            "key_segment_ids": stream.key_segment_ids,
-            "key_mask": stream.key_mask,
-            "query_offset": stream.offset,
-            "window": config.window,
-        }
+        visible = _Visibility(
+            query_segment_ids=stream.query_segment_ids,
+            key_segment_ids=stream.key_segment_ids,
+            key_mask=stream.key_mask,
+            query_offset=stream.offset,
+            window=config.window,
+        )
         weights = attention_weights(config, queries, keys, **visible) if return_weights else None
         mixed = self._attend(queries, keys, values, visible, execution)
         y = self._output(mixed, routing, stream, bricks, execution)
         return AttentionOutput(y, routing, statistics, cache, weights)
 
-    def _queries(self, x, routing, stream, bricks, execution) -> Float[Array, "B S N W"]:
-        """Returns query heads [B, S, N, W], N = K H with experts; heads that share keys are adjacent."""
+    def _queries(
+        self,
+        x: Float[Array, "B S D"],
+        routing: Routing | None,
+        stream: Stream,
+        bricks: SiteBricks,
+        execution: ExecutionConfig,
+    ) -> Float[Array, "B S N W"]:
+        """Returns query heads, N = K H with experts; heads that share keys are adjacent."""
         config = self.config
-        if routing is None:
+        if isinstance(self.query, Projection):
             queries = self.query(x)
         else:
+            assert routing is not None, "a bank of queries has a router"
             queries = grouped_matmul(
                 x.reshape(-1, x.shape[-1]),
                 self.query.weight[...].astype(x.dtype),
@@ -151,7 +180,9 @@ class Attention(nnx.Module):
         ).swapaxes(2, 3)
         return grouped.reshape(*x.shape[:2], slots * config.heads, config.head_width)
 
-    def _keys_and_values(self, x, stream, bricks):
+    def _keys_and_values(
+        self, x: Float[Array, "B S D"], stream: Stream, bricks: SiteBricks
+    ) -> tuple[Float[Array, "B S G W"], Float[Array, "B S G W"]]:
         config = self.config
         if config.key_value == "identity":
             keys = values = x
@@ -175,7 +206,14 @@ class Attention(nnx.Module):
         heads = x.reshape(*x.shape[:-1], -1, self.config.head_width)
         return norm(heads).reshape(x.shape)
 
-    def _attend(self, queries, keys, values, visible, execution) -> Float[Array, "B S N W"]:
+    def _attend(
+        self,
+        queries: Float[Array, "B S N W"],
+        keys: Float[Array, "B C G W"],
+        values: Float[Array, "B C G W"],
+        visible: _Visibility,
+        execution: ExecutionConfig,
+    ) -> Float[Array, "B S N W"]:
         if self.config.kind == "softmax":
             return softmax_attention(
                 queries,
@@ -195,17 +233,26 @@ class Attention(nnx.Module):
             **visible,
         ).output
 
-    def _output(self, mixed, routing, stream, bricks, execution) -> Float[Array, "B S D"]:
-        config = self.config
+    def _output(
+        self,
+        mixed: Float[Array, "B S N W"],
+        routing: Routing | None,
+        stream: Stream,
+        bricks: SiteBricks,
+        execution: ExecutionConfig,
+    ) -> Float[Array, "B S D"]:
+        config, experts = self.config, self.config.experts
         batch, sequence = mixed.shape[:2]
-        if routing is None:
+        if isinstance(self.output, Projection):
             mixed = mixed.reshape(batch, sequence, config.query_width)
             return attach(bricks, "attention.output", mixed, self.output(mixed), stream.brick_ids)
+        assert routing is not None, "a bank of outputs has a router"
+        assert experts is not None, "and a config"
         # [B, S, G, K, H/G, W] back to slots of whole experts.
         slots = mixed.reshape(
-            batch, sequence, config.grouped_heads, config.experts.top_k, -1, config.head_width
+            batch, sequence, config.grouped_heads, experts.top_k, -1, config.head_width
         ).swapaxes(2, 3)
-        slots = slots.reshape(batch * sequence, config.experts.top_k, config.query_width)
+        slots = slots.reshape(batch * sequence, experts.top_k, config.query_width)
         y = grouped_matmul(
             slots,
             self.output.weight[...].astype(slots.dtype),
@@ -215,7 +262,7 @@ class Attention(nnx.Module):
             gates=routing.gates,
             implementation=execution.dispatch,
         ).reshape(batch, sequence, -1)
-        if config.experts.output_bias:
+        if experts.output_bias:
             y = (y + self.output_bias[...]).astype(slots.dtype)
         if bricks.get("attention.output"):
             weighted = jnp.einsum("tka,tk->ta", slots, routing.gates.astype(slots.dtype))

@@ -1,4 +1,4 @@
-"""Attention weights of every query-key pair, for looking at small inputs: needs memory for all pairs."""
+"""Attention weights of every query-key pair, for looking at small inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def attention_weights(
     """Returns the weight of each key for each query, float32.
 
     Stick-breaking: A_ij = sigmoid(z_ij) prod_{l > j} (1 - sigmoid(z_il)) over visible keys
-    (arXiv 2410.17980, section 2); softmax: the softmax over visible keys, zeros where none is visible.
+    (arXiv 2410.17980, section 2); softmax: the softmax over visible keys, zeros where none is
+    visible.
     """
     batch, sequence, heads, width = query.shape
     groups = key.shape[2]

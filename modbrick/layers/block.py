@@ -56,12 +56,13 @@ class Block(nnx.Module):
         self.attention = Attention(config.attention, width, scale, expert_initialiser, rngs=rngs)
         self.feed_forward_norm = Norm(config.norm, width, rngs=rngs)
         feed_forward = config.feed_forward
-        if feed_forward.experts is None:
-            self.feed_forward = FeedForward(feed_forward, width, scale, rngs=rngs)
-        else:
-            self.feed_forward = ExpertFeedForward(
+        self.feed_forward: FeedForward | ExpertFeedForward = (
+            FeedForward(feed_forward, width, scale, rngs=rngs)
+            if feed_forward.experts is None
+            else ExpertFeedForward(
                 feed_forward, feed_forward.experts, width, scale, expert_initialiser, rngs=rngs
             )
+        )
 
     def __call__(
         self,
@@ -78,7 +79,8 @@ class Block(nnx.Module):
         """Runs the layer; see `Decoder.__call__` for what can be captured."""
         attention_key, feed_forward_key = (None, None) if key is None else jax.random.split(key)
         multiplier = self.config.residual_multiplier
-        statistics, routing = {}, {}
+        statistics: dict[str, RouterStatistics] = {}
+        routing: dict[str, Routing] = {}
 
         normed = self.attention_norm(x)
         attended = self.attention(
@@ -93,11 +95,11 @@ class Block(nnx.Module):
         )
         y = attach(bricks, "attention", normed, attended.output, stream.brick_ids)
         x = x + mark_sublayer(y) * multiplier
-        if attended.statistics is not None:
+        if attended.statistics is not None and attended.routing is not None:
             statistics["attention"], routing["attention"] = attended.statistics, attended.routing
 
         normed = self.feed_forward_norm(x)
-        if self.config.feed_forward.experts is None:
+        if isinstance(self.feed_forward, FeedForward):
             y = self.feed_forward(normed, stream, bricks)
         else:
             y, routing["feed_forward"], statistics["feed_forward"] = self.feed_forward(

@@ -23,7 +23,7 @@ class SegmentCache:
     def write(
         self,
         layer: Int[Array, ""],
-        offset: Int[Array, ""],
+        offset: Int[Array, ""] | int,
         keys: Float[Array, "B S G W"],
         values: Float[Array, "B S G W"],
     ) -> tuple[SegmentCache, Float[Array, "B C G W"], Float[Array, "B C G W"]]:

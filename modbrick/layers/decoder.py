@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from modbrick.addresses import AddressTable, ParameterInfo
 from modbrick.config import ModelConfig
 from modbrick.execution import ExecutionConfig
+from modbrick.layers.block import Block, LayerRecord
 from modbrick.layers.cache import Cache
 from modbrick.layers.norms import Norm
 from modbrick.layers.parameters import Initialiser, normal, parameter, uniform_fan_in
@@ -33,12 +34,12 @@ class Features:
 
     Attributes:
       hidden: after the final norm.
-      router_statistics: totals of each router, `segments.N.attention` and `segments.N.feed_forward`,
-        stacked over the segment's layers.
+      router_statistics: totals of each router, `segments.N.attention` and
+        `segments.N.feed_forward`, stacked over the segment's layers.
       cache: updated, if one was given.
-      captured: what `capture` named: `hidden_states` `[L+1, B, S, D]` (the embedding, then the stream
-        after each layer); `attention_weights`, one `[L, B, H, S, C]` by segment; `routing`, one stacked
-        `Routing` by router.
+      captured: what `capture` named: `hidden_states` `[L+1, B, S, D]` (the embedding, then the
+        stream after each layer); `attention_weights`, one `[L, B, H, S, C]` by segment; `routing`,
+        one stacked `Routing` by router.
     """
 
     hidden: Float[Array, "B S D"]
@@ -71,16 +72,17 @@ class Decoder(nnx.Module):
         config: ModelConfig,
         *,
         key: jax.Array | None = None,
-        execution: ExecutionConfig = ExecutionConfig(),
+        execution: ExecutionConfig | None = None,
     ):
         """Initialises the parameters.
 
         Args:
           config: the model.
           key: of the initial values; None: `jax.random.key(0)`.
-          execution: how to run it.
+          execution: how to run it; None: as is best here.
         """
-        self.config, self.execution = config, execution
+        self.config = config
+        self.execution = ExecutionConfig() if execution is None else execution
         key = jax.random.key(0) if key is None else key
         outer, inner = jax.random.split(key)
         rngs = nnx.Rngs(params=outer)
@@ -99,7 +101,7 @@ class Decoder(nnx.Module):
                 initialiser=normal(scale),
                 rngs=rngs,
             )
-        self.segments = nnx.Dict()
+        self.segments: nnx.Dict[Block] = nnx.Dict()
         first = 0
         for index, segment in enumerate(config.segments):
             self.segments[str(index)] = stacked_block(
@@ -132,7 +134,8 @@ class Decoder(nnx.Module):
           bricks: what is attached.
           brick_ids: which variant of the attached bricks each example or token uses, -1 none.
           capture: intermediate values to return, of `CAPTURES`.
-          key: draws the sampled part of sampled top-k routing; None, as in evaluation, samples nothing.
+          key: draws the sampled part of sampled top-k routing; None, as in evaluation, samples
+            nothing.
 
         Raises:
           ValueError: an unknown capture, or shapes that disagree.
@@ -179,8 +182,10 @@ class Decoder(nnx.Module):
         x = self.embedding[...][tokens] * config.embedding_multiplier
         x = x.astype(config.dtype)
         x = attach(bricks.decoder, "embedding", x, x, brick_ids)
-        caches, records, first = {}, {}, 0
-        hidden_states = [x[None]]
+        caches: dict[str, Any] = {}
+        records: dict[str, LayerRecord] = {}
+        first = 0
+        embedded = x
         for index, segment in enumerate(config.segments):
             name = str(index)
             x, caches[name], records[name] = run_segment(
@@ -195,11 +200,11 @@ class Decoder(nnx.Module):
                 cache=None if cache is None else cache.segments[name],
                 capture=capture,
             )
-            hidden_states.append(records[name].hidden)
             first += segment.repeats
         captured: dict[str, Any] = {}
         if "hidden_states" in capture:
-            captured["hidden_states"] = jnp.concatenate(hidden_states)
+            after_layers = [r.hidden for r in records.values() if r.hidden is not None]
+            captured["hidden_states"] = jnp.concatenate([embedded[None], *after_layers])
         if "attention_weights" in capture:
             captured["attention_weights"] = {n: r.attention_weights for n, r in records.items()}
         if "routing" in capture:
@@ -228,7 +233,15 @@ class Decoder(nnx.Module):
         """Weight of the head, float32: the embedding, transposed, if tied."""
         return self.embedding[...].T if self.config.tied_head else self.head.weight[...]
 
-    def _stream(self, tokens, attention_mask, segment_ids, positions, cache, brick_ids):
+    def _stream(
+        self,
+        tokens: Int[Array, "B S"],
+        attention_mask: Bool[Array, "B S"] | None,
+        segment_ids: Int[Array, "B S"] | None,
+        positions: Int[Array, "B S"] | None,
+        cache: Cache | None,
+        brick_ids: Int[Array, "B S"] | None,
+    ) -> tuple[Stream, Cache | None]:
         """Returns the stream of these tokens, and the cache with their masks written."""
         for name, value in (
             ("attention_mask", attention_mask),
@@ -243,7 +256,8 @@ class Decoder(nnx.Module):
         counted = None if self.config.router_statistics == "all" else mask
         if positions is None:
             positions = _positions(tokens, mask, cache)
-        key_mask, key_segment_ids, offset = mask, segment_ids, 0
+        key_mask, key_segment_ids = mask, segment_ids
+        offset: Int[Array, ""] | int = 0
         if cache is not None:
             real = jnp.ones(tokens.shape, bool) if mask is None else mask
             key_mask, slots = cache.append(real, segment_ids)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -23,15 +25,18 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: FeedForwardConfig, width: int, scale: float, *, rngs: nnx.Rngs):
         self.config = config
-        options = {"initialiser": normal(scale), "bias": config.bias, "rngs": rngs}
-        self.up = Projection((width, config.hidden), ("width", "hidden"), **options)
+        projection = functools.partial(
+            Projection, initialiser=normal(scale), bias=config.bias, rngs=rngs
+        )
+        self.up = projection((width, config.hidden), ("width", "hidden"))
         if config.gated:
-            self.gate = Projection((width, config.hidden), ("width", "hidden"), **options)
-        self.down = Projection((config.hidden, width), ("hidden", "width"), **options)
+            self.gate = projection((width, config.hidden), ("width", "hidden"))
+        self.down = projection((config.hidden, width), ("hidden", "width"))
 
     def __call__(
         self, x: Float[Array, "B S D"], stream: Stream, bricks: SiteBricks
     ) -> Float[Array, "B S D"]:
+        """Runs the layer on every token."""
         activation = ACTIVATIONS[self.config.activation]
         hidden = attach(bricks, "feed_forward.up", x, self.up(x), stream.brick_ids)
         if self.config.gated:
@@ -57,12 +62,13 @@ class ExpertFeedForward(nnx.Module):
     ):
         self.config, self.experts = config, experts
         self.router = Router(experts, width, scale, rngs=rngs)
-        options = {"initialiser": expert_initialiser, "rngs": rngs}
-        inwards, outwards = (width, config.hidden), (config.hidden, width)
-        self.up = ExpertProjections(experts.count, inwards, ("width", "hidden"), **options)
+        bank = functools.partial(
+            ExpertProjections, experts.count, initialiser=expert_initialiser, rngs=rngs
+        )
+        self.up = bank((width, config.hidden), ("width", "hidden"))
         if config.gated:
-            self.gate = ExpertProjections(experts.count, inwards, ("width", "hidden"), **options)
-        self.down = ExpertProjections(experts.count, outwards, ("hidden", "width"), **options)
+            self.gate = bank((width, config.hidden), ("width", "hidden"))
+        self.down = bank((config.hidden, width), ("hidden", "width"))
         if experts.output_bias:
             self.output_bias = parameter(rngs, constant(0.0), (width,), ("width",))
 
@@ -74,6 +80,7 @@ class ExpertFeedForward(nnx.Module):
         execution: ExecutionConfig,
         key: jax.Array | None,
     ) -> tuple[Float[Array, "B S D"], Routing, RouterStatistics]:
+        """Routes every token and combines what its experts return."""
         routing, statistics = self.router(x, "feed_forward.router", stream, bricks, key)
         dtype = x.dtype
         y = grouped_feed_forward(

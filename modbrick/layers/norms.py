@@ -12,7 +12,7 @@ from modbrick.layers.parameters import constant, parameter
 
 
 class Norm(nnx.Module):
-    """LayerNorm (arXiv 1607.06450) or RMSNorm (arXiv 1910.07467), by config; scale and bias `[width]`."""
+    """LayerNorm (arXiv 1607.06450) or RMSNorm (arXiv 1910.07467); scale and bias `[width]`."""
 
     def __init__(self, config: NormConfig, width: int, *, rngs: nnx.Rngs, axis: str = "width"):
         self.config = config

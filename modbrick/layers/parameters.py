@@ -18,7 +18,7 @@ def normal(scale: float) -> Initialiser:
 
 
 def uniform_fan_in(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Uniform values in ±1/in for weights `[..., in, out]`, as the original ModuleFormer experts."""
+    """Uniform values in ±1/in for weights `[..., in, out]`, as in the original ModuleFormer."""
     bound = 1.0 / shape[-2]
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 

@@ -25,14 +25,14 @@ def rope_frequencies(config: RopeConfig, head_width: int) -> np.ndarray:
         case "linear":
             frequencies = frequencies / config.factor
         case "llama3":
-            turns = config.original_context * frequencies / (2 * np.pi)  # over the original context
+            turns = config.stretched_from * frequencies / (2 * np.pi)  # over the original context
             low, high = config.low_frequency_factor, config.high_frequency_factor
             keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
             frequencies = (1 - keep) * frequencies / config.factor + keep * frequencies
         case "yarn":
             low, high = (
                 rotated
-                * math.log(config.original_context / (beta * 2 * math.pi))
+                * math.log(config.stretched_from / (beta * 2 * math.pi))
                 / (2 * math.log(config.base))
                 for beta in (config.beta_fast, config.beta_slow)
             )
@@ -43,7 +43,7 @@ def rope_frequencies(config: RopeConfig, head_width: int) -> np.ndarray:
 
 
 def rope_multiplier(config: RopeConfig) -> float:
-    """Returns by how much rotated values are scaled (arXiv 2309.00071, section 3.4); 1 but for yarn."""
+    """Returns the factor of rotated values (arXiv 2309.00071, section 3.4): 1 but for yarn."""
     if config.scaling != "yarn":
         return 1.0
     if config.attention_factor is not None:

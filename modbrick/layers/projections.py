@@ -11,7 +11,7 @@ from modbrick.layers.parameters import Initialiser, constant, parameter
 
 
 def matmul(x: Float[Array, "... I"], weight: Float[Array, "I O"]) -> Float[Array, "... O"]:
-    """x W in the dtype of `x`, accumulated and returned in float32.
+    """X W in the dtype of `x`, accumulated and returned in float32.
 
     Float32 inputs are multiplied with float32 accuracy on every backend.
     """
@@ -22,7 +22,7 @@ def matmul(x: Float[Array, "... I"], weight: Float[Array, "I O"]) -> Float[Array
 
 
 class Projection(nnx.Module):
-    """y = x W + b with W `[in, out]`, b `[out]` or absent; float32 parameters, result in x's dtype."""
+    """y = x W + b with W `[in, out]` and b `[out]` or absent, float32."""
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class Projection(nnx.Module):
             self.bias = parameter(rngs, constant(0.0), shape[1:], axes[1:])
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        """Maps the last axis; in the dtype of `x`."""
         y = matmul(x, self.weight[...])
         if hasattr(self, "bias"):
             y = y + self.bias[...]
@@ -45,7 +46,7 @@ class Projection(nnx.Module):
 
 
 class ExpertProjections(nnx.Module):
-    """A bank of E linear maps, weight `[E, in, out]`; applied through a routing plan by its owner."""
+    """A bank of E linear maps, weight `[E, in, out]`; its owner applies it by a routing plan."""
 
     def __init__(
         self,

@@ -29,5 +29,6 @@ def rematerialised(function: Callable[..., Any], policy: Rematerialisation) -> C
     }
     if policy == "none":
         return function
-    # Inside a scan nothing can be merged across iterations, so the barrier against it is not needed.
+    # Inside a scan nothing can be merged across iterations, so the barrier against it is not
+    # needed.
     return jax.checkpoint(function, policy=kept[policy], prevent_cse=False)

@@ -1,4 +1,4 @@
-"""Routers: which experts a token goes to, with which gates, and what the losses need to know of it."""
+"""Routers: which experts a token goes to, with which gates, and what losses must know of it."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,12 +57,14 @@ def run_segment(
     """Runs the layers of a stacked block in order.
 
     Returns:
-      The stream after the last layer, the updated cache, and the layers' records stacked on a leading
-      axis.
+      The stream after the last layer, the updated cache, and the layers' records stacked on a
+      leading axis.
     """
     graph, parameters = nnx.split(block)
 
-    def run_layer(carry, inputs):
+    def run_layer(
+        carry: tuple[Array, SegmentCache | None], inputs: tuple[Any, SiteBricks, Array]
+    ) -> tuple[tuple[Array, SegmentCache | None], LayerRecord]:
         x, cache = carry
         parameters, bricks, index = inputs
         layer_key = None if key is None else jax.random.fold_in(key, first_layer + index)

@@ -1,8 +1,11 @@
 """Sites: the named places of a layer or a decoder where bricks plug in.
 
-A brick at a site sees the inputs and the outputs that the layer computed there, and returns new outputs.
-Bricks are arguments of the forward pass, stacked over the layers of a segment like the layers themselves:
-attaching, swapping or mixing them needs no new layer class, and no recompilation while shapes agree.
+A brick at a site sees the inputs and the outputs that the layer computed there, and returns new
+outputs. Bricks are arguments of the forward pass, stacked over the layers of a segment like the
+layers
+themselves: attaching, swapping or mixing them needs no new layer class, and no recompilation while
+  shapes
+agree.
 """
 
 from __future__ import annotations
@@ -44,8 +47,8 @@ class Bricks:
     """Everything attached to a decoder.
 
     Attributes:
-      segments: for each segment by index as text, the bricks at its layers' sites; every array has a
-        leading axis over the segment's layers.
+      segments: for each segment by index as text, the bricks at its layers' sites; every array has
+        a leading axis over the segment's layers.
       decoder: bricks at the decoder's own sites, `embedding` and `head`.
     """
 
@@ -65,11 +68,11 @@ class Site:
 def layer_sites(layer: LayerConfig, width: int) -> tuple[Site, ...]:
     """Lists the sites of a layer.
 
-    Projections have one each (`attention.query`, ...; with attention experts, `query` hands the brick the
-    layer's input and every slot's queries, `output` the gate-weighted sum of the slots and the combined
-    output). `attention` and `feed_forward` see a sublayer whole (where an adapter sits), `residual` the
-    stream after the layer, `*.router` the router's logits. The up, gate and down projections are sites
-    in a dense feed-forward only: expert banks compute them as one.
+    Projections have one each (`attention.query`, ...; with attention experts, `query` hands the
+    brick the layer's input and every slot's queries, `output` the gate-weighted sum of the slots
+    and the combined output). `attention` and `feed_forward` see a sublayer whole (where an adapter
+    sits), `residual` the stream after the layer, `*.router` the router's logits. The up, gate and
+    down projections are sites in a dense feed-forward only: expert banks compute them as one.
     """
     attention, feed_forward = layer.attention, layer.feed_forward
     sites = [
@@ -94,7 +97,7 @@ def layer_sites(layer: LayerConfig, width: int) -> tuple[Site, ...]:
 
 
 def decoder_sites(config: ModelConfig) -> tuple[Site, ...]:
-    """Lists the decoder's own sites: the embeddings (in and out) and the logits from the final norm."""
+    """Lists the decoder's own sites: the embeddings, and the logits from the final norm."""
     return (
         Site("embedding", config.width, config.width),
         Site("head", config.width, config.vocabulary),
@@ -108,7 +111,7 @@ def attach(
     outputs: Float[Array, "B S ..."],
     brick_ids: Int[Array, "B S"] | None,
 ) -> Float[Array, "B S ..."]:
-    """Applies the bricks attached at `site`, in order; without any, `outputs` comes back untouched."""
+    """Applies the bricks attached at `site`, in order; without any, returns `outputs`."""
     for brick in bricks.get(site, ()):
         outputs = brick(inputs, outputs, brick_ids)
     return outputs

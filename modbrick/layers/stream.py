@@ -11,13 +11,14 @@ from jaxtyping import Array, Bool, Int
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Positions, visibility and identity of the tokens of one call, `[B, S]`, and of the keys, `[B, C]`.
+    """Positions, visibility and identity of a call's tokens `[B, S]` and of the keys `[B, C]`.
 
     Attributes:
       positions: of each token in its document.
       offset: index among the keys at which token 0 of this call stands.
       key_mask: keys that can be attended to; None: all.
-      query_segment_ids, key_segment_ids: documents, which do not see each other; None: one document.
+      query_segment_ids, key_segment_ids: documents, which do not see each other; None: one
+        document.
       counted: tokens that count in router statistics; None: all.
       brick_ids: variant of each attached brick for each token; None: variant 0.
     """

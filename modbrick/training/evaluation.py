@@ -61,11 +61,11 @@ EvaluationStep = Callable[[Any, Batch], tuple[Float[Array, "B S"], dict[str, Rou
 
 
 def evaluation_step(config: ModelConfig, execution: ExecutionConfig) -> EvaluationStep:
-    """Returns the compiled `step(parameters, batch) -> (loss of each target, router statistics)`."""
+    """Returns the compiled `step(parameters, batch) -> (losses of targets, router statistics)`."""
     graph = decoder_graph(config, execution)
 
     @jax.jit
-    def step(parameters: Any, batch: Batch):
+    def step(parameters: Any, batch: Batch) -> tuple[Array, dict[str, RouterStatistics]]:
         model = nnx.merge(graph, parameters)
         features = model.features(
             batch["tokens"], segment_ids=batch["segment_ids"], positions=batch["positions"]
@@ -87,7 +87,7 @@ def evaluate(
     parameters: Any,
     batches: EvaluationBatches,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> EvaluationResult:
     """Evaluates parameters on every batch.
 
@@ -95,11 +95,11 @@ def evaluate(
       step: from `evaluation_step`.
       parameters: nested, whole.
       batches: held-out text; each of its targets counts exactly once.
-      progress: called with (batches done, batches in all).
+      progress: called after each batch.
     """
     losses = np.zeros(len(batches.domains), np.float64)
-    statistics: dict[str, RouterStatistics] = {}
-    for done, batch in enumerate(batches, start=1):
+    statistics: dict[str, Any] = {}
+    for batch in batches:
         of_tokens, of_routers = step(parameters, {k: v for k, v in batch.items() if k != "domains"})
         losses += np.bincount(
             batch["domains"].reshape(-1),
@@ -108,7 +108,7 @@ def evaluate(
         )
         statistics = jax.tree.map(np.add, statistics, of_routers) if statistics else of_routers
         if progress is not None:
-            progress(done, len(batches))
+            progress()
     domains = {
         name: _result(
             loss, batches.tokens[name], batches.scored_bytes[name], batches.documents[name]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
+from modbrick.config import ModelConfig
+from modbrick.errors import InputError
+from modbrick.flops import training_flops
 from modbrick.training.router_health import RouterHealth
 from modbrick.training.step import StepReport
 
@@ -25,24 +30,38 @@ class MetricsWindow:
 
     def __init__(self, flops_per_second: float):
         self._peak = flops_per_second
+        self._compiled = False
         self._clear()
 
     def _clear(self) -> None:
         self._reports: list[StepReport] = []
         self._tokens = 0
         self._flops = 0.0
+        self._timed_steps = 0
         self._start = time.perf_counter()
 
     def add(self, report: StepReport, tokens: int, flops: float) -> None:
-        """Adds a step: its report on the host, the tokens it read, and the useful operations it took."""
+        """Adds a step: its report, the tokens it read, and the useful operations it took.
+
+        Waits for the step before it, so that the host is at most one step ahead of the devices.
+        The very first step compiles: rates leave it out.
+        """
+        if self._reports:
+            jax.block_until_ready(self._reports[-1].loss)
         self._reports.append(report)
+        if not self._compiled:
+            jax.block_until_ready(report.loss)
+            self._compiled, self._start = True, time.perf_counter()
+            return
+        self._timed_steps += 1
         self._tokens += tokens
         self._flops += flops
 
     def record(self, step: int) -> dict[str, Any]:
-        """Returns the record of the steps since the last one, the newest being `step`; starts anew."""
+        """Returns the record of the steps since the last one, up to `step`; starts anew."""
+        reports = jax.device_get(self._reports)
         seconds = time.perf_counter() - self._start
-        reports, last = self._reports, self._reports[-1]
+        last = reports[-1]
         statistics = jax.tree.map(lambda *s: sum(s), *(r.router_statistics for r in reports))
         record = {
             "step": step,
@@ -51,15 +70,47 @@ class MetricsWindow:
             "gradient_norm": float(last.optimizer.gradient_norm),
             "learning_rate": float(last.optimizer.learning_rate),
             "skipped_updates": int(last.optimizer.skipped_total),
+            "skipped_in_a_row": int(last.optimizer.skipped_in_a_row),
             "tokens_per_second": self._tokens / seconds,
             "utilisation": self._flops / seconds / self._peak,
-            "seconds_per_step": seconds / len(reports),
+            "seconds_per_step": seconds / self._timed_steps if self._timed_steps else None,
             "routers": {
                 name: RouterHealth.from_statistics(s).to_mapping() for name, s in statistics.items()
             },
         }
         self._clear()
         return record
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock for what is no training; waits for the steps before it first."""
+        if self._reports:
+            jax.block_until_ready(self._reports[-1].loss)
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
+
+def useful_flops(config: ModelConfig, batch: Mapping[str, np.ndarray]) -> float:
+    """Returns the useful operations of training on a packed batch; padding counts as none."""
+    real = batch["segment_ids"] != 0
+    tokens = int(real.sum())
+    keys_per_token = (batch["positions"] + 1)[real].mean() if tokens else 0.0
+    return tokens * training_flops(config, float(keys_per_token))
+
+
+class DivergedError(InputError):
+    """Training does not learn any more: its gradients stay non-finite."""
+
+
+def check_skipped(record: Mapping[str, Any], limit: int) -> None:
+    """Raises `DivergedError` if so many updates in a row were skipped."""
+    if record["skipped_in_a_row"] >= limit:
+        raise DivergedError(
+            f"step {record['step']}: {record['skipped_in_a_row']} updates in a row had non-finite "
+            "gradients and were skipped; lower optimizer.learning_rate, or continue from an "
+            "earlier checkpoint"
+        )
 
 
 class MetricsWriter:

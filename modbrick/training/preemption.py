@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM (and Ctrl-C) end a run after the step in hand, with everything saved."""
+"""Being asked to stop: SIGTERM (or Ctrl-C) ends a run after the step in hand, everything saved."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ class PreemptionGuard:
     def requested(self) -> bool:
         """Whether the run was asked to stop."""
         return self.signal is not None
+
+    @property
+    def name(self) -> str:
+        """Name of the signal that asked."""
+        return self.signal.name if self.signal else "nothing"
 
     def __enter__(self) -> PreemptionGuard:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from modbrick.training.evaluation import EvaluationResult
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -72,6 +74,14 @@ class TrainingProgress:
             if last or now - self._last_line >= SECONDS_BETWEEN_LINES:
                 self._last_line = now
                 self.message(f"step {record['step']}/{self._steps}  {self._figures}")
+
+    def evaluation(self, step: int, result: EvaluationResult) -> None:
+        """Shows a result on held-out text."""
+        total = result.total
+        self.message(
+            f"step {step}  held out: loss {total.loss:.3f}, perplexity {total.perplexity:.2f}, "
+            f"{total.bits_per_byte:.3f} bits per byte"
+        )
 
     def message(self, text: str) -> None:
         """Prints a line without disturbing the bar."""

@@ -1,4 +1,4 @@
-"""What a run is: every config of training in one record, and which of it makes the run's identity."""
+"""What a run is: every config of training in one record, and what of it is the run's identity."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class TrainingConfig:
     Attributes:
       steps: updates in all.
       seed: of the initial parameters and of sampled routing.
-      microbatches: parts in which a batch is computed, to save memory; the update is the whole batch's.
-      initial_checkpoint: a model to start from instead of new parameters (a run's working directory, or
-        an imported model); its optimizer state is not used.
+      microbatches: parts in which a batch is computed, to save memory; the update is the whole
+        batch's.
+      initial_checkpoint: a model to start from instead of new parameters (a run's working
+        directory, or an imported model); its optimizer state is not used.
     """
 
     steps: int
@@ -54,13 +55,18 @@ class EvaluationConfig:
     max_tokens: int | None = None
     batch_size: int | None = None
 
+    def due(self, step: int) -> bool:
+        """Returns whether an evaluation is due after `step` steps."""
+        return self.every > 0 and step % self.every == 0
+
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
     """What a run shows: steps between records, and where they go.
 
     Attributes:
-      every: steps between records in `metrics.jsonl` and TensorBoard; the figures are means over them.
+      every: steps between records in `metrics.jsonl` and TensorBoard; the figures are means over
+        them.
       tensorboard: also write TensorBoard events.
       progress: `auto` draws a bar on a terminal and plain lines elsewhere; `none` is silent.
     """
@@ -73,6 +79,10 @@ class LoggingConfig:
         if self.every < 1:
             raise InputError(f"logging every must be at least 1, got {self.every}")
 
+    def due(self, step: int) -> bool:
+        """Returns whether a record is due after `step` steps."""
+        return step % self.every == 0
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -82,11 +92,11 @@ class RunConfig:
     data: DataConfig
     training: TrainingConfig
     optimizer: OptimizerConfig
-    objective: ObjectiveConfig = ObjectiveConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    logging: LoggingConfig = LoggingConfig()
-    execution: ExecutionConfig = ExecutionConfig()
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+    execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
 
     def __post_init__(self) -> None:
         if self.data.batch_size % self.training.microbatches:
@@ -98,8 +108,8 @@ class RunConfig:
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """Returns, as JSON-able data, what decides the parameters after each step.
 
-        Execution, evaluation, logging, checkpoint policy and the number of microbatches are not in it:
-        they may change freely from one start to the next.
+        Execution, evaluation, logging, checkpoint policy and the number of microbatches are not in
+        it: they may change freely from one start to the next.
         """
         training = to_mapping(self.training)
         del training["microbatches"]
@@ -139,8 +149,8 @@ def check_identity(
     if refused:
         names = ",".join(dict.fromkeys(line.split(".", 1)[0].split(":")[0] for line in refused))
         raise InputError(
-            f"{directory} holds a run of another identity ({'; '.join(refused)}): use another workdir, "
-            f"or continue it changed with --allow_change={names}"
+            f"{directory} holds a run of another identity ({'; '.join(refused)}): use "
+            f"another workdir, or continue it changed with --allow_change={names}"
         )
     return lines
 

@@ -20,7 +20,8 @@ from modbrick.optimizer import Optimizer, OptimizerMetrics
 from modbrick.partition import Partition
 from modbrick.training.state import TrainState
 
-Batch = Mapping[str, Int[Array, "B S"]]
+# int32 arrays [B, S] by name, of numpy or jax; see `batch_totals`.
+Batch = Mapping[str, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -89,7 +90,9 @@ def loss_function(
     def totals_of(parameters: Any, batch: Batch, key: jax.Array | None) -> Totals:
         return batch_totals(nnx.merge(graph, parameters), batch, key)
 
-    def loss(parameters: Any, batch: Batch, step: Int[Array, ""], key: jax.Array | None):
+    def loss(
+        parameters: Any, batch: Batch, step: Int[Array, ""], key: jax.Array | None
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Totals]]:
         if microbatches == 1:
             totals = totals_of(parameters, batch, key)
         else:
@@ -125,7 +128,7 @@ def train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if sampled else None
 
-        def of_trainable(trainable: Any):
+        def of_trainable(trainable: Any) -> tuple[Array, Any]:
             return loss(partition.join(trainable, state.frozen), batch, state.step, key)
 
         gradient = jax.value_and_grad(of_trainable, has_aux=True)
@@ -147,7 +150,7 @@ def _summed(
     key: jax.Array | None,
     microbatches: int,
 ) -> Totals:
-    """Sums the totals of a batch's microbatches; rows are dealt out in turn, so shards stay balanced."""
+    """Sums the totals of microbatches; rows are dealt out in turn, so that shards stay balanced."""
     pieces = jax.tree.map(
         lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), dict(batch)
     )
@@ -156,7 +159,7 @@ def _summed(
     def one(piece: Batch, index: Int[Array, ""]) -> Totals:
         return totals_of(parameters, piece, None if key is None else jax.random.fold_in(key, index))
 
-    def accumulate(total: Totals, inputs):
+    def accumulate(total: Totals, inputs: tuple[Batch, Array]) -> tuple[Totals, None]:
         return jax.tree.map(jnp.add, total, one(*inputs)), None
 
     first = jax.tree.map(lambda x: x[0], pieces)

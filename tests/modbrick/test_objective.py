@@ -1,4 +1,4 @@
-"""The objective: extremes of the router losses, additivity, and the head's loss against plain logits."""
+"""The objective: extremes and additivity of router losses, and the head's loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from modbrick.schema import from_mapping
 
 
 def statistics_of(probabilities: np.ndarray, chosen: np.ndarray) -> RouterStatistics:
-    """Totals of tokens with the given probabilities [T, E] and choices [T, K], by direct formulas."""
+    """Totals of tokens with probabilities [T, E] and choices [T, K], by direct formulas."""
     experts = probabilities.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.where(probabilities > 0, np.log(probabilities), 0.0)

@@ -1,0 +1,47 @@
+"""`python -m modbrick summary PATH`: what a model consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from modbrick import command_line
+from modbrick.analysis.summary import summarise
+from modbrick.checkpoints import describe
+from modbrick.config import ModelConfig
+from modbrick.errors import InputError
+from modbrick.schema import from_mapping, nearest
+
+COMMANDS = ("summary",)
+
+
+def model_config(path: str) -> ModelConfig:
+    """Reads a model's config from a Python file with `get_config()`, or from a checkpoint."""
+    if path.endswith(".py"):
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such config file")
+        from ml_collections import config_flags
+
+        loaded = config_flags.config_flags.GetConfigFile(path)
+        return from_mapping(ModelConfig, loaded.model.to_dict(), "model")
+    return from_mapping(ModelConfig, describe(path).metadata.model, "model")
+
+
+def command(argv: Sequence[str]) -> int:
+    """Runs a command of `python -m modbrick`."""
+    if len(argv) != 3 or argv[1] not in COMMANDS:
+        remark = nearest(argv[1], COMMANDS) if len(argv) > 1 else "known: summary"
+        raise InputError(f"usage: python -m modbrick summary CONFIG.py|CHECKPOINT ({remark})")
+    Console().print(summarise(model_config(argv[2])).table())
+    return 0
+
+
+def main() -> None:
+    """Entry point of the `modbrick` command."""
+    command_line.run(command, positional="summary PATH")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Evaluates a model on held-out text: loss, perplexity and bits per byte by domain.
+
+    python scripts/evaluate.py --checkpoint=DIR --data=DIR [--sequence_length=N --context=N
+    --json=FILE]
+
+Every held-out token counts exactly once. The last line of standard output is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from modbrick import command_line
+from modbrick.checkpoints import load_parameters
+from modbrick.data import Dataset, TokenizerIdentity, check_vocabulary, evaluation_batches
+from modbrick.data.dataset import Split
+from modbrick.errors import InputError
+from modbrick.execution import ExecutionConfig
+from modbrick.hardware import enable_compilation_cache
+from modbrick.schema import from_mapping
+from modbrick.training.evaluation import EvaluationResult, evaluate, evaluation_step
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's or a model's directory.")
+STEP = flags.DEFINE_integer("step", None, "Which checkpoint of a run; none: the newest.")
+DATA = flags.DEFINE_string("data", None, "Directory of a prepared data set.")
+SPLIT = flags.DEFINE_enum("split", "held_out", ["held_out", "train"], "Which documents.")
+LENGTH = flags.DEFINE_integer(
+    "sequence_length", None, "Tokens in a row; none: the model's context."
+)
+CONTEXT = flags.DEFINE_integer("context", 0, "Tokens seen again where a document is cut.")
+BATCH = flags.DEFINE_integer("batch_size", 16, "Rows at a time.", lower_bound=1)
+MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "About how many tokens to use; none: all.")
+JSON = flags.DEFINE_string("json", None, "File for the result too.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluates a checkpoint on a data set."""
+    del argv
+    if not CHECKPOINT.value or not DATA.value:
+        raise InputError("name a model and a data set: --checkpoint=DIR --data=DIR")
+    enable_compilation_cache()
+    dataset = Dataset.open(DATA.value)
+    split: Split = "train" if SPLIT.value == "train" else "held_out"
+    parameters, description = load_parameters(CHECKPOINT.value, STEP.value)
+    config = description.metadata.model
+    if description.metadata.tokenizer:
+        trained = from_mapping(TokenizerIdentity, description.metadata.tokenizer)
+        dataset.tokenizer_identity.require_same(trained, DATA.value, CHECKPOINT.value)
+    check_vocabulary(dataset, config.vocabulary)
+    batches = evaluation_batches(
+        dataset,
+        sequence_length=LENGTH.value or config.context,
+        batch_size=BATCH.value,
+        split=split,
+        context=CONTEXT.value,
+        max_tokens=MAX_TOKENS.value,
+    )
+    console = Console(stderr=True)
+    with Progress(console=console) as bar:
+        task = bar.add_task("evaluating", total=len(batches))
+        result = evaluate(
+            evaluation_step(config, ExecutionConfig()),
+            parameters,
+            batches,
+            progress=lambda: bar.advance(task),
+        )
+    console.print(table(result))
+    record = json.dumps({"step": description.step, "split": SPLIT.value, **result.to_mapping()})
+    if JSON.value:
+        Path(JSON.value).write_text(record + "\n")
+    print(record)
+    return 0
+
+
+def table(result: EvaluationResult) -> Table:
+    """Returns the results by domain, for people."""
+    rows = Table()
+    rows.add_column("domain")
+    for name in ("loss", "perplexity", "bits per byte", "tokens", "bytes", "documents"):
+        rows.add_column(name, justify="right")
+    for name, domain in [*result.domains.items(), ("all", result.total)]:
+        rows.add_row(
+            name,
+            f"{domain.loss:.4f}",
+            f"{domain.perplexity:.2f}",
+            f"{domain.bits_per_byte:.4f}",
+            f"{domain.tokens:,}",
+            f"{domain.bytes:,}",
+            f"{domain.documents:,}",
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    command_line.run(main)

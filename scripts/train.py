@@ -1,0 +1,188 @@
+"""Pretrains or fine-tunes a model.
+
+    python scripts/train.py --config=configs/quickstart.py --workdir=DIR
+    [--config.training.steps=500 ...]
+
+The working directory receives checkpoints, metrics and the config. Started again on the same
+directory, a run continues from its last complete checkpoint, with the parameters that it would have
+had without the interruption. SIGTERM or Ctrl-C: the step in hand is finished and saved; exit status
+75 says "start me again".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from modbrick import command_line
+from modbrick.checkpoints import CheckpointStore, Metadata, load_parameters, save_tokenizer
+from modbrick.data import Dataset, check_vocabulary, evaluation_batches, training_batches
+from modbrick.errors import InputError
+from modbrick.hardware import enable_compilation_cache, peak_flops
+from modbrick.layers.decoder import parameter_table
+from modbrick.optimizer import Optimizer
+from modbrick.partition import Partition
+from modbrick.schema import from_mapping, to_json, to_mapping
+from modbrick.training.evaluation import evaluate, evaluation_step
+from modbrick.training.metrics import MetricsWindow, MetricsWriter, check_skipped, useful_flops
+from modbrick.training.preemption import EXIT_PREEMPTED, PreemptionGuard
+from modbrick.training.progress import TrainingProgress
+from modbrick.training.run_config import RunConfig, check_identity
+from modbrick.training.state import TrainState, initial_parameters, initial_state
+from modbrick.training.step import train_step
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, local or remote.")
+ALLOW_CHANGE = flags.DEFINE_list(
+    "allow_change", [], "What may differ from the run to be continued: names such as optimizer."
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains the model that the config describes."""
+    del argv
+    if CONFIG.value is None or not WORKDIR.value:
+        raise InputError("name a config and a directory: --config=configs/NAME.py --workdir=DIR")
+    enable_compilation_cache()
+
+    # ------------------------------------------------------------------------------------- config
+    config = from_mapping(RunConfig, CONFIG.value.to_dict())
+    total_steps, execution = config.training.steps, config.execution
+    workdir = epath.Path(WORKDIR.value)
+
+    # --------------------------------------------------------------------------------------- data
+    dataset = Dataset.open(config.data.path)
+    check_vocabulary(dataset, config.model.vocabulary)
+    held_out = evaluation_batches(
+        dataset,
+        sequence_length=config.data.sequence_length,
+        batch_size=config.evaluation.batch_size or config.data.batch_size,
+        max_tokens=config.evaluation.max_tokens,
+    )
+
+    # ------------------------------------------------------------------------- model and optimizer
+    partition = Partition(
+        parameter_table(config.model),
+        trainable=config.optimizer.trainable,
+        frozen=config.optimizer.frozen,
+    )
+    optimizer = Optimizer(config.optimizer, partition, total_steps)
+    run_step = jax.jit(
+        train_step(
+            config.model,
+            execution,
+            config.objective,
+            optimizer,
+            partition,
+            microbatches=config.training.microbatches,
+            seed=config.training.seed,
+        ),
+        donate_argnums=0,
+    )
+    run_evaluation = evaluation_step(config.model, execution)
+
+    def parameters_of(state: TrainState) -> dict[str, Any]:
+        return partition.join(state.trainable, state.frozen)
+
+    # ------------------------------------------------------------------------------------ restore
+    with (
+        PreemptionGuard() as guard,
+        CheckpointStore(workdir, config.checkpoint, warn=print) as store,
+    ):
+        identity = config.identity(dataset)
+        if (latest := store.latest()) is not None:
+            for line in check_identity(
+                latest.metadata.run, identity, ALLOW_CHANGE.value, str(workdir)
+            ):
+                print(f"continuing with a change: {line}")
+        state, row = start_state(config, partition, optimizer, store)
+        start_step = int(state.step)
+        (workdir / "config.json").write_text(to_json(config))
+        save_tokenizer(workdir, dataset.tokenizer().to_json())
+
+        def save(step: int, next_row: int, metrics: dict[str, float]) -> None:
+            metadata = Metadata(
+                model=config.model,
+                run=identity,
+                tokenizer=to_mapping(dataset.tokenizer_identity),
+                data={"row": next_row},
+            )
+            store.save(step, parameters_of(state), state.optimizer, metadata, metrics)
+
+        # ----------------------------------------------------------------------------------- loop
+        step = start_step
+        with (
+            training_batches(dataset, config.data, start_row=row) as batches,
+            MetricsWriter(
+                workdir, start_step=start_step, tensorboard=config.logging.tensorboard
+            ) as writer,
+            TrainingProgress(total_steps, start_step, config.logging.progress) as progress,
+        ):
+            window = MetricsWindow(peak_flops())
+            while step < total_steps and not guard.requested:
+                batch = next(batches)
+                state, report = run_step(state, batch)
+                step += 1
+                last = step == total_steps
+                window.add(report, batch["tokens"].size, useful_flops(config.model, batch))
+                progress.step(step)
+                if last or config.logging.due(step):
+                    record = window.record(step)
+                    writer.write(record)
+                    progress.figures(record)
+                    check_skipped(record, config.optimizer.max_skipped_in_a_row)
+                metrics = {}
+                if last or config.evaluation.due(step):
+                    with window.paused():
+                        result = evaluate(run_evaluation, parameters_of(state), held_out)
+                    writer.write({"step": step, "evaluation": result.to_mapping()})
+                    progress.evaluation(step, result)
+                    metrics = {"loss": result.total.loss}
+                if last or config.checkpoint.due(step):
+                    save(step, batches.get_state(), metrics)
+            if step < total_steps:
+                save(step, batches.get_state(), {})
+                store.wait()
+                progress.message(f"stopped by {guard.name}: saved step {step} of {total_steps}")
+                return EXIT_PREEMPTED
+    print(f"finished {total_steps} steps; everything is in {workdir}")
+    return 0
+
+
+def start_state(
+    config: RunConfig, partition: Partition, optimizer: Optimizer, store: CheckpointStore
+) -> tuple[TrainState, int]:
+    """Returns the state and row to continue from: of the last checkpoint, or new."""
+
+    def new_parameters() -> dict[str, Any]:
+        return initial_parameters(config.model, jax.random.key(config.training.seed))
+
+    def new_state() -> TrainState:
+        return initial_state(new_parameters(), partition, optimizer)
+
+    restored = store.restore_latest(
+        jax.eval_shape(new_parameters), jax.eval_shape(new_state).optimizer
+    )
+    if restored is not None:
+        trainable, frozen = partition.split(restored.parameters)
+        step = jax.numpy.int32(restored.step)
+        print(f"continuing from step {restored.step}")
+        return TrainState(
+            step, trainable, frozen, restored.optimizer_state
+        ), restored.metadata.data["row"]
+    if config.training.initial_checkpoint is None:
+        return new_state(), 0
+    parameters, description = load_parameters(
+        config.training.initial_checkpoint, config=config.model
+    )
+    print(f"starting from {config.training.initial_checkpoint}, step {description.step}")
+    return initial_state(parameters, partition, optimizer), 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)
