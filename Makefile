@@ -66,7 +66,7 @@ compile = env -u UV_FIND_LINKS $(LOCK_VENV)/bin/uv pip compile --quiet --no-conf
   $(2) --output-file requirements/$(1).txt setup.py requirements/build.in
 
 clean:  ## remove the environments and every cache
-	rm -rf $(VENV) $(LOCK_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) $(LOCK_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .jax_cache *.egg-info build
 	find . -name __pycache__ -not -path './.git/*' -exec rm -rf {} +
 
 $(VENV)/.runtime: requirements/runtime.txt setup.py

@@ -1,8 +1,14 @@
 """Packaging of modbrick and pallas_kernels; the tools are configured in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+[VERSION] = re.findall(
+    r'(?m)^__version__ = "(.+)"$', (ROOT / "modbrick/__init__.py").read_text(encoding="utf-8")
+)
 
 REQUIRES = [
     "absl-py>=2.3",
@@ -19,7 +25,6 @@ REQUIRES = [
     "orbax-checkpoint>=0.12.8",
     "pyarrow>=20",
     "rich>=14",
-    "safetensors>=0.6",
     "tensorboardX>=2.6.4",
     "tokenizers>=0.22",
     "zstandard>=0.23",
@@ -40,6 +45,8 @@ EXTRAS = {
         "pytest>=9",
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",
+        "safetensors>=0.6",
+        "scipy>=1.15",
     ],
     "dev": [
         "mypy>=2.4",
@@ -50,9 +57,9 @@ EXTRAS = {
 
 setup(
     name="modbrick",
-    version="0.1.0",
+    version=VERSION,
     description="Train and configure modular language models, made of bricks, in JAX.",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
@@ -60,6 +67,7 @@ setup(
         include=["modbrick", "modbrick.*", "pallas_kernels", "pallas_kernels.*"]
     ),
     package_data={"": ["py.typed", "*.json"]},
+    entry_points={"console_scripts": ["modbrick=modbrick.__main__:main"]},
     python_requires=">=3.12",
     install_requires=REQUIRES,
     extras_require=EXTRAS,
