@@ -7,15 +7,17 @@ name) and `metadata` (JSON).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from modbrick.addresses import unflatten
+from modbrick.checkpoints.integrity import verify_inventory, write_inventory
 from modbrick.checkpoints.leaves import Leaf, as_array, checksums, is_key, named_leaves, stored
 from modbrick.checkpoints.metadata import (
     DamagedError,
@@ -34,12 +36,6 @@ _READING = (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError, 
 _NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError, InputError)
 
 
-def as_path(directory: epath.PathLike) -> epath.Path:
-    """Returns an absolute path, local or remote (`gs://`)."""
-    text = os.fspath(directory)
-    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
-
-
 def start_writing(
     path: epath.Path,
     step: int,
@@ -47,7 +43,7 @@ def start_writing(
     optimizer: Any | None,
     metadata: Metadata,
     metrics: Mapping[str, float],
-) -> ocp.AsyncResponse[None]:
+) -> Callable[[], None]:
     """Copies the arrays and starts to write them in the background.
 
     Args:
@@ -59,7 +55,7 @@ def start_writing(
       metrics: measured at this step.
 
     Returns:
-      A handle whose `result()` returns when the checkpoint is complete, or raises what went wrong.
+      A function that returns when the checkpoint is complete, or raises what went wrong.
     """
     arrays: dict[str, dict[str, jax.Array]] = {}
     tables: dict[str, dict[str, Leaf] | None] = {}
@@ -75,15 +71,17 @@ def start_writing(
     description = new_description(
         step, metadata, metrics, tables["parameters"] or {}, tables["optimizer"]
     )
-    # Orbax refuses empty trees.
-    items = {
-        part: _as_tree(part, {name: stored(x) for name, x in named.items()})
-        for part, named in arrays.items()
-        if named
-    }
+    items = _as_items({part: jax.tree.map(stored, named) for part, named in arrays.items()})
     items[METADATA] = seal(description)
     with _context():
-        return ocp.save_checkpointables_async(path, items)
+        response = ocp.save_checkpointables_async(path, items)
+
+    def result() -> None:
+        response.result()
+        if jax.process_index() == 0:
+            write_inventory(path)
+
+    return result
 
 
 def read_description(path: epath.Path) -> Description:
@@ -93,7 +91,14 @@ def read_description(path: epath.Path) -> Description:
       DamagedError: it cannot be read, or is not what was written.
       InputError: it has another format.
     """
-    return unseal(_load(path, {METADATA: None})[METADATA], str(path))
+    file = path / METADATA / "data.json"
+    try:
+        data = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise DamagedError(f"{METADATA}/{file.name} is missing") from error
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise DamagedError(f"{METADATA}/{file.name} is unreadable") from error
+    return unseal(data, str(path))
 
 
 def read_arrays(
@@ -111,11 +116,10 @@ def read_arrays(
     Raises:
       DamagedError: something cannot be read, or is not what was written.
     """
-    wanted = {
-        part: _as_tree(part, {name: _stored_target(leaf) for name, leaf in leaves.items()})
-        for part, leaves in targets.items()
-        if leaves
-    }
+    verify_inventory(path, without=() if "optimizer" in targets else ("optimizer",))
+    wanted = _as_items(
+        {part: jax.tree.map(_stored_target, dict(leaves)) for part, leaves in targets.items()}
+    )
     loaded = _load(path, wanted) if wanted else {}
     result: dict[str, dict[str, jax.Array]] = {}
     for part, leaves in targets.items():
@@ -124,12 +128,7 @@ def read_arrays(
         wrong = [n for n, value in checksums(found).items() if value != table[n].checksum]
         if wrong:
             raise DamagedError(f"{part} do not agree with their checksums: {', '.join(wrong)}")
-        result[part] = {
-            name: jax.random.wrap_key_data(found[name], impl=_key_kind(leaf))
-            if is_key(leaf)
-            else found[name]
-            for name, leaf in leaves.items()
-        }
+        result[part] = {name: _restored(found.get(name), leaf) for name, leaf in leaves.items()}
     return result
 
 
@@ -155,12 +154,32 @@ def _context() -> ocp.Context:
     # By its content alone it would be taken for a tree of arrays.
     registry.add(ocp.handlers.JsonHandler, checkpointable_name=METADATA)
     context.checkpointables.registry = registry
+    # In the background they would leave threads waiting for minutes when a save fails at its start.
+    context.asynchronous.create_directories_asynchronously = False
     return context
 
 
-def _as_tree(part: str, named: dict[str, Any]) -> dict[str, Any]:
-    """Returns named leaves as they are stored: parameters nested, an optimizer's side by side."""
-    return unflatten(named) if part == "parameters" else named
+def _as_items(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns named leaves as they are stored: parameters nested, an optimizer's side by side.
+
+    Orbax refuses arrays without values and trees without leaves: they are left out, and made anew.
+    """
+    filled = {
+        part: {name: x for name, x in named.items() if 0 not in x.shape}
+        for part, named in parts.items()
+    }
+    return {
+        part: unflatten(named) if part == "parameters" else named
+        for part, named in filled.items()
+        if named
+    }
+
+
+def _restored(found: jax.Array | None, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns a leaf as it was, from what was stored."""
+    if found is None:
+        return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    return jax.random.wrap_key_data(found, impl=_key_kind(leaf)) if is_key(leaf) else found
 
 
 def _stored_target(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

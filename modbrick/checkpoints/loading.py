@@ -11,9 +11,15 @@ from etils import epath
 
 from modbrick.addresses import unflatten
 from modbrick.checkpoints import files
+from modbrick.checkpoints.directory import (
+    CHECKPOINTS,
+    as_path,
+    complete_steps,
+    require_own,
+    write_text,
+)
 from modbrick.checkpoints.leaves import Leaf, mismatches, named_leaves
 from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
-from modbrick.checkpoints.store import CHECKPOINTS, complete_steps, require_own
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
 from modbrick.layers.decoder import parameter_table
@@ -31,7 +37,7 @@ def locate(directory: epath.PathLike, step: int | None = None) -> epath.Path:
     Raises:
       InputError: there is none; lists the steps that there are.
     """
-    path = files.as_path(directory)
+    path = as_path(directory)
     root = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
     steps = complete_steps(root)
     if not steps and (path / files.METADATA).is_dir():
@@ -128,7 +134,7 @@ def save_model(
       InputError: the directory holds something, the parameters do not fit the config (lists every
         one), or writing fails.
     """
-    target = files.as_path(directory)
+    target = as_path(directory)
     require_own(target)
     if complete_steps(target / CHECKPOINTS):
         raise InputError(f"{target} holds a model already: name a new or empty directory")
@@ -148,7 +154,7 @@ def save_model(
         path.parent.mkdir(parents=True, exist_ok=True)
         if tokenizer is not None:
             save_tokenizer(target, tokenizer)
-        files.start_writing(path, step, parameters, None, metadata, {}).result()
+        files.start_writing(path, step, parameters, None, metadata, {})()
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the model could not be written to {target} ({files.first_line(error)})"
@@ -158,12 +164,10 @@ def save_model(
 
 def save_tokenizer(directory: epath.PathLike, text: str) -> None:
     """Writes a tokenizer's `tokenizer.json` into a run's or model's directory."""
-    path = files.as_path(directory) / TOKENIZER / "tokenizer.json"
+    path = as_path(directory) / TOKENIZER / "tokenizer.json"
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_text(path, text)
 
 
 def tokenizer_file(directory: epath.PathLike) -> epath.Path:
@@ -175,7 +179,7 @@ def tokenizer_file(directory: epath.PathLike) -> epath.Path:
     Raises:
       InputError: there is none.
     """
-    path = files.as_path(directory)
+    path = as_path(directory)
     candidates = [place / TOKENIZER / "tokenizer.json" for place in (path, *list(path.parents)[:2])]
     for candidate in candidates:
         if candidate.exists():

@@ -15,16 +15,23 @@ from jax.experimental import multihost_utils
 
 from modbrick.checkpoints import files
 from modbrick.checkpoints.config import CheckpointConfig
+from modbrick.checkpoints.directory import (
+    CHECKPOINTS,
+    DAMAGED,
+    TEMPORARY,
+    as_path,
+    clean,
+    complete_steps,
+    delete_checkpoint,
+    move_aside,
+    remove,
+    require_own,
+)
 from modbrick.checkpoints.leaves import abstract, mismatches, named_leaves
 from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
 from modbrick.checkpoints.retention import kept_steps
 from modbrick.errors import InputError
 
-CHECKPOINTS = "checkpoints"
-_ASIDE = ".damaged"
-_DELETED = ".deleted"
-_COMMITTED = "commit_success.txt"
-_TEMPORARY = ".orbax-checkpoint-tmp"
 _logger = logging.getLogger(__name__)
 
 
@@ -63,7 +70,7 @@ class CheckpointStore:
         Raises:
           InputError: the directory holds something else.
         """
-        self.directory, self.config, self._warn = files.as_path(directory), config, warn
+        self.directory, self.config, self._warn = as_path(directory), config, warn
         self._root = self.directory / CHECKPOINTS
         self._metrics: dict[int, Mapping[str, float]] = {}
         self._pending: Future[None] | None = None
@@ -72,7 +79,8 @@ class CheckpointStore:
         _barrier("open")
         if _primary():
             self._root.mkdir(parents=True, exist_ok=True)
-            self._clean()
+            for step in clean(self._root):
+                warn(f"checkpoint {step} in {self._root} was never finished: removed")
         _barrier("opened")
 
     def steps(self) -> list[int]:
@@ -109,12 +117,12 @@ class CheckpointStore:
         if step in self.steps():
             return False
         try:
-            response = files.start_writing(
+            result = files.start_writing(
                 self._root / str(step), step, parameters, optimizer_state, metadata, metrics or {}
             )
         except OSError as error:
             raise self._failed(step, error) from error
-        self._pending = self._executor.submit(self._finish, step, response.result, metrics or {})
+        self._pending = self._executor.submit(self._finish, step, result, metrics or {})
         if not self.config.asynchronous:
             self.wait()
         return True
@@ -181,10 +189,10 @@ class CheckpointStore:
             for newer, reason in damaged.items():
                 self._warn(
                     f"checkpoint {newer} in {self._root} is damaged ({reason}); using {step} "
-                    f"instead, the damaged one is now {newer}{_ASIDE}"
+                    f"instead, the damaged one is now {newer}{DAMAGED}"
                 )
                 if _primary():
-                    _move_aside(self._root / str(newer))
+                    move_aside(self._root / str(newer))
             _barrier("aside")
             return restored
         if damaged:
@@ -201,7 +209,7 @@ class CheckpointStore:
             result()
         except (OSError, ValueError, RuntimeError) as error:
             if _primary():
-                _remove(self._root / f"{step}{_TEMPORARY}")  # a full disk needs the room
+                remove(self._root / f"{step}{TEMPORARY}")  # a full disk needs the room
             raise self._failed(step, error) from error
         self._metrics[step] = dict(metrics)
         if _primary():
@@ -216,7 +224,7 @@ class CheckpointStore:
     def _prune(self, newest: int) -> None:
         metrics = {step: self._metrics_of(step) for step in self.steps()}
         for step in set(metrics) - kept_steps(self.config, metrics, newest):
-            _delete(self._root / str(step))
+            delete_checkpoint(self._root / str(step))
 
     def _metrics_of(self, step: int) -> Mapping[str, float]:
         if step not in self._metrics:
@@ -226,55 +234,6 @@ class CheckpointStore:
                 found = {}  # cannot be among the best
             self._metrics[step] = found
         return self._metrics[step]
-
-    def _clean(self) -> None:
-        for path in self._root.iterdir():
-            unfinished = path.name.isdecimal() and not _is_complete(path)
-            if path.name.endswith(_DELETED):
-                _remove(path)
-            elif _TEMPORARY in path.name or unfinished:
-                step = path.name.split(".")[0]
-                self._warn(f"checkpoint {step} in {self._root} was never finished: removed")
-                _remove(path)
-
-
-def require_own(directory: epath.Path) -> None:
-    """Checks that a directory is absent, empty (but for hidden files), or a run's or model's.
-
-    Raises:
-      InputError: it holds something else.
-    """
-    root = directory / CHECKPOINTS
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise InputError(f"{directory} is a file: name a directory")
-    if not root.exists():
-        others = sorted(p.name for p in directory.iterdir() if not p.name.startswith("."))
-        if others:
-            raise InputError(
-                f"{directory} holds something else ({', '.join(others[:3])}): name a new or empty "
-                "directory, or one of a run to continue"
-            )
-        return
-    for path in root.iterdir():
-        name = path.name.removesuffix(_ASIDE).removesuffix(_DELETED).split(_TEMPORARY)[0]
-        if not name.isdecimal() and not path.name.startswith("."):
-            raise InputError(
-                f"{root} holds something that is no checkpoint ({path.name}): name another one"
-            )
-
-
-def complete_steps(root: epath.Path) -> list[int]:
-    """Lists the steps of the complete checkpoints directly in `root`, ascending."""
-    if not root.is_dir():
-        return []
-    return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal() and _is_complete(p))
-
-
-def _is_complete(path: epath.Path) -> bool:
-    """Returns whether Orbax finished a checkpoint; where its name is no proof, a file is."""
-    return _is_local(path) or (path / _COMMITTED).exists()
 
 
 def _restore(path: epath.Path, abstract_parameters: Any, abstract_optimizer: Any) -> Restored:
@@ -314,25 +273,3 @@ def _primary() -> bool:
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"modbrick.checkpoints.{name}")
-
-
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in str(path)
-
-
-def _remove(path: epath.Path) -> None:
-    if path.exists():
-        path.rmtree()
-
-
-def _delete(path: epath.Path) -> None:
-    """Deletes a checkpoint so that, killed at any moment, it is whole or no checkpoint any more."""
-    if _is_local(path):  # elsewhere renaming copies every byte, and old ones are never read first
-        path = path.rename(path.with_name(path.name + _DELETED))
-    path.rmtree()
-
-
-def _move_aside(path: epath.Path) -> None:
-    target = path.with_name(path.name + _ASIDE)
-    _remove(target)
-    path.rename(target)

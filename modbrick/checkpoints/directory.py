@@ -1,0 +1,111 @@
+"""The directory of a run or a model, and what may lie in it.
+
+`WORKDIR/checkpoints/STEP` is a complete checkpoint; names with a suffix are unfinished, half
+deleted or damaged ones. `WORKDIR/tokenizer/tokenizer.json` is the tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+
+from etils import epath
+
+from modbrick.errors import InputError
+
+CHECKPOINTS = "checkpoints"
+DAMAGED = ".damaged"
+DELETED = ".deleted"
+TEMPORARY = ".orbax-checkpoint-tmp"
+_COMMITTED = "commit_success.txt"
+
+
+def as_path(directory: epath.PathLike) -> epath.Path:
+    """Returns an absolute path, local or remote (`gs://`)."""
+    text = os.fspath(directory)
+    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+
+def is_local(path: epath.Path) -> bool:
+    """Returns whether a path is on a file system, where renaming is atomic and cheap."""
+    return "://" not in str(path)
+
+
+def require_own(directory: epath.Path) -> None:
+    """Checks that a directory is absent, empty (but for hidden files), or a run's or model's.
+
+    Raises:
+      InputError: it holds something else.
+    """
+    root = directory / CHECKPOINTS
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise InputError(f"{directory} is a file: name a directory")
+    if not root.exists():
+        others = sorted(p.name for p in directory.iterdir() if not p.name.startswith("."))
+        if others:
+            raise InputError(
+                f"{directory} holds something else ({', '.join(others[:3])}): name a new or empty "
+                "directory, or one of a run to continue"
+            )
+        return
+    for path in root.iterdir():
+        name = path.name.removesuffix(DAMAGED).removesuffix(DELETED).split(TEMPORARY)[0]
+        if not name.isdecimal() and not path.name.startswith("."):
+            raise InputError(
+                f"{root} holds something that is no checkpoint ({path.name}): name another one"
+            )
+
+
+def complete_steps(root: epath.Path) -> list[int]:
+    """Lists the steps of the complete checkpoints directly in `root`, ascending."""
+    if not root.is_dir():
+        return []
+    return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal() and _is_complete(p))
+
+
+def clean(root: epath.Path) -> list[str]:
+    """Removes what killed processes left unfinished or half deleted; returns unfinished steps."""
+    unfinished = []
+    for path in root.iterdir():
+        if path.name.endswith(DELETED):
+            remove(path)
+        elif TEMPORARY in path.name or (path.name.isdecimal() and not _is_complete(path)):
+            unfinished.append(path.name.split(".")[0])
+            remove(path)
+    return unfinished
+
+
+def remove(path: epath.Path) -> None:
+    """Removes a directory, if it is there."""
+    if path.exists():
+        path.rmtree()
+
+
+def delete_checkpoint(path: epath.Path) -> None:
+    """Deletes a checkpoint so that, killed at any moment, it is whole or no checkpoint any more."""
+    if is_local(path):  # elsewhere renaming copies every byte, and old ones are never read first
+        path = path.rename(path.with_name(path.name + DELETED))
+    path.rmtree()
+
+
+def move_aside(path: epath.Path) -> None:
+    """Renames a damaged checkpoint, so that it is out of the way and not lost."""
+    target = path.with_name(path.name + DAMAGED)
+    remove(target)
+    path.rename(target)
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Writes a file as a whole or not at all (remote stores do so by themselves)."""
+    if not is_local(path):
+        path.write_text(text)
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _is_complete(path: epath.Path) -> bool:
+    """Returns whether Orbax finished a checkpoint; where its name is no proof, a file is."""
+    return is_local(path) or (path / _COMMITTED).exists()
