@@ -1,0 +1,88 @@
+"""Directories as Hugging Face lays them out: `config.json`, weights in one file or in shards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from modbrick.convert.safetensors import read_safetensors
+from modbrick.convert.stored_tensor import StoredTensor
+from modbrick.convert.strict_json import read_object
+from modbrick.convert.torch_pickle import read_torch_file
+from modbrick.errors import InputError
+
+Reader = Callable[[Path], dict[str, StoredTensor]]
+
+WEIGHTS: Mapping[str, Reader] = {
+    "model.safetensors": read_safetensors,
+    "model.safetensors.index.json": read_safetensors,
+    "pytorch_model.bin": read_torch_file,
+    "pytorch_model.bin.index.json": read_torch_file,
+}
+"""Where weights are looked for, the preferred place first, as `transformers` does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a directory holds: the configuration as it is written there, and the tensors by name."""
+
+    directory: Path
+    config: dict[str, Any]
+    tensors: Mapping[str, StoredTensor]
+
+
+def open_source(directory: str | Path) -> Source:
+    """Reads the configuration and the headers of the weights; no weights yet.
+
+    Args:
+      directory: on a local disk, for files are memory-mapped. Links to files are followed (the
+        cache of the Hugging Face hub consists of them), but an index names files of this directory
+        only.
+
+    Raises:
+      InputError: anything that is missing, damaged, contradictory or named twice.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such directory")
+    config = read_object(directory / "config.json")
+    for name, reader in WEIGHTS.items():
+        path = directory / name
+        if path.is_file():
+            tensors = _sharded(path, reader) if path.suffix == ".json" else reader(path)
+            return Source(directory, config, tensors)
+    raise InputError(f"{directory}: holds no weights; expected one of {', '.join(WEIGHTS)}")
+
+
+def _sharded(index: Path, reader: Reader) -> dict[str, StoredTensor]:
+    """Returns the tensors of all shards, after comparing each shard with the index."""
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise InputError(f"{index}: has no weight_map")
+    for name, file in places.items():
+        if not isinstance(file, str) or not _is_plain(file):
+            raise InputError(f"{index}: places {name!r} in {file!r}, which is no file name")
+    files = sorted(set(places.values()))
+    missing = [file for file in files if not (index.parent / file).is_file()]
+    if missing:
+        raise InputError(f"{index}: shards are missing: {', '.join(missing)}")
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        shard = reader(index.parent / file)
+        expected = {name for name, place in places.items() if place == file}
+        if shard.keys() != expected:
+            lacking, beyond = sorted(expected - shard.keys()), sorted(shard.keys() - expected)
+            problems = [
+                *([f"lacks {', '.join(lacking)}"] if lacking else []),
+                *([f"holds {', '.join(beyond)} besides"] if beyond else []),
+            ]
+            raise InputError(f"{index}: the shard {file} {' and '.join(problems)}")
+        tensors |= shard
+    return tensors
+
+
+def _is_plain(file: str) -> bool:
+    """Whether a name is that of a file in the same directory, on any system."""
+    return bool(file) and file not in (".", "..") and not set(file) & set("/\\:\0")
