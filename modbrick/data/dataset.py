@@ -21,7 +21,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -96,7 +96,7 @@ class Manifest:
     tokenizer: TokenizerIdentity
     splits: Mapping[str, Mapping[str, DomainManifest]]
     sources: Mapping[str, SourceSummary]
-    arguments: Mapping[str, object]
+    arguments: Mapping[str, Any]
 
     def fingerprint(self) -> str:
         """Returns a hash of tokens, tokenizer and domains, however they are stored."""

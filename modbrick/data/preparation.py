@@ -31,6 +31,7 @@ from modbrick.data.reading import (
 from modbrick.data.records import id_dtype
 from modbrick.data.sources import TEXT_EXTENSIONS, Input, Source, list_sources
 from modbrick.data.tokenizer import (
+    ByteTokenizer,
     Tokenizer,
     TokenizerIdentity,
     load_tokenizer,
@@ -45,7 +46,7 @@ from modbrick.schema import to_mapping
 # word: a token never crosses a cut, and memory stays bounded.
 SECTION = 1 << 20
 # Less than this is not worth a process of its own.
-_BYTES_A_WORKER = 16 << 20
+_BYTES_A_WORKER = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -277,12 +278,7 @@ def _encode(
     records: Mapping[int, SourceRecord],
 ) -> Iterator[tuple[Task, list[_Encoded], dict[int, SourceRecord]]]:
     tasks = cut_into_tasks(sources, config.reading, records)
-    workers = config.workers or min(
-        os.process_cpu_count()
-        if hasattr(os, "process_cpu_count")
-        else len(os.sched_getaffinity(0)),
-        1 + sum(source.size for source in sources) // _BYTES_A_WORKER,
-    )
+    workers = config.workers or _useful_workers(sources, tokenizer)
     if workers == 1:
         encoder = _Encoder(sources, config.reading, tokenizer)
         for task in tasks:
@@ -303,6 +299,13 @@ def _encode(
                 yield _result(*waiting.popleft())
         while waiting:
             yield _result(*waiting.popleft())
+
+
+def _useful_workers(sources: Sequence[Source], tokenizer: Tokenizer) -> int:
+    if isinstance(tokenizer, ByteTokenizer):
+        return 1  # nothing to compute: sending texts between processes costs more
+    size = sum(source.size for source in sources)
+    return min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_A_WORKER)
 
 
 def _result(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -55,6 +56,8 @@ class DatasetWriter:
         self._shard_bytes = shard_bytes
         check_target(str(self._target), overwrite=overwrite)
         self._partial = self._target.parent / f".{self._target.name}.preparing"
+        self._replaced = self._target.parent / f".{self._target.name}.replaced"
+        self._committed = False
         self._tokenizer: Tokenizer | None = None
         self._domains: dict[tuple[str, str], _DomainWriter] = {}
         self._lock: IO[str] | None = None
@@ -78,6 +81,11 @@ class DatasetWriter:
         for leftover in self._partial.iterdir():
             if leftover.name != _LOCK:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        if self._replaced.exists():  # killed while it put a new data set in the place of this one
+            if self._target.exists():
+                shutil.rmtree(self._replaced)
+            else:
+                self._replaced.rename(self._target)
         return self
 
     def __exit__(
@@ -87,8 +95,8 @@ class DatasetWriter:
         trace: TracebackType | None,
     ) -> None:
         for domain in self._domains.values():
-            domain.close()
-        if self._partial.exists():
+            domain.discard()
+        if not self._committed:
             shutil.rmtree(self._partial)
         if self._lock is not None:
             self._lock.close()
@@ -147,20 +155,19 @@ class DatasetWriter:
         for (split, domain), writer in sorted(self._domains.items()):
             splits[split][domain] = writer.finish()
         manifest = Manifest(FORMAT_VERSION, self._tokenizer.identity, splits, sources, arguments)
-        (self._partial / SOURCES_FILE).write_text(source_lines, encoding="utf-8")
-        (self._partial / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
-        for file in (MANIFEST, SOURCES_FILE, TOKENIZER_FILE):
-            _sync(self._partial / file)
+        with _told(self._target):
+            (self._partial / SOURCES_FILE).write_text(source_lines, encoding="utf-8")
+            (self._partial / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
+            for file in (MANIFEST, SOURCES_FILE, TOKENIZER_FILE):
+                _sync(self._partial / file)
         (self._partial / _LOCK).unlink()
-        replaced = None
         if self._target.exists():
-            replaced = self._target.parent / f".{self._target.name}.replaced"
-            shutil.rmtree(replaced, ignore_errors=True)
-            self._target.rename(replaced)
+            self._target.rename(self._replaced)
         self._partial.rename(self._target)
+        self._committed = True
         _sync(self._target.parent)
-        if replaced is not None:
-            shutil.rmtree(replaced)
+        if self._replaced.exists():
+            shutil.rmtree(self._replaced)
         return manifest
 
 
@@ -207,7 +214,8 @@ class _DomainWriter:
             self._records = self._bytes = 0
         for start in range(0, len(ids), PART):
             record = encode_record(ids[start : start + PART], self._dtype)
-            self._writer.write(record)
+            with _told(self._path()):
+                self._writer.write(record)
             self._content.update(record)
             self._records += 1
             self._bytes += len(record)
@@ -220,8 +228,9 @@ class _DomainWriter:
         self._close_shard()
         index = np.asarray(self._index, np.uint32).reshape(-1, 3)
         path = self._directory / INDEX_FILE
-        np.save(path, index, allow_pickle=False)
-        _sync(path)
+        with _told(path):
+            np.save(path, index, allow_pickle=False)
+            _sync(path)
         totals = index.sum(axis=0, dtype=np.int64)
         return DomainManifest(
             documents=len(index),
@@ -234,9 +243,11 @@ class _DomainWriter:
             shards=tuple(self._shards),
         )
 
-    def close(self) -> None:
+    def discard(self) -> None:
+        """Closes an unfinished shard, which nobody will read."""
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(RuntimeError):  # the disk is full, for instance
+                self._writer.close()
             self._writer = None
 
     def _path(self) -> Path:
@@ -246,12 +257,25 @@ class _DomainWriter:
         if self._writer is None:
             return
         path = self._path()
-        self._writer.close()
-        self._writer = None
-        _sync(path)
+        writer, self._writer = self._writer, None
+        with _told(path):
+            writer.close()
+            _sync(path)
         self._shards.append(
             Shard(path.name, self._records, path.stat().st_size, _file_sha256(path))
         )
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError for all of them
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(
+            f"{path}: cannot be written ({reason}); make room on the disk, or choose another "
+            "--output"
+        ) from None
 
 
 def _file_sha256(path: Path) -> str:

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -77,3 +82,47 @@ def test_shards_are_closed_at_their_size(tmp_path, write):
     assert len(shards) == 10
     documents = data.documents("train")
     assert [len(documents.read(i, 0, 102)) for i in range(50)] == [102] * 50
+
+
+def test_a_replacement_that_was_killed_halfway_is_undone(tmp_path, write):
+    write(tmp_path / "set", {"train": {"a": ["text"]}})
+    (tmp_path / "set").rename(tmp_path / ".set.replaced")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(str(tmp_path / "set"), overwrite=True)
+    assert set(Dataset.open(str(tmp_path / "set")).domains("train")) == {"a"}
+    assert entries(tmp_path) == ["set"]
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from modbrick.data.tokenizer import ByteTokenizer
+from modbrick.data.writer import DatasetWriter
+from modbrick.errors import InputError
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+ids = np.random.default_rng(0).integers(0, 256, 50_000)
+try:
+    with DatasetWriter(sys.argv[1]) as writer:
+        writer.set_tokenizer(ByteTokenizer())
+        for _ in range(20):
+            writer.add("train", "a", ids, 1)
+        writer.commit(sources={}, source_lines="", arguments={})
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "set")],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "cannot be written" in done.stdout, done.stderr
+    assert "File too large" in done.stdout
+    assert entries(tmp_path) == []
