@@ -12,14 +12,16 @@ WORKERS ?= 2
 PYTEST_FLAGS ?=
 LOCK_FLAGS ?=
 
+PYTHONS = $(or $(PYTHON),python3.12 python3 python)
+
 # Sets the shell variable `python` to a Python 3.12, or to PYTHON, which may be newer.
 define find_python
-for candidate in $(or $(PYTHON),python3.12 python3 python); do \
+for candidate in $(PYTHONS); do \
   if "$$candidate" -c 'import sys; sys.exit(not (3, 12) <= sys.version_info[:2] <= $(if $(PYTHON),(4, 0),(3, 12)))' \
     2>/dev/null; then python=$$candidate; break; fi; \
 done; \
 if [ -z "$$python" ]; then \
-  echo "error: no Python 3.12 found as $(or $(PYTHON),python3.12, python3 or python): install it, or name one with make PYTHON=/path/to/python" >&2; \
+  echo "error: no Python 3.12 found (tried: $(PYTHONS)); install it, or name one: make PYTHON=/path/to/python" >&2; \
   exit 2; \
 fi
 endef
