@@ -29,7 +29,7 @@ endef
 # Installs the locked requirements named by the first prerequisite, and this project, editable.
 define install
 @$(VENV)/bin/python -c "" 2>/dev/null || { $(find_python); "$$python" -m venv --clear $(VENV); }
-@echo "Installing $< into $(VENV)"
+@echo "Installing $< into $(VENV): a minute or two the first time"
 @$(PIP_INSTALL) --quiet --require-hashes --only-binary=:all: -r $<
 @$(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
 @touch $@
