@@ -149,7 +149,7 @@ def feed_forward_forward(
         return (y, *pre), ()
 
     _, width, out_width = banks[0].shape
-    buffers = (_row_buffer(plan, out_width, dtype),)
+    buffers: Arrays = (_row_buffer(plan, out_width, dtype),)
     buffers += tuple(_row_buffer(plan, width, inputs.dtype) for _ in banks[1:])
     (grouped, *pre), _ = loop_over_experts(plan, _heights(plan), banks, buffers, (), body)
     return ungroup(grouped, plan, "tokens", gates).astype(inputs.dtype), tuple(pre)

@@ -96,6 +96,8 @@ def routing_plan(expert_indices: Array, num_experts: int) -> RoutingPlan:
     if not jnp.issubdtype(expert_indices.dtype, jnp.integer):
         raise ValueError(f"expert_indices must be integers, got {expert_indices.dtype}")
     flat = expert_indices.reshape(-1)
+    if flat.dtype.itemsize < 4:  # so that E fits the type it is compared in
+        flat = flat.astype(jnp.int32)
     named = (flat >= 0) & (flat < num_experts)
     experts = jnp.where(named, flat, num_experts).astype(jnp.int32)
     slots = jnp.arange(experts.size, dtype=jnp.int32)

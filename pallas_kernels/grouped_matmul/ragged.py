@@ -187,7 +187,7 @@ def feed_forward_backward(
     dx = _project(dpre[0], banks[1], plan, precision, axis=2)
     for d, bank in zip(dpre[1:], banks[2:], strict=True):
         dx += _project(d, bank, plan, precision, axis=2)
-    sums = (_sum_products(scaled, dy, plan, precision),)
+    sums: Arrays = (_sum_products(scaled, dy, plan, precision),)
     sums += tuple(_sum_products(x, d, plan, precision) for d in dpre)
     dbanks = tuple(s.astype(bank.dtype) for s, bank in zip(sums, banks, strict=True))
     dgates = ungroup(dgate, plan, "slots")[..., 0].astype(gates.dtype)

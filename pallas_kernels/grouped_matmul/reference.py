@@ -17,11 +17,10 @@ from pallas_kernels.grouped_matmul.plan import RoutingPlan
 
 def _multiply(rows: Array, weights: Array, chosen: Array, precision: jax.lax.Precision) -> Array:
     """[N, D] rows by the [E, D, F] weights that the one-hot [N, E] picks, to [N, F]."""
-    # Rows that no expert takes may hold anything, so they are selected away, not multiplied by 0.
-    routed = jnp.any(chosen, axis=1)[:, None]
-    rows = jnp.where(routed, rows, 0)
-    products = jnp.einsum("nd,edf->nef", rows, weights, precision=precision)
-    return jnp.sum(jnp.where(chosen[:, :, None], products, 0), axis=1)
+    # Selected on both sides, never multiplied by 0: what an expert does not take may hold anything.
+    taken = jnp.swapaxes(chosen, 0, 1)[:, :, None]
+    products = jnp.einsum("end,edf->enf", jnp.where(taken, rows, 0), weights, precision=precision)
+    return jnp.sum(jnp.where(taken, products, 0), axis=0)
 
 
 def grouped_matmul(

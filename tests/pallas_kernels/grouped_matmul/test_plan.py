@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.grouped_matmul import routing_plan
+
+
+def check(experts: np.ndarray, num_experts: int) -> None:
+    plan = jax.jit(routing_plan, static_argnums=1)(experts, num_experts)
+    flat = experts.reshape(-1).astype(np.int64)
+    key = np.where((flat >= 0) & (flat < num_experts), flat, num_experts)
+    order = np.argsort(key, kind="stable")
+    np.testing.assert_array_equal(plan.order, order)
+    np.testing.assert_array_equal(np.asarray(plan.order)[plan.inverse], np.arange(flat.size))
+    sizes = np.bincount(key, minlength=num_experts + 1)
+    np.testing.assert_array_equal(plan.group_sizes, sizes[:num_experts])
+    np.testing.assert_array_equal(plan.group_offsets, np.concatenate([[0], np.cumsum(sizes)[:-1]]))
+    np.testing.assert_array_equal(plan.expert_of_row, key[order])
+    np.testing.assert_array_equal(plan.token_of_row, order // experts.shape[1])
+    np.testing.assert_array_equal(plan.slot_is_routed, key < num_experts)
+    assert plan.num_tokens, plan.experts_per_token == experts.shape
+    assert plan.num_experts == num_experts
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_experts"), [((1, 1), 1), ((37, 3), 5), ((64, 2), 256), ((9, 4), 2)]
+)
+def test_slots_are_sorted_stably_and_strangers_come_last(shape, num_experts):
+    rng = np.random.default_rng(0)
+    check(rng.integers(-2, num_experts + 2, size=shape).astype(np.int32), num_experts)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint32])
+def test_any_integer_type_names_experts(dtype):
+    # 300 experts do not fit 8 bits, and the largest uint32 does not fit int32.
+    experts = np.array([[1, 100], [np.iinfo(dtype).max, 0]], dtype)
+    check(experts, 300)
+
+
+@pytest.mark.parametrize(
+    ("experts", "num_experts", "words"),
+    [
+        (np.zeros((4, 2), np.int32), 0, "num_experts must be at least 1, got 0"),
+        (np.zeros(4, np.int32), 3, r"expert_indices must have shape \[T, K\].*\(4,\)"),
+        (np.zeros((4, 0), np.int32), 3, r"K >= 1, got \(4, 0\)"),
+        (np.zeros((4, 2), np.float32), 3, "expert_indices must be integers, got float32"),
+    ],
+)
+def test_errors_name_the_argument(experts, num_experts, words):
+    with pytest.raises(ValueError, match=words):
+        routing_plan(jnp.asarray(experts), num_experts)

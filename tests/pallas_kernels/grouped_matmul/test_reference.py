@@ -1,0 +1,7 @@
+from __future__ import annotations
+
+from tests.contracts.grouped_matmul import GroupedMatmulContract
+
+
+class TestReference(GroupedMatmulContract):
+    implementation = "reference"
