@@ -38,8 +38,8 @@ from rich.table import Table
 
 from modbrick.command_line import run
 from modbrick.data.preparation import PreparationConfig, Report, prepare
-from modbrick.data.reading import ReadingOptions
 from modbrick.data.sources import TEXT_EXTENSIONS, Input
+from modbrick.data.tasks import ReadingOptions
 from modbrick.errors import InputError
 
 _INPUT = flags.DEFINE_multi_string(

@@ -7,23 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modbrick.data.batches import TrainingBatches, data_identity, training_batches
+    from modbrick.data.byte_tokenizer import ByteTokenizer
     from modbrick.data.config import DataConfig
     from modbrick.data.dataset import Dataset, check_vocabulary
     from modbrick.data.evaluation import EvaluationBatches, evaluation_batches
     from modbrick.data.row_plan import RowPlan
-    from modbrick.data.tokenizer import (
-        ByteTokenizer,
-        Tokenizer,
-        TokenizerIdentity,
-        load_tokenizer,
-        save_tokenizer,
-    )
+    from modbrick.data.tokenizer import Tokenizer, TokenizerIdentity
+    from modbrick.data.tokenizer_files import load_tokenizer, save_tokenizer
     from modbrick.data.writer import DatasetWriter
 
 # Loaded on first use: batches bring Grain and with it JAX, which the processes that prepare data do
 # without.
 _HOMES = {
-    "ByteTokenizer": "tokenizer",
+    "ByteTokenizer": "byte_tokenizer",
     "DataConfig": "config",
     "Dataset": "dataset",
     "DatasetWriter": "writer",
@@ -35,8 +31,8 @@ _HOMES = {
     "check_vocabulary": "dataset",
     "data_identity": "batches",
     "evaluation_batches": "evaluation",
-    "load_tokenizer": "tokenizer",
-    "save_tokenizer": "tokenizer",
+    "load_tokenizer": "tokenizer_files",
+    "save_tokenizer": "tokenizer_files",
     "training_batches": "batches",
 }
 

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from modbrick.data.batches import Batch, PackRow
-from modbrick.data.dataset import Dataset, Documents, Split
+from modbrick.data.dataset import Dataset, Documents
+from modbrick.data.manifest import Split
 from modbrick.data.packing import Piece, Shuffler, best_fit
 from modbrick.errors import InputError
 

@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
-import contextlib
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
-import numpy as np
-from jaxtyping import Integer
-
-from modbrick.data.dataset import Manifest, SourceSummary, Split
-from modbrick.data.reading import (
-    ReadingOptions,
-    SourceRecord,
-    Task,
-    Text,
-    cut_into_tasks,
-    read_task,
-)
-from modbrick.data.records import id_dtype
+from modbrick.data.encoding import encode
+from modbrick.data.manifest import Manifest, SourceSummary
+from modbrick.data.reading import read_task
 from modbrick.data.sources import TEXT_EXTENSIONS, Input, Source, list_sources
-from modbrick.data.tokenizer import (
-    ByteTokenizer,
-    Tokenizer,
-    TokenizerIdentity,
-    load_tokenizer,
-    tokenizer_from_json,
-    train_tokenizer,
-)
+from modbrick.data.tasks import ReadingOptions, SourceRecord, cut_into_tasks
+from modbrick.data.tokenizer import Tokenizer
+from modbrick.data.tokenizer_files import load_tokenizer, train_tokenizer
 from modbrick.data.writer import DatasetWriter, check_target
 from modbrick.errors import InputError
 from modbrick.schema import to_mapping
-
-# Longer texts are encoded in sections of at most so many characters, cut at the end of a line or
-# word: a token never crosses a cut, and memory stays bounded.
-SECTION = 1 << 20
-# Less than this is not worth a process of its own.
-_BYTES_A_WORKER = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -116,7 +88,6 @@ class Report:
 
 
 Progress = Callable[[str, int, int, int], None]
-_Encoded = tuple[int, Split, Integer[np.ndarray, " T"], int, int]
 
 
 def prepare(config: PreparationConfig, progress: Progress | None = None) -> Report:
@@ -145,7 +116,9 @@ def prepare(config: PreparationConfig, progress: Progress | None = None) -> Repo
         writer.set_tokenizer(tokenizer)
         records = {number: SourceRecord() for number in range(len(sources))}
         documents = training = done = 0
-        for task, encoded, found in _encode(config, sources, tokenizer, records):
+        for task, encoded, found in encode(
+            sources, config.reading, tokenizer, records, config.workers
+        ):
             for number, split, ids, size, unscored in encoded:
                 training += split == "train"
                 writer.add(split, sources[number].domain, ids, size, unscored)
@@ -202,148 +175,6 @@ def _train(
 
     assert config.vocabulary is not None
     return train_tokenizer(texts(), config.vocabulary)
-
-
-@dataclass
-class _Encoder:
-    """Reads and encodes tasks; one in each process."""
-
-    sources: Sequence[Source]
-    options: ReadingOptions
-    tokenizer: Tokenizer
-
-    def __call__(self, task: Task) -> tuple[list[_Encoded], dict[int, SourceRecord]]:
-        texts, records = read_task(task, self.sources, self.options)
-        encoded = []
-        for text, ids in zip(texts, self._encode(texts), strict=True):
-            unscored = 0
-            if self.tokenizer.start_of_document is None:
-                unscored = self.tokenizer.first_token_bytes(text.text)
-            if len(ids) < 2:
-                records[text.source].skipped["nothing to predict (a single token)"] += 1
-                records[text.source].documents -= 1
-                continue
-            size = len(text.text.encode("utf-8"))
-            encoded.append((text.source, text.split, ids, size, unscored))
-        return encoded, records
-
-    def _encode(self, texts: Sequence[Text]) -> list[Integer[np.ndarray, " T"]]:
-        dtype = id_dtype(self.tokenizer.vocabulary)
-        start, end = self.tokenizer.start_of_document, self.tokenizer.end_of_document
-        parts: list[list[np.ndarray]] = [
-            [] if start is None else [np.asarray([start], dtype)] for _ in texts
-        ]
-        owners: list[int] = []
-        sections: list[str] = []
-        waiting = 0
-        for number, text in enumerate(texts):
-            for section in _sections(text.text):
-                owners.append(number)
-                sections.append(section)
-                waiting += len(section)
-                if waiting >= 4 * SECTION:
-                    self._flush(owners, sections, parts, dtype)
-                    waiting = 0
-        self._flush(owners, sections, parts, dtype)
-        for part in parts:
-            if end is not None:
-                part.append(np.asarray([end], dtype))
-        return [np.concatenate(part) if part else np.zeros(0, dtype) for part in parts]
-
-    def _flush(
-        self, owners: list[int], sections: list[str], parts: list[list[np.ndarray]], dtype: np.dtype
-    ) -> None:
-        for owner, ids in zip(owners, self.tokenizer.encode_batch(sections), strict=True):
-            parts[owner].append(ids.astype(dtype))
-        owners.clear()
-        sections.clear()
-
-
-def _sections(text: str) -> Iterator[str]:
-    start = 0
-    while len(text) - start > SECTION:
-        middle = start + SECTION // 2
-        stop = start + SECTION
-        cut = text.rfind("\n", middle, stop) + 1 or text.rfind(" ", middle, stop) or stop
-        cut = stop if cut <= middle else cut
-        yield text[start:cut]
-        start = cut
-    yield text[start:]
-
-
-def _encode(
-    config: PreparationConfig,
-    sources: Sequence[Source],
-    tokenizer: Tokenizer,
-    records: Mapping[int, SourceRecord],
-) -> Iterator[tuple[Task, list[_Encoded], dict[int, SourceRecord]]]:
-    tasks = cut_into_tasks(sources, config.reading, records)
-    workers = config.workers or _useful_workers(sources, tokenizer)
-    if workers == 1:
-        encoder = _Encoder(sources, config.reading, tokenizer)
-        for task in tasks:
-            yield (task, *encoder(task))
-        return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers,
-        # A forked child would inherit the tokenizer's threads' locks.
-        multiprocessing.get_context("spawn"),
-        _start_worker,
-        (sources, config.reading, tokenizer.to_json(), tokenizer.identity),
-    )
-    with _shut_down(pool):
-        waiting: collections.deque = collections.deque()
-        for task in tasks:
-            waiting.append((task, pool.submit(_work, task)))
-            if len(waiting) > 2 * workers:
-                yield _result(*waiting.popleft())
-        while waiting:
-            yield _result(*waiting.popleft())
-
-
-def _useful_workers(sources: Sequence[Source], tokenizer: Tokenizer) -> int:
-    if isinstance(tokenizer, ByteTokenizer):
-        return 1  # nothing to compute: sending texts between processes costs more
-    size = sum(source.size for source in sources)
-    return min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_A_WORKER)
-
-
-def _result(
-    task: Task, future: concurrent.futures.Future
-) -> tuple[Task, list[_Encoded], dict[int, SourceRecord]]:
-    try:
-        return (task, *future.result())
-    except BrokenProcessPool:
-        raise InputError(
-            "a worker process ended before its time (out of memory?); run again with fewer "
-            "--workers"
-        ) from None
-
-
-@contextlib.contextmanager
-def _shut_down(pool: concurrent.futures.ProcessPoolExecutor) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_encoder: _Encoder | None = None
-
-
-def _start_worker(
-    sources: Sequence[Source], options: ReadingOptions, text: str, identity: TokenizerIdentity
-) -> None:
-    global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism
-    tokenizer = tokenizer_from_json(text, identity.name, identity=identity)
-    _encoder = _Encoder(sources, options, tokenizer)
-
-
-def _work(task: Task) -> tuple[list[_Encoded], dict[int, SourceRecord]]:
-    assert _encoder is not None
-    return _encoder(task)
 
 
 def _require_documents(sources: Sequence[Source], records: Mapping[int, SourceRecord]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from modbrick.data.dataset import Split
+from modbrick.data.manifest import Split
 from modbrick.errors import InputError
 
 STANDARD_LIBRARY = "stdlib:"

@@ -16,7 +16,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Integer
 
-from modbrick.data.dataset import (
+from modbrick.data.manifest import (
     FORMAT_VERSION,
     INDEX_FILE,
     MANIFEST,

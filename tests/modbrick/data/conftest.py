@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modbrick.data.dataset import Dataset, Split
-from modbrick.data.tokenizer import ByteTokenizer
+from modbrick.data.byte_tokenizer import ByteTokenizer
+from modbrick.data.dataset import Dataset
+from modbrick.data.manifest import Split
 from modbrick.data.writer import DatasetWriter
 
 

@@ -8,11 +8,11 @@ import pytest
 import tokenizers
 import zstandard
 
-from modbrick.data import preparation, reading
+from modbrick.data import encoding, tasks
 from modbrick.data.dataset import Dataset
 from modbrick.data.preparation import PreparationConfig, prepare
-from modbrick.data.reading import ReadingOptions
 from modbrick.data.sources import Input
+from modbrick.data.tasks import ReadingOptions
 from modbrick.errors import InputError
 
 TEXTS = [f"Document {i}: " + "größer 日本 " * (i % 7) + "end.\n" for i in range(60)]
@@ -77,8 +77,8 @@ def read_all(directory):
 )
 @pytest.mark.parametrize("tokenizer", ["byte", "train"])
 def test_every_kind_of_input_comes_back(tmp_path, monkeypatch, name, write, tokenizer):
-    monkeypatch.setattr(reading, "TASK_BYTES", 700)  # several tasks, cut within the input
-    monkeypatch.setattr(reading, "_CHUNK", 100)
+    monkeypatch.setattr(tasks, "TASK_BYTES", 700)  # several tasks, cut within the input
+    monkeypatch.setattr(tasks, "_CHUNK", 100)
     write(tmp_path / name)
     options = {"vocabulary": 280} if tokenizer == "train" else {}
     report = make(tmp_path, tmp_path / name, tokenizer=tokenizer, **options)
@@ -94,7 +94,7 @@ def test_every_kind_of_input_comes_back(tmp_path, monkeypatch, name, write, toke
 
 @pytest.mark.parametrize("tokenizer", ["byte", "train"])
 def test_the_number_of_workers_changes_nothing(tmp_path, monkeypatch, tokenizer):
-    monkeypatch.setattr(reading, "TASK_BYTES", 700)
+    monkeypatch.setattr(tasks, "TASK_BYTES", 700)
     write_files(tmp_path / "files")
     (tmp_path / "files" / "bad.txt").write_bytes(b"\xff\xfe")
     write_lines(tmp_path / "records.jsonl.gz")
@@ -202,7 +202,7 @@ def test_a_separator_cuts_files_into_documents(tmp_path):
 
 @pytest.mark.parametrize("tokenizer", ["byte", "train"])
 def test_long_texts_are_encoded_in_sections(tmp_path, monkeypatch, tokenizer):
-    monkeypatch.setattr(preparation, "SECTION", 50)
+    monkeypatch.setattr(encoding, "SECTION", 50)
     text = "word and more\n" * 40 + "x" * 300 + "日本" * 200
     (tmp_path / "long.txt").write_text(text)
     options = {"vocabulary": 300} if tokenizer == "train" else {}

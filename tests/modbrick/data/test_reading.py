@@ -3,9 +3,10 @@ import json
 import pytest
 import zstandard
 
-from modbrick.data import reading
-from modbrick.data.reading import ReadingOptions, SourceRecord, cut_into_tasks, read_task
+from modbrick.data import tasks as cutting
+from modbrick.data.reading import read_task
 from modbrick.data.sources import Input, list_sources
+from modbrick.data.tasks import ReadingOptions, SourceRecord, cut_into_tasks
 
 LINES = [json.dumps({"text": f"line {i} " + "x" * (i % 40)}) for i in range(200)]
 
@@ -26,8 +27,8 @@ def test_the_cut_into_tasks_changes_nothing(tmp_path, monkeypatch, end, size):
     path.write_text("\n".join(LINES) + end)
     _, whole = texts(path)
     assert [text for text, _, _ in whole] == [json.loads(line)["text"] for line in LINES]
-    monkeypatch.setattr(reading, "TASK_BYTES", size)
-    monkeypatch.setattr(reading, "_CHUNK", 64)
+    monkeypatch.setattr(cutting, "TASK_BYTES", size)
+    monkeypatch.setattr(cutting, "_CHUNK", 64)
     tasks, parts = texts(path)
     assert parts == whole
     assert (len(tasks) > 10) == (size < 1000)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modbrick.data.byte_tokenizer import ByteTokenizer
 from modbrick.data.dataset import Dataset
-from modbrick.data.tokenizer import ByteTokenizer
 from modbrick.data.writer import DatasetWriter
 from modbrick.errors import InputError
 
@@ -96,7 +96,7 @@ def test_a_replacement_that_was_killed_halfway_is_undone(tmp_path, write):
 FULL = """
 import resource, sys
 import numpy as np
-from modbrick.data.tokenizer import ByteTokenizer
+from modbrick.data.byte_tokenizer import ByteTokenizer
 from modbrick.data.writer import DatasetWriter
 from modbrick.errors import InputError
 
