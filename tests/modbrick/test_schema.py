@@ -1,0 +1,109 @@
+"""Records in and out: exact round trips, strict reading, one clear line for each mistake."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modbrick.errors import InputError
+from modbrick.schema import differences, from_json, from_mapping, nearest, to_json, to_mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Wheel:
+    radius: float
+    material: Literal["steel", "rubber"] = "steel"
+
+    def __post_init__(self):
+        if self.radius <= 0:
+            raise InputError(f"radius must be positive, got {self.radius}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cart:
+    wheels: tuple[Wheel, ...]
+    name: str = "cart"
+    load: int | None = None
+    spare: Wheel | None = None
+    price: float | Wheel = 0.0
+    sealed: bool = False
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+numbers = st.floats(0.001, 1e6)
+wheels = st.builds(Wheel, numbers, st.sampled_from(["steel", "rubber"]))
+carts = st.builds(
+    Cart,
+    st.lists(wheels, max_size=3).map(tuple),
+    st.text(max_size=5),
+    st.none() | st.integers(),
+    st.none() | wheels,
+    numbers | wheels,
+    st.booleans(),
+    st.dictionaries(st.text(max_size=3), numbers, max_size=2),
+)
+
+
+@given(carts)
+def test_json_round_trip(cart):
+    assert from_json(Cart, to_json(cart)) == cart
+    assert from_mapping(Cart, to_mapping(cart)) == cart
+    assert differences(to_mapping(cart), json.loads(to_json(cart))) == []
+
+
+def test_numbers_are_read_as_the_field_says():
+    cart = from_mapping(Cart, {"wheels": [{"radius": 1}], "load": 2.0})
+    assert (type(cart.wheels[0].radius), type(cart.load)) == (float, int)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"wheels": [], "nmae": "x"}, r"nmae: unknown key; did you mean 'name'\?"),
+        ({"wheels": [], "zzz": 1}, "zzz: unknown key; known: "),
+        ({}, "wheels: missing; Cart needs it"),
+        ({"wheels": [{"radius": 1}, {"radios": 1}]}, r"wheels\[1\]\.radios: unknown key"),
+        ({"wheels": [{"radius": -1}]}, r"wheels\[0\]: radius must be positive, got -1"),
+        ({"wheels": [{"radius": "1"}]}, r"wheels\[0\]\.radius: expected float, got '1'"),
+        ({"wheels": [{"radius": True}]}, r"wheels\[0\]\.radius: expected float, got True"),
+        ({"wheels": [{"radius": None}]}, r"wheels\[0\]\.radius: expected float, got None"),
+        ({"wheels": "ab"}, "wheels: expected a list, got 'ab'"),
+        ({"wheels": [3]}, r"wheels\[0\]: expected a mapping, got 3"),
+        ({"wheels": [], "load": 1.5}, "load: expected int, got 1.5"),
+        ({"wheels": [], "sealed": 1}, "sealed: expected bool, got 1"),
+        ({"wheels": [], "shares": [1]}, "shares: expected a mapping"),
+        ({"wheels": [], "shares": {"a": "b"}}, r"shares\.a: expected float, got 'b'"),
+        ({"wheels": [{"radius": 1, "material": "stel"}]}, "did you mean 'steel'"),
+        ("cart", "Cart: expected a mapping, got 'cart'"),
+    ],
+)
+def test_bad_data_is_refused_with_its_path(data, message):
+    with pytest.raises(InputError, match=message) as error:
+        from_mapping(Cart, data)
+    assert "\n" not in str(error.value)
+
+
+def test_text_that_is_no_json_is_refused():
+    with pytest.raises(InputError, match=r"cart\.json: not valid JSON"):
+        from_json(Cart, "{", "cart.json")
+
+
+def test_differences_name_each_leaf():
+    one = to_mapping(Cart((Wheel(1.0), Wheel(2.0)), load=3))
+    other = to_mapping(Cart((Wheel(1.0), Wheel(2.5)), name="van"))
+    assert differences(one, other) == [
+        "wheels[1].radius: 2.0 -> 2.5",
+        'name: "cart" -> "van"',
+        "load: 3 -> null",
+    ]
+    assert differences({"a": [1]}, {"a": [1, 2], "b": 1}) == ["a: [1] -> [1, 2]", "b: null -> 1"]
+
+
+def test_nearest():
+    assert nearest("heds", ["heads", "width"]) == "did you mean 'heads'?"
+    assert nearest("q", ["heads", "width"]) == "known: heads, width"
+    assert nearest("q", []) == "none is known here"
