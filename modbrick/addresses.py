@@ -151,10 +151,8 @@ def _covers(pattern: list[str], info: ParameterInfo) -> np.ndarray:
             chosen[axis] = np.array([_matches(want, str(start + i)) for i in range(size)])
         elif not _matches(want, have):
             return mask
-    if not chosen:
-        return np.ones((), bool)
-    grid = np.ix_(*chosen)
-    return np.logical_and.reduce(np.broadcast_arrays(*grid))
+    mask[np.ix_(*chosen)] = True
+    return mask
 
 
 def _matches(want: str, have: str) -> bool:
