@@ -42,6 +42,18 @@ def test_a_mixture_gives_shares_of_tokens(dataset, packing):
     assert shares["prose"] == pytest.approx(0.75, abs=0.005)
 
 
+def test_shares_are_of_tokens_also_where_rows_hold_fewer(tmp_path, write):
+    # With the end of document, rows of 32 hold 20 targets of one domain and 32 of the other.
+    data = write(tmp_path / "set", {"train": {"half": ["x" * 19] * 50, "full": ["y" * 31] * 50}})
+    documents = data.documents("train")
+    plan = RowPlan(documents, config(packing="best_fit", mixture={"half": 1, "full": 1}))
+    pieces = [piece for row in range(2000) for piece in plan.pieces(row)]
+    half = sum(p.stop - p.start for p in pieces if documents.domain_of(p.document) == 1)
+    total = sum(p.stop - p.start for p in pieces)
+    assert documents.domains[1] == "half"
+    assert half / total == pytest.approx(0.5, abs=0.005)
+
+
 def test_a_finite_mixture_ends_with_its_first_domain(dataset):
     documents = dataset.documents("train")
     plan = RowPlan(documents, config(mixture={"prose": 1, "code": 1}, epochs=1))
