@@ -1,8 +1,8 @@
 """Generation: prompts in, continuations out, with a key-value cache.
 
-Prompts are padded on the left into one batch. One call fills the cache and chooses the first token; a
-compiled loop then runs until every sequence has ended. Lengths are rounded up, so that few shapes compile;
-how many tokens to make, and the sampling's real numbers, are arguments of the compiled functions.
+Prompts are padded on the left into one batch. One call fills the cache and chooses the first token;
+a compiled loop then runs until every sequence has ended. Lengths are rounded up, so that few shapes
+compile; how many tokens to make, the temperature and top_p are arguments of the compiled functions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.errors import InputError
-from modbrick.inference.sampling import SamplingConfig, greedy, sample
+from modbrick.inference.sampling import DEFAULT_SAMPLING, SamplingConfig, greedy, sample
 from modbrick.layers.cache import Cache
 from modbrick.layers.decoder import Decoder
 from modbrick.layers.sites import Bricks
@@ -50,7 +50,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    sampling: SamplingConfig = SamplingConfig(),
+    sampling: SamplingConfig = DEFAULT_SAMPLING,
     stop_tokens: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
     bricks: Bricks | None = None,
@@ -74,8 +74,8 @@ def generate(
       on_tokens: called for each sequence after every token, in the order of the prompts.
 
     Raises:
-      InputError: no prompt, an empty one, ids beyond the vocabulary, a number out of range; or logits that
-        are not finite.
+      InputError: no prompt, an empty one, ids beyond the vocabulary, a number out of range;
+        or logits that are not finite.
     """
     graph, parameters = nnx.split(model) if isinstance(model, Decoder) else model
     vocabulary = nnx.merge(graph, parameters).config.vocabulary
@@ -129,7 +129,7 @@ class _Request:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Progress:
-    """How far generation has come: `step` tokens chosen, `lengths` of them before each one's end."""
+    """How far generation is: `step` tokens chosen, `lengths` of them up to each sequence's end."""
 
     cache: Cache
     tokens: Int[Array, "B N"]

@@ -36,6 +36,8 @@ class SamplingConfig:
             raise InputError(f"top_p must be in (0, 1], got {self.top_p}")
 
 
+DEFAULT_SAMPLING = SamplingConfig()
+"""From the model's own distribution."""
 GREEDY = SamplingConfig(temperature=0.0)
 """Always the likeliest token."""
 
@@ -67,8 +69,7 @@ def candidates(
     vocabulary = logits.shape[-1]
     count = vocabulary if top_k is None else min(top_k, vocabulary)
     values, ids = jax.lax.top_k(logits.astype(jnp.float32), count)
-    # Relative to the largest, so that a small temperature overflows nothing.
-    values = (values - values[..., :1]) / temperature
+    values = _scaled(values, values[..., :1], temperature)
     if top_p is not None:
         probabilities = jax.nn.softmax(values, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
@@ -92,8 +93,18 @@ def sample(
     """
     if top_k is None and top_p is None:  # nothing to sort for
         values = logits.astype(jnp.float32)
-        values = (values - values.max(-1, keepdims=True)) / temperature
+        values = _scaled(values, values.max(-1, keepdims=True), temperature)
         return jax.vmap(jax.random.categorical)(keys, values).astype(jnp.int32)
     values, ids = candidates(logits, temperature=temperature, top_k=top_k, top_p=top_p)
     drawn = jax.vmap(jax.random.categorical)(keys, values)
     return jnp.take_along_axis(ids, drawn[..., None], axis=-1)[..., 0]
+
+
+def _scaled(
+    values: Float[Array, "B V"],
+    largest: Float[Array, "B 1"],
+    temperature: Float[Array, ""] | float,
+) -> Float[Array, "B V"]:
+    """Divides by the temperature, relative to the largest value: however small, it stays 0."""
+    smallest = jnp.finfo(jnp.float32).tiny  # below it, 0 / temperature is 0 / 0
+    return (values - largest) / jnp.maximum(temperature, smallest)

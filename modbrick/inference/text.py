@@ -13,9 +13,9 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class TextStream:
     """Decodes a growing sequence of ids.
 
-    The pieces that `push` and `close` return join to the text of all ids, up to the first stop text.
-    A character whose bytes have not all come, and the front of what may become a stop text, are held
-    back.
+    The pieces that `push` and `close` return join to the text of all ids, up to the first stop
+    text. A character whose bytes have not all come, and the front of what may become a stop text,
+    are held back.
 
     Args:
       tokenizer: of the ids.

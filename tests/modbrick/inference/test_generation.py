@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from modbrick.bricks import LoRA, attach
+from modbrick.config import (
+    AttentionConfig,
+    ExpertsConfig,
+    FeedForwardConfig,
+    LayerConfig,
+    ModelConfig,
+    RopeConfig,
+    RouterConfig,
+    SegmentConfig,
+)
+from modbrick.errors import InputError
+from modbrick.inference import GREEDY, SamplingConfig, generate, generation
+from modbrick.inference.generation import rounded_up
+from modbrick.layers.decoder import Decoder
+
+VOCABULARY = 23
+EXPERTS = ExpertsConfig(4, 2, RouterConfig("linear"))
+SPARSE = LayerConfig(AttentionConfig(2, 8, experts=EXPERTS), FeedForwardConfig(12, experts=EXPERTS))
+ROTATED = LayerConfig(
+    AttentionConfig(4, 4, "softmax", key_value_heads=2, window=5, rope=RopeConfig()),
+    FeedForwardConfig(16),
+)
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
+NEW = 8
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = ModelConfig(
+        VOCABULARY, 16, (SegmentConfig(SPARSE), SegmentConfig(ROTATED)), dtype="float32"
+    )
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config)))
+    random = np.random.default_rng(3)
+    parameters = jax.tree.map(
+        lambda leaf: jnp.asarray(random.normal(0.0, 0.5, leaf.shape), jnp.float32),
+        nnx.as_pure(state),
+    )
+    return nnx.merge(graph, parameters)
+
+
+@pytest.fixture(scope="module")
+def distribution(model):
+    """Log-probabilities of the token after a text, by a call without a cache."""
+    graph, parameters = nnx.split(model)
+
+    @jax.jit
+    def run(tokens, mask):
+        logits = nnx.merge(graph, parameters)(tokens, attention_mask=mask).logits
+        return jax.nn.log_softmax(logits[0, -1])
+
+    def after(text: list[int]) -> np.ndarray:
+        tokens, mask = np.zeros((1, 24), np.int32), np.zeros((1, 24), bool)
+        tokens[0, 24 - len(text) :], mask[0, 24 - len(text) :] = text, True
+        return np.asarray(run(tokens, mask))
+
+    return after
+
+
+@pytest.fixture(scope="module")
+def greedily(model):
+    return functools.partial(generate, model, max_new_tokens=NEW, sampling=GREEDY)
+
+
+@pytest.fixture(scope="module")
+def batch(greedily):
+    return greedily(PROMPTS)
+
+
+def test_greedy_is_the_argmax_without_a_cache(batch, distribution):
+    for prompt, tokens, scores in zip(PROMPTS, batch.tokens, batch.log_probabilities, strict=True):
+        assert len(tokens) == len(scores) == NEW
+        text = list(prompt)
+        for token, score in zip(tokens, scores, strict=True):
+            expected = distribution(text)
+            assert token == int(expected.argmax())
+            assert score == pytest.approx(expected[token], abs=1e-4)
+            text.append(token)
+    assert batch.finish_reasons == ["length"] * 3
+    assert len(set(map(tuple, batch.tokens))) == 3
+
+
+def test_a_prompt_alone_gets_what_it_gets_in_a_batch(batch, greedily):
+    for prompt, tokens in zip(PROMPTS, batch.tokens, strict=True):
+        assert greedily([prompt]).tokens == [tokens]
+
+
+def test_stop_tokens_end_a_sequence_and_not_the_others(batch, greedily):
+    stop = next(t for t in batch.tokens[0] if t not in batch.tokens[2])
+    result = greedily(PROMPTS, stop_tokens=[stop])
+    ended = 0
+    for whole, tokens, reason in zip(
+        batch.tokens, result.tokens, result.finish_reasons, strict=True
+    ):
+        if stop in whole:
+            assert tokens == whole[: whole.index(stop) + 1]
+            ended += 1
+        else:
+            assert tokens == whole
+        assert reason == ("stop" if stop in whole else "length")
+    assert 0 < ended < 3
+    assert list(map(len, result.log_probabilities)) == list(map(len, result.tokens))
+
+
+def test_the_loop_ends_when_all_have_stopped(model, batch):
+    """The cache of a stopped batch holds no tokens after the last end."""
+    seen = []
+    original = generation._decode
+
+    def spy(*arguments, **options):
+        seen.append(int(original(*arguments, **options).step))
+        raise InterruptedError
+
+    stops = sorted({tokens[1] for tokens in batch.tokens})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "_decode", spy)
+        with pytest.raises(InterruptedError):
+            generate(model, PROMPTS, max_new_tokens=NEW, sampling=GREEDY, stop_tokens=stops)
+    assert seen[0] <= 2
+
+
+def test_tokens_come_one_by_one_and_a_caller_can_stop(batch, greedily):
+    events: list[tuple[int, int]] = []
+
+    def on_tokens(index: int, tokens: list[int]) -> bool:
+        events.extend((index, token) for token in tokens)
+        return index == 1 and sum(i == 1 for i, _ in events) == 3
+
+    result = greedily(PROMPTS, on_tokens=on_tokens)
+    assert result.tokens == [batch.tokens[0], batch.tokens[1][:3], batch.tokens[2]]
+    assert result.finish_reasons == ["length", "stop", "length"]
+    for index, tokens in enumerate(result.tokens):
+        assert [token for i, token in events if i == index] == tokens
+    assert [index for index, _ in events[:6]] == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("top_p", [None, 0.9])
+def test_samples_depend_on_the_seed_and_the_prompt_only(model, top_p):
+    sampled = functools.partial(
+        generate, model, max_new_tokens=NEW, sampling=SamplingConfig(1.5, 12, top_p)
+    )
+    result = sampled(PROMPTS, seed=[7, 8, 9])
+    assert sampled(PROMPTS, seed=7).tokens == result.tokens
+    assert sampled(PROMPTS[::-1], seed=[9, 8, 7]).tokens == result.tokens[::-1]
+    assert sampled([PROMPTS[1]], seed=8).tokens == [result.tokens[1]]
+    assert sampled([PROMPTS[1]] * 3, seed=8).tokens[0] == result.tokens[1]
+    assert sampled(PROMPTS, seed=[17, 18, 19]).tokens != result.tokens
+
+
+def test_few_shapes_compile(model):
+    """Lengths, limits, temperatures and prompts change; the compiled functions stay."""
+
+    def sampled(prompts, length, temperature, **options):
+        return generate(
+            model,
+            prompts,
+            max_new_tokens=length,
+            sampling=SamplingConfig(temperature, 7),
+            **options,
+        )
+
+    def compiled() -> tuple[int, int]:
+        return generation._prefill._cache_size(), generation._decode._cache_size()
+
+    sampled([[1], [2]], 5, 1.0)
+    before = compiled()
+    sampled([[3, 4, 5], [6] * 16], 8, 0.5, seed=4)
+    sampled([[3], [6]], 3, 0.5, on_tokens=lambda index, tokens: index == 0)
+    sampled([[3], [6]], 1, 2.0)
+    assert compiled() == before
+    sampled([[1], [2]], 20, 1.0)
+    assert compiled() == (before[0] + 1, before[1] + 1)
+
+
+def test_lengths_are_rounded_up():
+    assert [rounded_up(n) for n in (1, 16, 17, 24, 25, 33, 49, 64, 1025)] == [
+        16, 16, 24, 24, 32, 48, 64, 64, 1536,
+    ]  # fmt: skip
+    lengths = [rounded_up(n) for n in range(1, 5000)]
+    assert lengths == sorted(lengths)
+    assert all(n <= length < 2 * max(n, 16) for n, length in enumerate(lengths, 1))
+
+
+def test_bricks_are_passed_through(model, batch, greedily):
+    """Prompts choose a variant that favours a token, or none."""
+
+    def favour(key, site):
+        brick = LoRA.initial(key, site.input_width, site.output_width, rank=2, variants=2)
+        up = np.zeros(brick.up.shape, np.float32)
+        up[1] = np.random.default_rng(0).normal(0.0, 5.0, brick.up.shape[1:])
+        return LoRA(brick.down, jnp.asarray(up), brick.scale)
+
+    bricks = attach(model.config, {"head": favour}, key=jax.random.key(0))
+    result = greedily(PROMPTS, bricks=bricks, brick_ids=[-1, 0, 1])
+    assert result.tokens[:2] == batch.tokens[:2]
+    assert result.tokens[2] != batch.tokens[2]
+
+
+def test_a_graph_and_parameters_do_as_well(model, batch):
+    graph, parameters = nnx.split(model)
+    result = generate((graph, parameters), PROMPTS, max_new_tokens=NEW, sampling=GREEDY)
+    assert result.tokens == batch.tokens
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "there is no prompt"),
+        ([[1], []], {}, "prompt 1 is empty"),
+        ([[1], [2, VOCABULARY]], {}, f"prompt 1: token id {VOCABULARY} is not in a vocabulary"),
+        ([[-1]], {}, "prompt 0: token id -1"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ([[1]], {"stop_tokens": [99]}, "stop_tokens: token id 99"),
+        ([[1], [2]], {"seed": [1]}, "1 seeds do not fit 2 prompts"),
+        ([[1]], {"seed": -1}, "at least 0 and below 2\\^32, got -1"),
+        ([[1]], {"brick_ids": [0, 1]}, "2 brick_ids do not fit 1 prompts"),
+    ],
+)
+def test_bad_input_is_named(model, prompts, options, message):
+    with pytest.raises(InputError, match=message):
+        generate(model, prompts, **({"max_new_tokens": 2} | options))
+
+
+def test_a_diverged_model_is_refused(model):
+    graph, parameters = nnx.split(model)
+    broken = jax.tree.map(lambda x: x * jnp.nan, nnx.as_pure(parameters))
+    with pytest.raises(InputError, match="not finite"):
+        generate((graph, broken), PROMPTS, max_new_tokens=NEW, sampling=GREEDY)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.modbrick.layers import oracle
+from tests.modbrick.layers.tiny import (
+    ATTENTIONS,
+    attention_model,
+    model_of,
+    relative_error,
+    run,
+    tokens_of,
+)
+
+TOKENS = tokens_of(2, 7)
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_matches_its_definition(kind):
+    model = attention_model(kind)
+    output = run(model, TOKENS, capture=("hidden_states", "attention_weights"))
+    for row, tokens in enumerate(TOKENS):
+        expected = oracle.decode(model, tokens)
+        hidden = output.captured["hidden_states"][:, row]
+        assert relative_error(hidden, expected["hidden_states"]) < 1e-5
+        assert relative_error(output.logits[row], expected["logits"]) < 1e-5
+        weights = output.captured["attention_weights"]["0"][0, row]
+        assert relative_error(weights, expected["attention_weights"][0]) < 1e-5
+
+
+def test_every_option_makes_a_difference():
+    """Each form of attention gives another result on the same tokens: no option is ignored."""
+    changes = [
+        {"scale": 0.1},
+        {"window": 2},
+        {"attend_current": False},
+        {"kind": "softmax"},
+        {"rope": ATTENTIONS["softmax, rope"].rope},
+    ]
+    model = attention_model("stickbreaking")
+    _, parameters = nnx.split(model)
+    results = [run(model, TOKENS).logits]
+    segment = model.config.segments[0]
+    for change in changes:
+        attention = dataclasses.replace(segment.layer.attention, **change)
+        layer = dataclasses.replace(segment.layer, attention=attention)
+        config = model.config.replace(segments=(dataclasses.replace(segment, layer=layer),))
+        graph, _ = nnx.split(model_of(config))
+        results.append(run(nnx.merge(graph, parameters), TOKENS).logits)
+    for index, one in enumerate(results):
+        for other in results[:index]:
+            assert relative_error(one, other) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["stickbreaking experts", "softmax experts, window"])
+def test_the_order_of_experts_does_not_matter(kind):
+    """A bank permuted, and its router's outputs with it, is the same layer."""
+    model = attention_model(kind)
+    graph, parameters = nnx.split(model)
+    order = np.array([2, 0, 3, 1])
+    permuted = jax.tree.map(lambda x: x, nnx.as_pure(parameters))
+    attention = permuted["segments"]["0"]["attention"]
+    for name in ("query", "output"):
+        attention[name]["weight"] = attention[name]["weight"][:, order]
+    router = attention["router"]["output"]
+    router["weight"] = router["weight"][..., order]
+    expected = run(model, TOKENS)
+    actual = run(nnx.merge(graph, permuted), TOKENS)
+    assert relative_error(actual.logits, expected.logits) < 1e-6
+    one, other = (o.router_statistics["segments.0.attention"] for o in (actual, expected))
+    np.testing.assert_allclose(one.choices, np.asarray(other.choices)[:, order])
+    np.testing.assert_allclose(one.gates, np.asarray(other.gates)[:, order], rtol=1e-5)
+    assert len(set(np.asarray(other.choices)[0].tolist())) > 1

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from modbrick.execution import ExecutionConfig, Rematerialisation
+from tests.modbrick.layers.tiny import (
+    QUICK,
+    SPARSE,
+    model_config,
+    model_of,
+    relative_error,
+    tokens_of,
+)
+
+TOKENS = jnp.asarray(tokens_of(2, 5))
+CONFIG = model_config(SPARSE, SPARSE)
+
+
+def gradient_of(policy):
+    graph, parameters = nnx.split(model_of(CONFIG, ExecutionConfig(rematerialisation=policy)))
+
+    def loss(parameters):
+        log_probabilities = jax.nn.log_softmax(nnx.merge(graph, parameters)(TOKENS).logits)
+        return (log_probabilities * jnp.cos(jnp.arange(log_probabilities.shape[-1]))).sum()
+
+    return jax.grad(loss), nnx.as_pure(parameters)
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """Gradients when everything is kept."""
+    gradient, parameters = gradient_of("none")
+    return jax.jit(gradient, compiler_options=QUICK)(parameters)
+
+
+@pytest.mark.parametrize("policy", [p for p in get_args(Rematerialisation) if p != "none"])
+def test_gradients_are_equal(policy, kept):
+    gradient, parameters = gradient_of(policy)
+    actual = jax.jit(gradient, compiler_options=QUICK)(parameters)
+    errors = jax.tree.map(relative_error, actual, kept)
+    assert max(jax.tree.leaves(errors)) < 1e-5
+    assert all(np.linalg.norm(g) > 0 for g in jax.tree.leaves(actual))
+
+
+def test_policies_recompute_what_they_do_not_keep():
+    def products(policy) -> int:
+        gradient, parameters = gradient_of(policy)
+        return str(jax.make_jaxpr(gradient)(parameters)).count("dot_general")
+
+    none, full, dots, sublayers = map(products, ("none", "full", "dots", "sublayers"))
+    assert none < full
+    assert dots < full
+    assert none < sublayers <= full
