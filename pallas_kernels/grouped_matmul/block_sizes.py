@@ -14,6 +14,8 @@ _LADDERS = {
     32: (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
     64: (0.25, 0.5, 0.75, 0.875, 0.9375, 1.0, 1.0625, 1.125, 1.25, 1.5, 2.0),
 }
+# Up to this many rows in all, compile time is what counts: two heights, the taller for everything.
+_FEW_ROWS = 256
 # A tile's activations should stay in the last-level cache, and taller tiles gain nothing.
 _MAX_MEAN_ROWS = 512
 _ROW_MULTIPLE = 8
@@ -33,4 +35,6 @@ def tile_heights(num_slots: int, num_experts: int) -> tuple[int, ...]:
     starts = sorted(_LADDERS)
     ladder = _LADDERS[starts[bisect.bisect_right(starts, mean) - 1]]
     limit = round_up(num_slots)
+    if num_slots <= _FEW_ROWS:
+        return tuple(sorted({min(round_up(2 * mean), limit), limit}))
     return tuple(sorted({min(round_up(mean * fraction), limit) for fraction in ladder}))

@@ -113,7 +113,8 @@ def loop_over_experts(
             buffers, more = run(tile, mine, buffers)
             return buffers, tuple(a + b for a, b in zip(terms, more, strict=True))
 
-        buffers, terms = jax.lax.fori_loop(0, full_tiles, add_full, (buffers, terms))
+        if limit < plan.num_slots:  # or else one tile always suffices
+            buffers, terms = jax.lax.fori_loop(0, full_tiles, add_full, (buffers, terms))
         sums = tuple(
             jax.lax.dynamic_update_index_in_dim(total, term.astype(total.dtype), expert, 0)
             for total, term in zip(sums, terms, strict=True)
