@@ -154,6 +154,8 @@ def _context() -> ocp.Context:
     # By its content alone it would be taken for a tree of arrays.
     registry.add(ocp.handlers.JsonHandler, checkpointable_name=METADATA)
     context.checkpointables.registry = registry
+    # Weights hardly compress: 8 % of the size for a third of the time a save takes.
+    context.array.saving.use_compression = False
     # In the background they would leave threads waiting for minutes when a save fails at its start.
     context.asynchronous.create_directories_asynchronously = False
     return context

@@ -15,13 +15,19 @@ def abstract(tree):
     return jax.eval_shape(lambda: tree)
 
 
+def restore(store, parameters, optimizer=None):
+    found = store.restore_latest(parameters, optimizer)
+    assert found is not None
+    return found
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, trees, metadata):
     """A run with checkpoints 1 and 2, to copy."""
     directory = tmp_path_factory.mktemp("two")
     with CheckpointStore(directory) as store:
         for step in (1, 2):
-            assert store.save(step, *trees, metadata, {"loss": 1.0 / step})
+            assert store.save(step, trees[0], trees[1], metadata, {"loss": 1.0 / step})
     return directory
 
 
@@ -33,7 +39,7 @@ def run(two, tmp_path):
 
 def test_every_leaf_comes_back_bit_by_bit(two, trees, metadata, same_bits):
     with CheckpointStore(two) as store:
-        restored = store.restore_latest(*map(abstract, trees))
+        restored = restore(store, *map(abstract, trees))
     assert restored.step == 2
     assert restored.metadata == metadata
     assert restored.description.metrics == {"loss": 0.5}
@@ -42,7 +48,7 @@ def test_every_leaf_comes_back_bit_by_bit(two, trees, metadata, same_bits):
 
 def test_parameters_alone_and_nothing_at_all(two, trees, tmp_path, same_bits):
     with CheckpointStore(two) as store:
-        restored = store.restore_latest(abstract(trees[0]), None)
+        restored = restore(store, abstract(trees[0]))
     assert restored.optimizer_state is None
     same_bits(restored.parameters, trees[0])
     with CheckpointStore(tmp_path / "new") as store:
@@ -58,7 +64,7 @@ def test_what_is_saved_is_the_state_at_the_call_even_if_it_is_donated(tmp_path, 
             store.save(step, state, {"m": state["w"] + 1}, metadata)
             for _ in range(5):
                 state = double(state)
-            restored = store.restore_latest({"w": state["w"]}, {"m": state["w"]})
+            restored = restore(store, {"w": state["w"]}, {"m": state["w"]})
             assert np.all(np.asarray(restored.parameters["w"]) == 32.0**step)
             assert np.all(np.asarray(restored.optimizer_state["m"]) == 32.0**step + 1)
 
@@ -78,7 +84,7 @@ def test_policies_delete_what_they_do_not_keep(tmp_path, metadata):
 def test_a_step_is_saved_once(run, trees, metadata, same_bits):
     with CheckpointStore(run) as store:
         assert not store.save(2, {"other": jnp.ones(1)}, None, metadata)
-        same_bits(store.restore_latest(*map(abstract, trees)).parameters, trees[0])
+        same_bits(restore(store, *map(abstract, trees)).parameters, trees[0])
 
 
 def damages(path):
@@ -110,9 +116,9 @@ def test_damage_of_any_file_of_the_newest_is_told_in_a_line_and_the_one_before_i
         directory = tmp_path / str(number)
         shutil.copytree(two, directory)
         damage(directory / "checkpoints/2" / name, kind)
-        lines = []
+        lines: list[str] = []
         with CheckpointStore(directory, warn=lines.append) as store:
-            restored = store.restore_latest(*map(abstract, trees))
+            restored = restore(store, *map(abstract, trees))
             assert restored.step == 1, (name, kind)
             assert store.steps() == [1]
         same_bits((restored.parameters, restored.optimizer_state), trees)
@@ -127,7 +133,7 @@ def test_values_are_verified_where_there_is_no_inventory(run, trees, metadata):
     newest = run / "checkpoints/2"
     (newest / "files.json").unlink()
     with CheckpointStore(run, CheckpointConfig(keep_latest=9)) as store:
-        assert store.restore_latest(*map(abstract, trees)).step == 2
+        assert restore(store, *map(abstract, trees)).step == 2
         changed = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(3), trees[0])
         store.save(3, changed, trees[1], metadata)
         store.wait()
@@ -135,9 +141,9 @@ def test_values_are_verified_where_there_is_no_inventory(run, trees, metadata):
     shutil.rmtree(newest / "parameters")
     shutil.copytree(run / "checkpoints/3/parameters", newest / "parameters")
     shutil.rmtree(run / "checkpoints/3")
-    lines = []
+    lines: list[str] = []
     with CheckpointStore(run, warn=lines.append) as store:
-        assert store.restore_latest(*map(abstract, trees)).step == 1
+        assert restore(store, *map(abstract, trees)).step == 1
     assert "embedding, segments.0.norm.scale" in lines[0]
 
 
@@ -147,16 +153,16 @@ def test_if_all_are_damaged_nothing_is_touched_and_all_are_named(run, trees):
     with CheckpointStore(run) as store:
         assert store.latest() is None
         with pytest.raises(InputError, match=r"every checkpoint.*damaged.*2: .*1: "):
-            store.restore_latest(*map(abstract, trees))
+            restore(store, *map(abstract, trees))
         assert store.steps() == [1, 2]
 
 
 def test_unfinished_ones_are_ignored_told_and_removed(run, trees):
     leftover = run / "checkpoints/3.orbax-checkpoint-tmp/parameters"
     leftover.mkdir(parents=True)
-    lines = []
+    lines: list[str] = []
     with CheckpointStore(run, warn=lines.append) as store:
-        assert store.restore_latest(*map(abstract, trees)).step == 2
+        assert restore(store, *map(abstract, trees)).step == 2
     assert not leftover.parent.exists()
     assert len(lines) == 1
     assert "checkpoint 3" in lines[0]
@@ -168,7 +174,7 @@ def test_a_state_that_does_not_fit_is_refused_with_every_name(two, trees):
     optimizer = {**optimizer, "half": jax.ShapeDtypeStruct((5, 3), jnp.float32)}
     del optimizer["flags"]
     with CheckpointStore(two) as store, pytest.raises(InputError) as caught:
-        store.restore_latest(parameters, optimizer)
+        restore(store, parameters, optimizer)
     for remark in (
         "embedding: saved float32[32,16], wanted float32[32,17]",
         "missing: head.embedding",
@@ -183,7 +189,7 @@ def test_a_state_that_does_not_fit_is_refused_with_every_name(two, trees):
 def test_another_format_is_refused_and_not_taken_for_damage(two, trees, tmp_path, monkeypatch):
     monkeypatch.setattr("modbrick.checkpoints.metadata.FORMAT", 2)
     with CheckpointStore(two) as store, pytest.raises(InputError, match="format 1"):
-        store.restore_latest(*map(abstract, trees))
+        restore(store, *map(abstract, trees))
 
 
 @pytest.fixture
@@ -211,7 +217,7 @@ def test_a_write_that_fails_is_told_and_harms_nothing(
             store.save(3, large, None, metadata)
     full_disk()
     assert sorted(os.listdir(run / "checkpoints")) == ["1", "2"]
-    same_bits(store.restore_latest(*map(abstract, trees)).parameters, trees[0])
+    same_bits(restore(store, *map(abstract, trees)).parameters, trees[0])
     assert store.save(3, large, None, metadata)
     store.close()
     assert store.steps() == [2, 3]
@@ -238,4 +244,5 @@ def test_description_without_reading_arrays(run, metadata):
     assert found.metadata == metadata
     assert str(found.parameters["embedding"]) == "float32[32,16]"
     assert found.parameter_bytes == 32 * 16 * 4 + 16
+    assert found.optimizer is not None
     assert str(found.optimizer["adam.0.mu.embedding"]) == "float32[32,16]"
