@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from modbrick.errors import InputError
 
@@ -21,7 +21,7 @@ INTERRUPTED = 128 + signal.SIGINT
 def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None = None) -> None:
     """Parses flags, runs `main(argv)` and exits.
 
-    Exit status: what `main` returns (None: 0); 2 for a wrong flag, an unexpected argument or an
+    Exit status: what `main` returns (None: 0); 0 for --help; 2 for a wrong flag, an unexpected argument or an
     `InputError`, told in one line on standard error without a traceback; 130 when interrupted.
     Other exceptions are defects and keep their traceback.
 
@@ -32,8 +32,12 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
 
     def parse(argv: Sequence[str]) -> list[str]:
         flags.FLAGS.set_gnu_getopt(True)  # flags may follow positional arguments
+        # The libraries' own chatter is for --verbosity=0.
+        flags.FLAGS.set_default("verbosity", logging.WARNING)
         try:
             rest = flags.FLAGS(list(argv))
+        except SystemExit:
+            sys.exit(0)  # --help was asked for and given; absl counts that as a failure
         except flags.UnrecognizedFlagError as error:
             _stop(f"--{error.flagname}: unknown flag{_nearest_flag(error.flagname)}")
         except (flags.Error, InputError) as error:

@@ -46,7 +46,7 @@ def from_mapping[T](cls: type[T], data: Any, path: str = "") -> T:
     if not isinstance(data, Mapping) and not hasattr(data, "items"):
         raise InputError(f"{path or cls.__name__}: expected a mapping, got {data!r}")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    hints = _hints(cls)  # type: ignore[arg-type]  # types are hashable
+    hints = _hints(cls)
     values = {}
     for key, value in data.items():
         where = f"{path}.{key}" if path else str(key)
@@ -123,7 +123,7 @@ def _brief(value: Any) -> str:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

@@ -6,6 +6,7 @@ Reads requests `{"steps": N}` as JSON lines, trains so many steps on fresh rando
 answers with the seconds they took and the peak memory of the process.
 """
 
+import argparse
 import json
 import resource
 import sys
@@ -14,8 +15,14 @@ import time
 
 def main() -> None:
     """Trains as asked on standard input."""
-    directory, case = sys.argv[1], json.loads(sys.argv[2])
-    sys.path.insert(0, directory)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("directory", help="where the package moduleformer lies")
+    parser.add_argument("case", type=json.loads, help="sizes, as JSON")
+    arguments = parser.parse_args()
+    case = arguments.case
+    sys.path.insert(0, arguments.directory)
     import torch  # type: ignore[import-not-found]  # noqa: TID251  (an environment of its own)
     from moduleformer import (  # type: ignore[import-not-found]
         ModuleFormerConfig,

@@ -1,0 +1,140 @@
+"""The train step: accumulation over microbatches, frozen parameters, determinism."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from modbrick.addresses import flatten
+from modbrick.config import ModelConfig
+from modbrick.execution import ExecutionConfig
+from modbrick.families import moduleformer
+from modbrick.layers.decoder import parameter_table
+from modbrick.objective import ObjectiveConfig
+from modbrick.optimizer import Optimizer, OptimizerConfig
+from modbrick.partition import Partition
+from modbrick.schema import from_mapping
+from modbrick.training.state import initial_parameters, initial_state
+from modbrick.training.step import loss_function, train_step
+
+
+def model(sample_top_k: int = 0) -> ModelConfig:
+    return moduleformer(
+        vocabulary=37,
+        width=16,
+        layers=2,
+        heads=2,
+        attention_width=8,
+        feed_forward_width=12,
+        attention_experts=3,
+        feed_forward_experts=4,
+        router_width=8,
+        sample_top_k=sample_top_k,
+        dtype="float32",
+        expert_initialiser="normal",
+    )
+
+
+def batch(rows: int = 8, length: int = 11, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 37, (rows, length + 1)).astype(np.int32)
+    segments = np.sort(rng.integers(1, 4, (rows, length)), axis=1).astype(np.int32)
+    segments[: rows // 2, -3:] = 0  # padding, unevenly over the rows
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": segments,
+        "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        "loss_mask": (segments != 0).astype(np.int32),
+    }
+
+
+OBJECTIVE = ObjectiveConfig(load_balancing=0.3, switch=0.2, router_z=0.1, concentration=0.05)
+
+
+def gradient(microbatches: int, data: dict[str, np.ndarray]) -> tuple[float, Any]:
+    config = model()
+    loss = loss_function(config, ExecutionConfig(), OBJECTIVE, microbatches)
+    parameters = initial_parameters(config, jax.random.key(1))
+    function = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, _), gradients = function(parameters, data, jnp.int32(0), None)
+    return float(value), gradients
+
+
+@pytest.mark.parametrize("microbatches", [2, 8])
+def test_microbatches_give_the_gradient_of_the_whole_batch(microbatches: int) -> None:
+    whole_value, whole = gradient(1, batch())
+    value, parts = gradient(microbatches, batch())
+    assert value == pytest.approx(whole_value, rel=1e-6)
+    for path, want in flatten(whole).items():
+        got = np.asarray(flatten(parts)[path])
+        assert np.isfinite(got).all()
+        assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want) + 1e-9, path
+
+
+def test_router_losses_of_parts_would_give_another_gradient() -> None:
+    """The property above is not trivial: mean gradients of separate halves differ."""
+    data = batch()
+    _, whole = gradient(1, data)
+    halves = [gradient(1, {k: v[part::2] for k, v in data.items()})[1] for part in range(2)]
+    path = "segments.0.feed_forward.router.output.weight"
+    mean = sum(np.asarray(flatten(h)[path]) for h in halves) / 2
+    want = np.asarray(flatten(whole)[path])
+    assert np.linalg.norm(mean - want) > 1e-3 * np.linalg.norm(want)
+
+
+def run(steps: int, *, seed: int = 0, frozen: tuple[str, ...] = (), sample: int = 0) -> Any:
+    config = model(sample)
+    partition = Partition(parameter_table(config), frozen=frozen)
+    optimizer_config = from_mapping(
+        OptimizerConfig, {"learning_rate": 0.01, "schedule": {"kind": "constant"}}
+    )
+    optimizer = Optimizer(optimizer_config, partition, 100)
+    step = jax.jit(
+        train_step(config, ExecutionConfig(), OBJECTIVE, optimizer, partition, seed=seed),
+        donate_argnums=0,
+    )
+    state = initial_state(initial_parameters(config, jax.random.key(1)), partition, optimizer)
+    losses = []
+    for _ in range(steps):
+        state, report = step(state, batch())
+        losses.append(float(report.parts["next_token"]))
+    return flatten(partition.join(state.trainable, state.frozen)), losses, state
+
+
+def test_learns_a_batch_by_heart() -> None:
+    _, losses, state = run(40)
+    assert losses[-1] < losses[0] - 0.5
+    assert int(state.step) == 40
+
+
+def test_sampled_routing_is_a_function_of_seed_and_step() -> None:
+    first, losses, _ = run(3, sample=1)
+    again, losses_again, _ = run(3, sample=1)
+    other, losses_other, _ = run(3, sample=1, seed=1)
+    assert losses == losses_again
+    assert losses[1:] != losses_other[1:]
+    for path, value in first.items():
+        np.testing.assert_array_equal(value, again[path])
+    assert any((np.asarray(first[p]) != np.asarray(other[p])).any() for p in first)
+
+
+def test_frozen_bricks_do_not_move_and_all_others_do() -> None:
+    start = flatten(initial_parameters(model(), jax.random.key(1)))
+    frozen = ("layer.1.feed_forward.expert.2", "layer.*.attention.router", "embedding")
+    trained, _, state = run(3, frozen=frozen)
+    for path, value in trained.items():
+        moved = np.asarray(value) != np.asarray(start[path])
+        if path == "embedding" or "attention.router" in path:
+            assert not moved.any(), path
+        elif path == "segments.0.feed_forward.up.weight":
+            assert not moved[1, 2].any()
+            assert moved[0].any(axis=(1, 2)).all()
+            assert moved[1, [0, 1, 3]].any(axis=(1, 2)).all()
+        else:
+            assert moved.any(), path
+    assert "embedding" not in flatten(state.trainable)
