@@ -8,6 +8,12 @@ bits and the same memory analysis. `make clean` removes the cache.
 import os
 from pathlib import Path
 
+import hypothesis
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# How long an example takes says nothing about the code where workers share the cores.
+hypothesis.settings.register_profile("shared_cores", deadline=None)
+hypothesis.settings.load_profile("shared_cores")
