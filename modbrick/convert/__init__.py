@@ -22,17 +22,18 @@ from modbrick.layers.decoder import Decoder
 __all__ = ["ModuleFormerCheckpoint", "import_checkpoint", "load", "open_checkpoint"]
 
 
-def load(directory: str | Path, *, execution: ExecutionConfig = ExecutionConfig()) -> Decoder:
+def load(directory: str | Path, *, execution: ExecutionConfig | None = None) -> Decoder:
     """Returns the model of a checkpoint of the original ModuleFormer, with its weights.
 
     Args:
       directory: with `config.json`, and safetensors or `.bin` weights, sharded or not.
-      execution: how to run it.
+      execution: how to run it; None: as `ExecutionConfig` has it.
 
     Raises:
       InputError: as `open_checkpoint`.
     """
     checkpoint = open_checkpoint(directory)
+    execution = ExecutionConfig() if execution is None else execution
     graph, state = nnx.split(
         nnx.eval_shape(lambda: Decoder(checkpoint.config, execution=execution))
     )

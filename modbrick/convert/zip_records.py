@@ -51,20 +51,23 @@ class ZipRecords:
             struct.error,
             zipfile.BadZipFile,
         ) as error:
-            raise InputError(f"{path}: not a readable zip archive ({error})") from None
+            raise InputError(
+                f"{path}: not a readable zip archive ({error}); "
+                "what PyTorch wrote before version 1.6 has to be saved again by a newer one"
+            ) from None
         self._records: dict[str, _Record] = {}
         self._verified: set[str] = set()
         roots, places = set(), []
         for entry in entries:
             root, name = self._split(entry)
             start, end = self._place(data, entry)
+            roots.add(root)
+            if len(roots) > 1:
+                raise InputError(f"{path}: has more than one folder: {', '.join(sorted(roots))}")
             if name in self._records:
                 raise InputError(f"{path}: the record {name!r} stands there twice")
-            roots.add(root)
             places.append((entry.header_offset, end, name))
             self._records[name] = _Record(data[start:end], entry.CRC)
-        if len(roots) > 1:
-            raise InputError(f"{path}: has more than one folder: {', '.join(sorted(roots)[:5])}")
         places.sort()
         for (_, end, name), (start, _, other) in itertools.pairwise(places):
             if start < end:
