@@ -35,6 +35,7 @@ def test_no_product_spans_all_experts():
     """Every product of the compiled gradient is one tile of one expert."""
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
     text = gradient.lower(*arguments()).compile().as_text()
+    assert text is not None
     shapes = re.findall(r"= f32\[([\d,]*)\]\S* dot\(", text)
     limit = tile_heights(T * K, E)[-1]
     assert limit < T * K / 4, "the test would not tell a tile from all rows"
