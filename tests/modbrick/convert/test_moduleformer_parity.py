@@ -31,8 +31,8 @@ FIXTURES = sorted(
     for path in (Path(__file__).parents[2] / "fixtures/moduleformer").glob("*/config.json")
 )
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
-# Of a router's loss: a difference of entropies of up to log E, which float32 resolves to 2e-7 in both
-# programs; the original also adds 1e-8 to the argument of a logarithm, worth E times that.
+# Of a router's loss: a difference of entropies of up to log E, which float32 resolves to 2e-7 in
+# both programs; the original also adds 1e-8 to the argument of a logarithm, worth E times that.
 RESOLUTION = 5e-7
 # Compiling takes all the time here, and half of it would go into the quality of machine code.
 QUICK = {"xla_backend_optimization_level": 0}
