@@ -1,22 +1,19 @@
 """Blocks of queries and keys: how a blockwise attention cuts them out and walks over them.
 
-A block of queries holds the heads that share a key/value head as further rows, so that grouped queries
-make larger matrix products. Tiles of queries and keys are *key-major*, `[B, G, K, Q]`: sums along the
-keys are then sums of whole vectors of queries.
+A block of queries holds the heads that share a key/value head as further rows, so that grouped
+queries make larger matrix products. Tiles of queries and keys are *key-major*, `[B, G, K, Q]`: sums
+along the keys are then sums of whole vectors of queries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.stickbreaking_attention.block_sizes import BlockSizes
 from pallas_kernels.stickbreaking_attention.masks import Visibility
-
-Carry = TypeVar("Carry")
 
 
 def dot(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -28,6 +25,17 @@ def dot(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=accumulation_dtype(x),
     )
+
+
+def masked_exp(logits: jax.Array, seen: jax.Array, largest: float) -> jax.Array:
+    """`exp(min(logits, largest))` where the key is seen, else 0.
+
+    The mask enters as a bound computed beforehand, since comparisons in the same loop keep XLA from
+    vectorising the exponential on CPU: measured, that loop is 7 times slower.
+    """
+    bound = jnp.where(seen, largest, -jnp.inf).astype(logits.dtype)
+    exponent = jnp.minimum(logits, jax.lax.optimization_barrier(bound))
+    return jax.lax.optimization_barrier(jnp.exp(exponent))
 
 
 def accumulation_dtype(array: jax.Array) -> jnp.dtype:
@@ -80,7 +88,7 @@ def add_keys(array: jax.Array, block: jax.Array, start: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(array, old + block, start, axis=2)
 
 
-def walk_queries(
+def walk_queries[Carry](
     body: Callable[[jax.Array, jax.Array, Carry], Carry],
     carry: Carry,
     query_length: int,
@@ -92,7 +100,7 @@ def walk_queries(
     bool `[size]`, tells which of its queries were not in the block before.
     """
 
-    def step(index, carry):
+    def step(index: jax.Array, carry: Carry) -> Carry:
         start = jnp.minimum(index * sizes.query, query_length - sizes.query)
         fresh = start + jnp.arange(sizes.query) >= index * sizes.query
         return body(start, fresh, carry)
@@ -100,7 +108,7 @@ def walk_queries(
     return jax.lax.fori_loop(0, -(-query_length // sizes.query), step, carry)
 
 
-def walk_keys(
+def walk_keys[Carry](
     body: Callable[[jax.Array, jax.Array, Carry], Carry],
     carry: Carry,
     visibility: Visibility,
@@ -111,13 +119,13 @@ def walk_keys(
 ) -> Carry:
     """Runs `body(start, seen, carry)` for each block of keys that the queries see, nearest first.
 
-    `seen` is bool `[B or 1, 1, K, Q]` over the tile. Blocks out of sight are never visited. They are
-    cut from the nearest key backwards; one that would begin before key 0 is moved to begin there, and
-    the keys that the block before it held are not seen in it.
+    `seen` is bool `[B or 1, 1, K, Q]` over the tile. Blocks out of sight are never visited. They
+    are cut from the nearest key backwards; one that would begin before key 0 is moved to begin
+    there, and the keys that the block before it held are not seen in it.
     """
     low, stop = visibility.key_range(query_start, sizes.query, key_length)
 
-    def step(index, carry):
+    def step(index: jax.Array, carry: Carry) -> Carry:
         end = stop - index * sizes.key
         start = jnp.maximum(end - sizes.key, 0)
         seen = visibility.seen(query_start, sizes.query, start, sizes.key)

@@ -1,8 +1,8 @@
 """Which keys a query sees, for blocks of both.
 
-Stick-breaking and softmax attention share these rules, so that a model can change one for the other.
-Query `i` stands at key index `i + offset`. It sees key `j` if `j` is not in its future, lies in its
-window, belongs to its segment and is not padding.
+Stick-breaking and softmax attention share these rules, so that a model can change one for the
+other. Query `i` stands at key index `i + offset`. It sees key `j` if `j` is not in its future, lies
+in its window, belongs to its segment and is not padding.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Visibility:
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the first key that a block of queries may see, and the one past the last."""
         position = query_start + self.offset
-        start, stop = 0, key_length
+        start: int | jax.Array = 0
+        stop: int | jax.Array = key_length
         if self.window is not None:
             start = position - self.window + 1
         if self.nearest is not None:
@@ -63,7 +64,7 @@ class Visibility:
             seen &= distance >= self.nearest
         if self.window is not None:
             seen &= distance < self.window
-        if self.query_segment_ids is not None:
+        if self.query_segment_ids is not None and self.key_segment_ids is not None:
             query_ids = _columns(self.query_segment_ids, query_start, query_size)
             key_ids = _columns(self.key_segment_ids, key_start, key_size)
             seen &= query_ids[:, None, :] == key_ids[:, :, None]
@@ -72,5 +73,5 @@ class Visibility:
         return seen
 
 
-def _columns(array, start, size):
+def _columns(array: jax.Array, start: int | jax.Array, size: int) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(array, start, size, axis=1)

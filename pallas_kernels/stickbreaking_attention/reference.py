@@ -1,7 +1,7 @@
 """Stick-breaking attention written down as its definition says, on whole arrays.
 
-The oracle of the tests: every intermediate is `[B, G, R, Sq, Sk]`, and gradients are JAX's own. Inputs
-in float64 are computed in float64.
+The oracle of the tests: every intermediate is `[B, G, R, Sq, Sk]`, and gradients are JAX's own.
+Inputs in float64 are computed in float64.
 """
 
 from __future__ import annotations
