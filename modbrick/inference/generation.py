@@ -160,6 +160,7 @@ def _prefill(
         bricks=request.bricks,
         brick_ids=request.brick_ids,
     )
+    assert features.cache is not None
     progress = _Progress(
         cache=features.cache,
         tokens=jnp.zeros((batch, room), jnp.int32),
@@ -194,6 +195,7 @@ def _decode(
         features = model.features(
             last, cache=progress.cache, bricks=request.bricks, brick_ids=request.brick_ids
         )
+        assert features.cache is not None
         progress = dataclasses.replace(progress, cache=features.cache)
         return _chosen(model, request, progress, features.hidden, greedily, top_k)
 

@@ -74,14 +74,16 @@ def test_one_json_object_tells_everything(checkpoint, tmp_path):
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     tokenizer = load_tokenizer("bytes")
-    start = tokenizer.start_of_document
+    start, end = tokenizer.start_of_document, tokenizer.end_of_document
+    assert start is not None
+    assert end is not None
     prompts = [[start, *tokenizer.encode(prompt).tolist()] for prompt in PROMPTS]
     expected = generate(
         load_model(checkpoint),
         prompts,
         max_new_tokens=12,
         sampling=GREEDY,
-        stop_tokens=[tokenizer.end_of_document],
+        stop_tokens=[end],
     )
     assert [s["tokens"] for s in record["sequences"]] == expected.tokens
     assert [s["finish_reason"] for s in record["sequences"]] == expected.finish_reasons

@@ -16,6 +16,7 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.errors import InputError
+from modbrick.layers.sites import SiteBricks
 
 DENSE = LayerConfig(AttentionConfig(2, 4), FeedForwardConfig(12))
 SPARSE = LayerConfig(
@@ -34,6 +35,12 @@ def lora(key, site):
 make = functools.partial(attach, key=jax.random.key(0))
 
 
+def at(sites: SiteBricks, name: str) -> LoRA:
+    (brick,) = sites[name]
+    assert isinstance(brick, LoRA)
+    return brick
+
+
 def test_bricks_are_stacked_over_the_layers_that_have_the_site():
     bricks = make(
         model(DENSE, DENSE, SPARSE),
@@ -41,24 +48,24 @@ def test_bricks_are_stacked_over_the_layers_that_have_the_site():
     )
     assert set(bricks.segments["0"]) == {"attention.query", "feed_forward.up"}
     assert set(bricks.segments["1"]) == {"attention.query"}
-    assert bricks.segments["0"]["feed_forward.up"][0].down.shape == (2, 1, 8, 2)
-    assert bricks.segments["0"]["feed_forward.up"][0].up.shape == (2, 1, 2, 12)
-    assert bricks.segments["1"]["attention.query"][0].down.shape == (1, 1, 8, 2)
-    assert bricks.decoder["head"][0].up.shape == (1, 2, 11)
+    assert at(bricks.segments["0"], "feed_forward.up").down.shape == (2, 1, 8, 2)
+    assert at(bricks.segments["0"], "feed_forward.up").up.shape == (2, 1, 2, 12)
+    assert at(bricks.segments["1"], "attention.query").down.shape == (1, 1, 8, 2)
+    assert at(bricks.decoder, "head").up.shape == (1, 2, 11)
 
 
 def test_a_layer_gets_the_same_brick_however_layers_are_segmented():
     sites = {"layer.*.attention.key": lora}
-    whole = make(model(DENSE, DENSE, DENSE), sites).segments["0"]["attention.key"][0].down
+    whole = at(make(model(DENSE, DENSE, DENSE), sites).segments["0"], "attention.key").down
     parted = make(model(DENSE, SPARSE, DENSE), sites).segments
     for layer, segment in enumerate("012"):
-        np.testing.assert_array_equal(parted[segment]["attention.key"][0].down[0], whole[layer])
+        np.testing.assert_array_equal(at(parted[segment], "attention.key").down[0], whole[layer])
     assert not np.array_equal(whole[0], whole[1])
 
 
 def test_sites_draw_keys_of_their_own():
     bricks = make(model(DENSE), {"layer.*.attention.key": lora, "layer.*.attention.value": lora})
-    key, value = (bricks.segments["0"][f"attention.{n}"][0].down for n in ("key", "value"))
+    key, value = (at(bricks.segments["0"], f"attention.{n}").down for n in ("key", "value"))
     assert not np.array_equal(key, value)
 
 

@@ -4,12 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import softmax
 
 from modbrick.errors import InputError
 from modbrick.inference.sampling import SamplingConfig, candidates, greedy, sample
 
 LOGITS = jnp.array([[0.5, 2.0, -1.0, 1.0, 2.0, 0.0], [3.0, 0.0, 0.0, 0.0, 0.0, -jnp.inf]])
+
+
+def softmax(x) -> np.ndarray:
+    weights = np.exp(np.asarray(x, np.float64))
+    return weights / weights.sum()
 
 
 def keys(*seeds):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from flax import nnx
-from scipy.special import erf, expit, softmax
 
 from modbrick.config import AttentionConfig, FeedForwardConfig, LayerConfig, NormConfig
 from modbrick.layers.decoder import Decoder
 from modbrick.layers.positions import rope_frequencies
-from tests.modbrick.layers.test_activations import FORMULAS
+from tests.modbrick.layers.test_activations import FORMULAS, erf
 
 Parameters = dict[str, np.ndarray]
 
@@ -30,7 +30,17 @@ def under(parameters: Parameters, prefix: str) -> Parameters:
     return {k.removeprefix(start): v for k, v in parameters.items() if k.startswith(start)}
 
 
-def norm(config: NormConfig, parameters: Parameters, x: np.ndarray) -> np.ndarray:
+def softmax(x: np.ndarray) -> np.ndarray:
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + np.exp(-x))
+
+
+def norm(config: NormConfig | None, parameters: Parameters, x: np.ndarray) -> np.ndarray:
+    assert config is not None
     if config.kind == "layer":
         x = x - x.mean(-1, keepdims=True)
     x = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.epsilon) * parameters["scale"]
@@ -91,8 +101,8 @@ def weights_of(
         return weights
     left = 1.0
     for j in reversed(seen):
-        weights[j] = left * expit(logits[j])
-        left *= 1 - expit(logits[j])
+        weights[j] = left * sigmoid(logits[j])
+        left *= 1 - sigmoid(logits[j])
     return weights
 
 
@@ -115,7 +125,7 @@ def attention(
         farthest = 0 if config.window is None else max(0, i - config.window + 1)
         seen = list(range(farthest, nearest + 1))
         if config.experts is None:
-            slots = [(None, 1.0)]
+            slots: Sequence[tuple[int | None, float]] = [(None, 1.0)]
         else:
             slots = route(parameters, config.experts.top_k, x[i])
         y = np.zeros(x.shape[1])
@@ -126,13 +136,13 @@ def attention(
             else:
                 query = x[i] @ parameters["query.weight"][expert]
             query = heads_of(config, parameters, "query", query, positions[i])
-            mixed = []
+            heads = []
             for head in range(config.heads):
                 group = head // (config.heads // groups)
                 row = weights_of(config, query[head], keys[:, group], seen)
                 weights[group, slot, head % (config.heads // groups)] = row
-                mixed.append(row @ values[:, group])
-            mixed = np.concatenate(mixed)
+                heads.append(row @ values[:, group])
+            mixed = np.concatenate(heads)
             if expert is None:
                 y = affine(parameters, "output", mixed)
             else:

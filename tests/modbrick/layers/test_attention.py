@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def test_matches_its_definition(kind):
 
 def test_every_option_makes_a_difference():
     """Each form of attention gives another result on the same tokens: no option is ignored."""
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"scale": 0.1},
         {"window": 2},
         {"attend_current": False},

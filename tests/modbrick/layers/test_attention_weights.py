@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ QUERY, KEY, VALUE = (
     jnp.asarray(RANDOM.normal(size=shape), jnp.float32)
     for shape in ((2, 4, 4, 8), (2, 9, 2, 8), (2, 9, 2, 8))
 )
-VISIBLE = {
+VISIBLE: dict[str, Any] = {
     "query_segment_ids": jnp.array([[1, 1, 2, 2], [1, 1, 1, 1]]),
     "key_segment_ids": jnp.array([[1] * 7 + [2] * 2, [1] * 9]),
     "key_mask": jnp.array([[True] * 9, [False] * 3 + [True] * 6]),

@@ -31,6 +31,7 @@ def test_logits_equal_those_without_a_cache(kind):
     for size in (4, 4, 1, 1):
         chunk = slice(start, start + size)
         output = run(model, TOKENS[:, chunk], attention_mask=MASK[:, chunk], cache=cache)
+        assert output.cache is not None
         cache = output.cache
         parts.append(output.logits)
         start += size

@@ -10,6 +10,7 @@ from flax import nnx
 
 from modbrick.bricks import LoRA, attach
 from modbrick.config import ExpertsConfig, LayerConfig, RouterConfig
+from modbrick.layers.decoder import Decoder
 from modbrick.layers.sites import Bricks, decoder_sites, layer_sites
 from tests.modbrick.layers.tiny import (
     ATTENTIONS,
@@ -63,7 +64,7 @@ WEIGHTS = {
     },
 }
 
-_models = {}
+_models: dict[str, tuple[Decoder, Bricks]] = {}
 
 
 def model_and_bricks(name):
@@ -88,7 +89,7 @@ def with_update(bricks: Bricks, address: str, variants=(0, 1), seed: int = 0) ->
     site = address.removeprefix("layer.*.")
     inside = site != address
     found = bricks.segments["0"] if inside else bricks.decoder
-    (brick,) = found[site]
+    brick = brick_at(bricks, address)
     random = np.random.default_rng(seed).normal(0.0, 0.4, brick.up.shape)
     chosen = np.isin(np.arange(2), variants)[:, None, None]
     changed = dataclasses.replace(brick, up=jnp.asarray(random * chosen, jnp.float32))
@@ -98,7 +99,9 @@ def with_update(bricks: Bricks, address: str, variants=(0, 1), seed: int = 0) ->
 
 def brick_at(bricks: Bricks, address: str) -> LoRA:
     site = address.removeprefix("layer.*.")
-    return (bricks.decoder if site == address else bricks.segments["0"])[site][0]
+    (brick,) = (bricks.decoder if site == address else bricks.segments["0"])[site]
+    assert isinstance(brick, LoRA)
+    return brick
 
 
 def ids(*rows) -> np.ndarray:

@@ -97,9 +97,11 @@ def model_of(
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "capture"), compiler_options=QUICK)
-def _run(graph: Any, parameters: Any, arguments: dict[str, Any], capture: tuple[str, ...]) -> Any:
+def _call(graph: Any, parameters: Any, arguments: dict[str, Any], capture: tuple[str, ...]) -> Any:
     return nnx.merge(graph, parameters)(**arguments, capture=capture)
+
+
+_run: Any = jax.jit(_call, static_argnames=("graph", "capture"), compiler_options=QUICK)
 
 
 def run(
