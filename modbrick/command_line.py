@@ -21,8 +21,9 @@ INTERRUPTED = 128 + signal.SIGINT
 def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None = None) -> None:
     """Parses flags, runs `main(argv)` and exits.
 
-    Exit status: what `main` returns (None: 0); 0 for --help; 2 for a wrong flag, an unexpected argument or an
-    `InputError`, told in one line on standard error without a traceback; 130 when interrupted.
+    Exit status: what `main` returns (None: 0); 0 for --help; 2 for a wrong flag, an unexpected
+    argument or an `InputError`, told in one line on standard error without a traceback; 130 when
+    interrupted.
     Other exceptions are defects and keep their traceback.
 
     Args:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import os
+import platform
 import time
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,3 +58,22 @@ def measured_flops(size: int = 1024, repeats: int = 5) -> float:
         product(matrix).block_until_ready()
         best = min(best, time.perf_counter() - start)
     return 2.0 * size**3 / best
+
+
+def describe_machine() -> dict[str, Any]:
+    """Returns date, machine and versions, JSON-able: what belongs to every measured figure."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
+        if line.startswith("model name")
+    ]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": {
+            "processor": names[0] if names else platform.processor(),
+            "cores": os.cpu_count(),
+            "devices": sorted({device.device_kind for device in jax.devices()}),
+        },
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    }

@@ -116,7 +116,11 @@ ROUTER_LOSSES: Mapping[str, Callable[[RouterStatistics], Float[Array, "..."]]] =
 def negated_load_entropy(statistics: RouterStatistics) -> Float[Array, "..."]:
     """sum_m p(m) log p(m) with p the mean probability over tokens; 0 log 0 = 0."""
     p = statistics.probability / _tokens(statistics)[..., None]
-    return jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0).sum(-1)
+    return (p * jnp.log(p + LEAST_PROBABILITY)).sum(-1)
+
+
+# Bounds the gradient of p log p where an expert has no mass; the value of the original code.
+LEAST_PROBABILITY = 1e-8
 
 
 def objective(

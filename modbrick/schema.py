@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import json
 import types
 import typing
@@ -46,7 +45,7 @@ def from_mapping[T](cls: type[T], data: Any, path: str = "") -> T:
     if not isinstance(data, Mapping) and not hasattr(data, "items"):
         raise InputError(f"{path or cls.__name__}: expected a mapping, got {data!r}")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls)
     values = {}
     for key, value in data.items():
         where = f"{path}.{key}" if path else str(key)
@@ -120,11 +119,6 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 def _brief(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-@functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

@@ -12,10 +12,7 @@ torch and transformers. Fresh random data in every step; medians over rounds.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -39,8 +36,8 @@ from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.families import moduleformer
 from modbrick.flops import training_flops
-from modbrick.hardware import measured_flops
-from modbrick.layers.decoder import parameter_table
+from modbrick.hardware import describe_machine, measured_flops
+from modbrick.layers.parameter_table import parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import Optimizer, OptimizerConfig
 from modbrick.partition import Partition
@@ -105,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
     show(results)
     if JSON.value:
         Path(JSON.value).write_text(
-            json.dumps({**environment(), "cases": results}, indent=2) + "\n"
+            json.dumps({**describe_machine(), "cases": results}, indent=2) + "\n"
         )
     return 0
 
@@ -253,23 +250,6 @@ def in_own_process(name: str) -> dict[str, Any]:
     if done.returncode:
         raise InputError(f"case {name} failed with exit status {done.returncode}; see its message")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def environment() -> dict[str, Any]:
-    """Returns machine, versions and date."""
-    model = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": {
-            "processor": model[0] if model else platform.processor(),
-            "cores": os.cpu_count(),
-        },
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-    }
 
 
 def show(results: dict[str, dict[str, Any]]) -> None:

@@ -24,7 +24,7 @@ from modbrick.checkpoints import CheckpointStore, Metadata, load_parameters, sav
 from modbrick.data import Dataset, check_vocabulary, evaluation_batches, training_batches
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache, peak_flops
-from modbrick.layers.decoder import parameter_table
+from modbrick.layers.parameter_table import parameter_table
 from modbrick.optimizer import Optimizer
 from modbrick.partition import Partition
 from modbrick.schema import from_mapping, to_json, to_mapping
@@ -33,7 +33,12 @@ from modbrick.training.metrics import MetricsWindow, MetricsWriter, check_skippe
 from modbrick.training.preemption import EXIT_PREEMPTED, PreemptionGuard
 from modbrick.training.progress import TrainingProgress
 from modbrick.training.run_config import RunConfig, check_identity
-from modbrick.training.state import TrainState, initial_parameters, initial_state
+from modbrick.training.state import (
+    TrainState,
+    abstract_parameters,
+    initial_parameters,
+    initial_state,
+)
 from modbrick.training.step import train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
@@ -58,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     # --------------------------------------------------------------------------------------- data
     dataset = Dataset.open(config.data.path)
     check_vocabulary(dataset, config.model.vocabulary)
+    batches = training_batches(dataset, config.data)
     held_out = evaluation_batches(
         dataset,
         sequence_length=config.data.sequence_length,
@@ -101,6 +107,7 @@ def main(argv: Sequence[str]) -> int:
             ):
                 print(f"continuing with a change: {line}")
         state, row = start_state(config, partition, optimizer, store)
+        batches.set_state(row)
         start_step = int(state.step)
         (workdir / "config.json").write_text(to_json(config))
         save_tokenizer(workdir, dataset.tokenizer().to_json())
@@ -117,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
         # ----------------------------------------------------------------------------------- loop
         step = start_step
         with (
-            training_batches(dataset, config.data, start_row=row) as batches,
+            batches,
             MetricsWriter(
                 workdir, start_step=start_step, tensorboard=config.logging.tensorboard
             ) as writer,
@@ -158,16 +165,9 @@ def start_state(
     config: RunConfig, partition: Partition, optimizer: Optimizer, store: CheckpointStore
 ) -> tuple[TrainState, int]:
     """Returns the state and row to continue from: of the last checkpoint, or new."""
-
-    def new_parameters() -> dict[str, Any]:
-        return initial_parameters(config.model, jax.random.key(config.training.seed))
-
-    def new_state() -> TrainState:
-        return initial_state(new_parameters(), partition, optimizer)
-
-    restored = store.restore_latest(
-        jax.eval_shape(new_parameters), jax.eval_shape(new_state).optimizer
-    )
+    abstract = abstract_parameters(config.model)
+    abstract_state = jax.eval_shape(lambda p: initial_state(p, partition, optimizer), abstract)
+    restored = store.restore_latest(abstract, abstract_state.optimizer)
     if restored is not None:
         trainable, frozen = partition.split(restored.parameters)
         step = jax.numpy.int32(restored.step)
@@ -176,7 +176,8 @@ def start_state(
             step, trainable, frozen, restored.optimizer_state
         ), restored.metadata.data["row"]
     if config.training.initial_checkpoint is None:
-        return new_state(), 0
+        parameters = initial_parameters(config.model, jax.random.key(config.training.seed))
+        return initial_state(parameters, partition, optimizer), 0
     parameters, description = load_parameters(
         config.training.initial_checkpoint, config=config.model
     )

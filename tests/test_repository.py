@@ -24,6 +24,7 @@ FLOORS = [
     "hardware",
     "config",
     "families",
+    "config_dict",
     "flops",
     "execution",
     "addresses",

@@ -9,7 +9,7 @@ from rich.table import Table
 from modbrick.addresses import ParameterInfo
 from modbrick.config import ModelConfig
 from modbrick.flops import forward_flops
-from modbrick.layers.decoder import parameter_table
+from modbrick.layers.parameter_table import parameter_table
 
 # float32 parameter and gradient, and two moments
 BYTES_PER_TRAINED_PARAMETER = 16

@@ -22,7 +22,7 @@ from modbrick.checkpoints.leaves import Leaf, mismatches, named_leaves
 from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
-from modbrick.layers.decoder import parameter_table
+from modbrick.layers.parameter_table import parameter_table
 
 TOKENIZER = "tokenizer"
 

@@ -22,7 +22,7 @@ from modbrick.convert.moduleformer_config import (
 from modbrick.convert.source import Source, open_source
 from modbrick.convert.stored_tensor import StoredTensor
 from modbrick.errors import InputError
-from modbrick.layers.decoder import parameter_table
+from modbrick.layers.parameter_table import parameter_table
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(jnp.bfloat16))
 """Of the parameters; each is exact in float32."""

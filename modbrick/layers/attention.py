@@ -6,10 +6,9 @@ import dataclasses
 import functools
 from typing import TypedDict
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.config import AttentionConfig
 from modbrick.config import Projection as ProjectionName
@@ -108,7 +107,7 @@ class Attention(nnx.Module):
         bricks: SiteBricks,
         execution: ExecutionConfig,
         *,
-        key: jax.Array | None = None,
+        keys: Key[Array, "B"] | None = None,
         cache: SegmentCache | None = None,
         layer: Int[Array, ""] | None = None,
         return_weights: bool = False,
@@ -120,7 +119,7 @@ class Attention(nnx.Module):
           stream: positions and visibility.
           bricks: attached to this layer.
           execution: which implementations to use.
-          key: for sampled top-k routing.
+          keys: for sampled top-k routing, one for each sequence.
           cache: earlier keys and values of this segment; the new ones are written at
             `stream.offset`.
           layer: index of this layer in its segment; needed with a cache.
@@ -129,7 +128,7 @@ class Attention(nnx.Module):
         config = self.config
         routing, statistics = None, None
         if config.experts is not None:
-            routing, statistics = self.router(x, "attention.router", stream, bricks, key)
+            routing, statistics = self.router(x, "attention.router", stream, bricks, keys)
         queries = self._queries(x, routing, stream, bricks, execution)
         keys, values = self._keys_and_values(x, stream, bricks)
         if cache is not None and layer is not None:

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from modbrick.config import LayerConfig
 from modbrick.execution import ExecutionConfig
@@ -71,13 +71,15 @@ class Block(nnx.Module):
         bricks: SiteBricks,
         execution: ExecutionConfig,
         *,
-        key: jax.Array | None,
+        keys: Key[Array, "B"] | None,
         cache: SegmentCache | None,
         layer: Int[Array, ""],
         capture: frozenset[str],
     ) -> tuple[Float[Array, "B S D"], SegmentCache | None, LayerRecord]:
         """Runs the layer; see `Decoder.__call__` for what can be captured."""
-        attention_key, feed_forward_key = (None, None) if key is None else jax.random.split(key)
+        attention_keys, feed_forward_keys = (
+            (None, None) if keys is None else jax.vmap(jax.random.split, out_axes=1)(keys)
+        )
         multiplier = self.config.residual_multiplier
         statistics: dict[str, RouterStatistics] = {}
         routing: dict[str, Routing] = {}
@@ -88,7 +90,7 @@ class Block(nnx.Module):
             stream,
             bricks,
             execution,
-            key=attention_key,
+            keys=attention_keys,
             cache=cache,
             layer=layer,
             return_weights="attention_weights" in capture,
@@ -103,7 +105,7 @@ class Block(nnx.Module):
             y = self.feed_forward(normed, stream, bricks)
         else:
             y, routing["feed_forward"], statistics["feed_forward"] = self.feed_forward(
-                normed, stream, bricks, execution, feed_forward_key
+                normed, stream, bricks, execution, feed_forward_keys
             )
         y = attach(bricks, "feed_forward", normed, y, stream.brick_ids)
         x = x + mark_sublayer(y) * multiplier

@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from modbrick.addresses import AddressTable, ParameterInfo
 from modbrick.config import ModelConfig
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.block import Block, LayerRecord
@@ -120,7 +119,7 @@ class Decoder(nnx.Module):
         bricks: Bricks | None = None,
         brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
         capture: Iterable[str] = (),
-        key: jax.Array | None = None,
+        keys: Key[Array, "B"] | None = None,
     ) -> DecoderOutput:
         """Returns the logits of the next token at every position.
 
@@ -134,8 +133,7 @@ class Decoder(nnx.Module):
           bricks: what is attached.
           brick_ids: which variant of the attached bricks each example or token uses, -1 none.
           capture: intermediate values to return, of `CAPTURES`.
-          key: draws the sampled part of sampled top-k routing; None, as in evaluation, samples
-            nothing.
+          keys: one for each sequence, for sampled top-k routing; None (evaluation): plain top-k.
 
         Raises:
           ValueError: an unknown capture, or shapes that disagree.
@@ -150,7 +148,7 @@ class Decoder(nnx.Module):
             bricks=bricks,
             brick_ids=brick_ids,
             capture=capture,
-            key=key,
+            keys=keys,
         )
         logits = self.logits(features.hidden, bricks=bricks, brick_ids=brick_ids)
         return DecoderOutput(
@@ -168,7 +166,7 @@ class Decoder(nnx.Module):
         bricks: Bricks | None = None,
         brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
         capture: Iterable[str] = (),
-        key: jax.Array | None = None,
+        keys: Key[Array, "B"] | None = None,
     ) -> Features:
         """Runs everything but the head; arguments as in a call."""
         capture = frozenset(capture)
@@ -196,7 +194,7 @@ class Decoder(nnx.Module):
                 bricks.segments.get(name, {}),
                 self.execution,
                 first_layer=first,
-                key=key,
+                keys=keys,
                 cache=None if cache is None else cache.segments[name],
                 capture=capture,
             )
@@ -298,20 +296,3 @@ def _by_router(segments: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for name, sublayers in segments.items()
         for sublayer, value in sublayers.items()
     }
-
-
-def parameter_table(config: ModelConfig) -> AddressTable:
-    """Lists the parameters of a model, with shapes and axes, without initialising any."""
-    state = nnx.state(nnx.eval_shape(lambda: Decoder(config)))
-    first_layers, first = {}, 0
-    for index, segment in enumerate(config.segments):
-        first_layers[str(index)] = first
-        first += segment.repeats
-    infos = []
-    for path, variable in nnx.to_flat_state(state):
-        stacked = path[0] == "segments"
-        axes = ("layer", *variable.axes) if stacked else variable.axes
-        first_layer = first_layers[str(path[1])] if stacked else 0
-        name = ".".join(map(str, path))
-        infos.append(ParameterInfo(name, tuple(variable.shape), tuple(axes), first_layer))
-    return AddressTable(infos)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from modbrick.config import ExpertsConfig, FeedForwardConfig
 from modbrick.execution import ExecutionConfig
@@ -78,10 +77,10 @@ class ExpertFeedForward(nnx.Module):
         stream: Stream,
         bricks: SiteBricks,
         execution: ExecutionConfig,
-        key: jax.Array | None,
+        keys: Key[Array, "B"] | None,
     ) -> tuple[Float[Array, "B S D"], Routing, RouterStatistics]:
         """Routes every token and combines what its experts return."""
-        routing, statistics = self.router(x, "feed_forward.router", stream, bricks, key)
+        routing, statistics = self.router(x, "feed_forward.router", stream, bricks, keys)
         dtype = x.dtype
         y = grouped_feed_forward(
             x.reshape(-1, x.shape[-1]),

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.config import ExpertsConfig
 from modbrick.layers.parameters import constant, normal, parameter
@@ -112,7 +112,7 @@ class Router(nnx.Module):
         site: str,
         stream: Stream,
         bricks: SiteBricks,
-        key: jax.Array | None,
+        keys: Key[Array, "B"] | None,
     ) -> tuple[Routing, RouterStatistics]:
         """Routes every token of `x`; the tokens' axes are flattened to T = B S.
 
@@ -121,13 +121,13 @@ class Router(nnx.Module):
           site: where bricks see and change the logits.
           stream: says which tokens count in the statistics.
           bricks: attached to the layer.
-          key: for sampled top-k; None (evaluation) takes the plain top-k.
+          keys: for sampled top-k, one for each sequence; None (evaluation) takes the plain top-k.
         """
         logits = attach(bricks, site, x, self.logits(x), stream.brick_ids)
         logits = logits.reshape(-1, self.config.count)
         counted = None if stream.counted is None else stream.counted.reshape(-1)
         probabilities = jax.nn.softmax(logits, axis=-1)
-        indices = self._choose(probabilities, key)
+        indices = self._choose(probabilities, keys)
         gates = jnp.take_along_axis(probabilities, indices, axis=-1)
         if self.config.router.gates == "renormalised":
             gates = gates / gates.sum(-1, keepdims=True)
@@ -135,15 +135,18 @@ class Router(nnx.Module):
         return Routing(indices, gates, routing_plan(indices, self.config.count)), statistics
 
     def _choose(
-        self, probabilities: Float[Array, "T E"], key: jax.Array | None
+        self, probabilities: Float[Array, "T E"], keys: Key[Array, "B"] | None
     ) -> Int[Array, "T K"]:
         top_k, sampled = self.config.top_k, self.config.router.sample_top_k
-        if key is None or sampled == 0:
+        if keys is None or sampled == 0:
             return jax.lax.top_k(probabilities, top_k)[1].astype(jnp.int32)
         # Gumbel top-k draws without replacement in proportion to p + 1e-6 (arXiv 1903.06059).
         top = jax.lax.top_k(probabilities, top_k - sampled)[1]
         rest = jnp.log(jax.lax.stop_gradient(probabilities) + 1e-6)
-        rest = rest + jax.random.gumbel(key, rest.shape, jnp.float32)
+        noise = jax.vmap(
+            lambda key: jax.random.gumbel(key, (len(rest) // len(keys), rest.shape[1]))
+        )
+        rest = rest + noise(keys).reshape(rest.shape)
         taken = jax.nn.one_hot(top, self.config.count, dtype=bool).any(-2)
         drawn = jax.lax.top_k(jnp.where(taken, -jnp.inf, rest), sampled)[1]
         return jnp.concatenate([top, drawn], axis=-1).astype(jnp.int32)

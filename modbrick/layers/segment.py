@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jax.random import fold_in
+from jaxtyping import Array, Float, Key
 
 from modbrick.config import SegmentConfig
 from modbrick.execution import ExecutionConfig
@@ -34,9 +35,7 @@ def stacked_block(
     """
     build = functools.partial(Block, config.layer, width, scale, expert_initialiser)
     graph = nnx.graphdef(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(params=0))))
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(
-        first_layer + jnp.arange(config.repeats)
-    )
+    keys = jax.vmap(lambda index: fold_in(key, index))(first_layer + jnp.arange(config.repeats))
     stacked = jax.vmap(lambda key: nnx.state(build(rngs=nnx.Rngs(params=key))))(keys)
     return nnx.merge(graph, stacked)
 
@@ -50,7 +49,7 @@ def run_segment(
     execution: ExecutionConfig,
     *,
     first_layer: int,
-    key: jax.Array | None,
+    keys: Key[Array, "B"] | None,
     cache: SegmentCache | None,
     capture: frozenset[str],
 ) -> tuple[Float[Array, "B S D"], SegmentCache | None, LayerRecord]:
@@ -67,10 +66,10 @@ def run_segment(
     ) -> tuple[tuple[Array, SegmentCache | None], LayerRecord]:
         x, cache = carry
         parameters, bricks, index = inputs
-        layer_key = None if key is None else jax.random.fold_in(key, first_layer + index)
+        of_layer = None if keys is None else jax.vmap(fold_in, (0, None))(keys, first_layer + index)
         layer = nnx.merge(graph, parameters)
         x, cache, record = layer(
-            x, stream, bricks, execution, key=layer_key, cache=cache, layer=index, capture=capture
+            x, stream, bricks, execution, keys=of_layer, cache=cache, layer=index, capture=capture
         )
         return (x, cache), record
 

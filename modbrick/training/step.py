@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from modbrick.config import ModelConfig
 from modbrick.execution import ExecutionConfig
@@ -49,16 +49,16 @@ def decoder_graph(config: ModelConfig, execution: ExecutionConfig) -> Any:
     return nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, execution=execution)))
 
 
-def batch_totals(model: Decoder, batch: Batch, key: jax.Array | None) -> Totals:
+def batch_totals(model: Decoder, batch: Batch, keys: Key[Array, "B"] | None) -> Totals:
     """Returns the sums over a batch that the objective is made of.
 
     Args:
       model: the decoder.
       batch: `tokens`, `targets`, `segment_ids`, `positions` and `loss_mask`, `[B, S]`.
-      key: for sampled routing.
+      keys: one for each row, for sampled routing.
     """
     features = model.features(
-        batch["tokens"], segment_ids=batch["segment_ids"], positions=batch["positions"], key=key
+        batch["tokens"], segment_ids=batch["segment_ids"], positions=batch["positions"], keys=keys
     )
     weights = batch["loss_mask"].astype(jnp.float32)
     loss = head_loss(
@@ -87,16 +87,17 @@ def loss_function(
     graph = decoder_graph(config, execution)
     schedules = objective_config.schedules()
 
-    def totals_of(parameters: Any, batch: Batch, key: jax.Array | None) -> Totals:
-        return batch_totals(nnx.merge(graph, parameters), batch, key)
+    def totals_of(parameters: Any, batch: Batch, keys: Key[Array, "B"] | None) -> Totals:
+        return batch_totals(nnx.merge(graph, parameters), batch, keys)
 
     def loss(
         parameters: Any, batch: Batch, step: Int[Array, ""], key: jax.Array | None
     ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Totals]]:
+        keys = None if key is None else jax.random.split(key, len(batch["tokens"]))
         if microbatches == 1:
-            totals = totals_of(parameters, batch, key)
+            totals = totals_of(parameters, batch, keys)
         else:
-            totals = _summed(totals_of, parameters, batch, key, microbatches)
+            totals = _summed(totals_of, parameters, batch, keys, microbatches)
         weights = {name: schedule(step) for name, schedule in schedules.items()}
         value, parts = objective(totals, weights)
         return value, (parts, totals)
@@ -116,7 +117,8 @@ def train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
     """Returns the pure function of one step; compile it with the state donated.
 
-    Randomness (sampled routing) is a function of seed and step, so that a resumed run repeats it.
+    Randomness (sampled routing) is a function of seed, step and row: a resumed run repeats it, and
+    microbatches change nothing.
     """
     loss = loss_function(config, execution, objective_config, microbatches)
     sampled = any(
@@ -147,22 +149,23 @@ def _summed(
     totals_of: Callable[..., Totals],
     parameters: Any,
     batch: Batch,
-    key: jax.Array | None,
+    keys: Key[Array, "B"] | None,
     microbatches: int,
 ) -> Totals:
     """Sums the totals of microbatches; rows are dealt out in turn, so that shards stay balanced."""
     pieces = jax.tree.map(
-        lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), dict(batch)
+        lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), (dict(batch), keys)
     )
 
     @jax.checkpoint
-    def one(piece: Batch, index: Int[Array, ""]) -> Totals:
-        return totals_of(parameters, piece, None if key is None else jax.random.fold_in(key, index))
+    def one(piece: tuple[Batch, Key[Array, "B"] | None]) -> Totals:
+        return totals_of(parameters, *piece)
 
-    def accumulate(total: Totals, inputs: tuple[Batch, Array]) -> tuple[Totals, None]:
-        return jax.tree.map(jnp.add, total, one(*inputs)), None
+    def accumulate(
+        total: Totals, piece: tuple[Batch, Key[Array, "B"] | None]
+    ) -> tuple[Totals, None]:
+        return jax.tree.map(jnp.add, total, one(piece)), None
 
-    first = jax.tree.map(lambda x: x[0], pieces)
-    shapes = jax.eval_shape(one, first, jnp.int32(0))
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], pieces))
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(accumulate, start, (pieces, jnp.arange(microbatches)))[0]
+    return jax.lax.scan(accumulate, start, pieces)[0]

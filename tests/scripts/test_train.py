@@ -30,9 +30,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "texts").mkdir()
     rng = random.Random(0)
     for index in range(40):
-        words = rng.choices("stick break expert brick router gate load".split(), k=5 + index)
+        words = rng.choices(["stick", "break", "expert", "router", "gate"], k=5 + index)
         (root / "texts" / f"{index}.txt").write_text(" ".join(words))
-    script("prepare_data.py", "--input", root / "texts", "--output", root / "data", "--held_out=0.2")
+    script(
+        "prepare_data.py", "--input", root / "texts", "--output", root / "data", "--held_out=0.2"
+    )
     return root / "data"
 
 
@@ -248,9 +250,7 @@ def test_fine_tuning_starts_from_a_model_and_leaves_frozen_bricks_alone(
     [
         ("--config.training.stepps=3", "did you mean"),
         ("--config.model.vocabulary=100", "vocabulary"),
-        ("--config.data.path=/nowhere", "/nowhere"),
         ("--config.model.segments[0].layer.attention.experts.top_k=9", "top_k"),
-        ("--config.data.batch_size=3 --config.training.microbatches=2", "microbatches"),
         ("--config.data.mixture={'text':1.0}", "texts"),
     ],
 )

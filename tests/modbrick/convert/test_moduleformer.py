@@ -24,7 +24,7 @@ from modbrick.convert.moduleformer_config import (
     read_config,
 )
 from modbrick.errors import InputError
-from modbrick.layers.decoder import parameter_table
+from modbrick.layers.parameter_table import parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.schema import from_mapping
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from modbrick.config import ExpertsConfig, FeedForwardConfig, LayerConfig, RouterConfig
-from modbrick.layers.decoder import parameter_table
+from modbrick.layers.parameter_table import parameter_table
 from modbrick.layers.sites import Bricks
 from tests.modbrick.layers import oracle
 from tests.modbrick.layers.tiny import (

@@ -77,7 +77,8 @@ def test_layers_sample_their_own_experts():
     model = nnx.merge(graph, alike)
 
     def chosen(key):
-        routing = run(model, TOKENS, key=key, capture=("routing",)).captured["routing"]
+        keys = None if key is None else jax.random.split(key, len(TOKENS))
+        routing = run(model, TOKENS, keys=keys, capture=("routing",)).captured["routing"]
         return np.asarray(routing["segments.0.feed_forward"].indices)
 
     first, again, other = (chosen(jax.random.key(seed)) for seed in (0, 0, 1))

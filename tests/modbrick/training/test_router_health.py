@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,12 +14,12 @@ def statistics(choices: list[list[float]], gates: float = 0.5) -> RouterStatisti
     counts = np.asarray(choices, np.float32)
     tokens = counts.sum(-1) / 2
     return RouterStatistics(
-        tokens=tokens,
-        probability=counts,
-        choices=counts,
-        gates=counts * gates,
-        entropy=tokens,
-        squared_log_normaliser=tokens,
+        tokens=jnp.asarray(tokens),
+        probability=jnp.asarray(counts),
+        choices=jnp.asarray(counts),
+        gates=jnp.asarray(counts * gates),
+        entropy=jnp.asarray(tokens),
+        squared_log_normaliser=jnp.asarray(tokens),
     )
 
 

@@ -13,7 +13,7 @@ from modbrick.addresses import flatten
 from modbrick.config import ModelConfig
 from modbrick.execution import ExecutionConfig
 from modbrick.families import moduleformer
-from modbrick.layers.decoder import parameter_table
+from modbrick.layers.parameter_table import parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import Optimizer, OptimizerConfig
 from modbrick.partition import Partition

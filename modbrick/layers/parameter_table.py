@@ -1,0 +1,26 @@
+"""Which parameters a model has."""
+
+from __future__ import annotations
+
+from flax import nnx
+
+from modbrick.addresses import AddressTable, ParameterInfo
+from modbrick.config import ModelConfig
+from modbrick.layers.decoder import Decoder
+
+
+def parameter_table(config: ModelConfig) -> AddressTable:
+    """Lists the parameters of a model, with shapes and axes, without initialising any."""
+    state = nnx.state(nnx.eval_shape(lambda: Decoder(config)))
+    first_layers, first = {}, 0
+    for index, segment in enumerate(config.segments):
+        first_layers[str(index)] = first
+        first += segment.repeats
+    infos = []
+    for path, variable in nnx.to_flat_state(state):
+        stacked = path[0] == "segments"
+        axes = ("layer", *variable.axes) if stacked else variable.axes
+        first_layer = first_layers[str(path[1])] if stacked else 0
+        name = ".".join(map(str, path))
+        infos.append(ParameterInfo(name, tuple(variable.shape), tuple(axes), first_layer))
+    return AddressTable(infos)
