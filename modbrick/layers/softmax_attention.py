@@ -21,7 +21,7 @@ from pallas_kernels.stickbreaking_attention.masks import Visibility
 
 IMPLEMENTATIONS = ("reference", "xla")
 
-_Residuals = tuple[Array, Array, Array, Visibility, Array, Array]
+_Residuals = tuple[Array, Array, Array, Visibility, Array, Array, Array]
 
 
 def softmax_attention(
@@ -112,15 +112,19 @@ def _attend(
     visibility: Visibility,
     scale: float,
     sizes: BlockSizes,
-) -> tuple[Array, Array]:
-    """Query `[B, Sq, G, R, d]` to output `[B, Sq, G, R, dv]`, not rounded, and log-normaliser."""
+) -> tuple[Array, Array, Array]:
+    """Query `[B, Sq, G, R, d]` to output `[B, Sq, G, R, dv]`, not rounded, maximum and share.
+
+    A weight is `exp(logit - maximum) * share`. One number, `maximum - log(share)`, would lose the
+    share beside a large maximum.
+    """
     batch, query_length, groups, repeats, _ = query.shape
     dtype = blocks.accumulation_dtype(query)
     # Finite, so that the difference of two maxima over nothing is 0 and not NaN.
     lowest = jnp.finfo(dtype).min
 
     def query_block(query_start: Array, _: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        output, log_normaliser = carry
+        output, maximum, share = carry
         rows = blocks.read_queries(query, query_start, sizes.query)
 
         def key_block(key_start: Array, seen: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -133,7 +137,8 @@ def _attend(
             weights = jax.lax.optimization_barrier(weights)
             shrink = jnp.exp(largest - new_largest)
             normaliser = normaliser * shrink + jnp.sum(weights, axis=2)
-            block_output = blocks.dot("bgkd,bgkq->bgdq", values, weights.astype(values.dtype))
+            # In float32, as the backward pass takes `dO . O` for a sum of its own.
+            block_output = blocks.dot("bgkd,bgkq->bgdq", values.astype(dtype), weights)
             return output * shrink[:, :, None] + block_output, normaliser, new_largest
 
         shape = (batch, groups, rows.shape[2])
@@ -145,21 +150,22 @@ def _attend(
         block_output, normaliser, largest = blocks.walk_keys(
             key_block, start, visibility, query_start, key.shape[1], repeats, sizes
         )
-        # A query that saw no key has normaliser 0: output 0, and a log-normaliser that makes its
-        # weights 0 in the backward pass too.
-        empty = normaliser == 0
-        normaliser = jnp.where(empty, 1, normaliser)
-        block_output = jnp.swapaxes(block_output / normaliser[:, :, None], 2, 3)
-        block_log = jnp.where(empty, jnp.inf, largest + jnp.log(normaliser))
-        output = blocks.write_queries(output, block_output, query_start)
-        return output, blocks.write_queries(log_normaliser, block_log, query_start)
+        # A query that saw no key has normaliser 0: output and weights 0.
+        block_share = jnp.where(normaliser == 0, 0, 1 / normaliser)
+        block_output = jnp.swapaxes(block_output * block_share[:, :, None], 2, 3)
+        return (
+            blocks.write_queries(output, block_output, query_start),
+            blocks.write_queries(maximum, largest, query_start),
+            blocks.write_queries(share, block_share, query_start),
+        )
 
     start: tuple[Array, ...] = (
         jnp.zeros((*query.shape[:-1], value.shape[-1]), dtype),
         jnp.zeros(query.shape[:-1], dtype),
+        jnp.zeros(query.shape[:-1], dtype),
     )
-    output, log_normaliser = blocks.walk_queries(query_block, start, query_length, sizes)
-    return output, log_normaliser
+    output, maximum, share = blocks.walk_queries(query_block, start, query_length, sizes)
+    return output, maximum, share
 
 
 def _attend_forward(
@@ -169,16 +175,16 @@ def _attend_forward(
     visibility: Visibility,
     scale: float,
     sizes: BlockSizes,
-) -> tuple[tuple[Array, Array], _Residuals]:
-    output, log_normaliser = _attend(query, key, value, visibility, scale, sizes)
-    return (output, log_normaliser), (query, key, value, visibility, output, log_normaliser)
+) -> tuple[tuple[Array, Array, Array], _Residuals]:
+    output, maximum, share = _attend(query, key, value, visibility, scale, sizes)
+    return (output, maximum, share), (query, key, value, visibility, output, maximum, share)
 
 
 def _attend_backward(
-    scale: float, sizes: BlockSizes, residuals: _Residuals, cotangents: tuple[Array, Array]
+    scale: float, sizes: BlockSizes, residuals: _Residuals, cotangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array, None]:
-    query, key, value, visibility, output, log_normaliser = residuals
-    d_output, _ = cotangents  # The log-normaliser is not returned to the caller.
+    query, key, value, visibility, output, maximum, share = residuals
+    d_output, _, _ = cotangents  # Maximum and share are not returned to the caller.
     query_length, _, repeats = query.shape[1:4]
     mean = jnp.sum(d_output * output, axis=-1)
     d_output = d_output.astype(value.dtype)
@@ -193,13 +199,14 @@ def _attend_backward(
         d_rows = blocks.read_queries(d_output, query_start, sizes.query)
         d_rows = jnp.where(fresh[:, None], d_rows, 0)
         rows_mean = jnp.where(fresh, blocks.read_queries(mean, query_start, sizes.query), 0)
-        rows_log = blocks.read_queries(log_normaliser, query_start, sizes.query)
+        rows_maximum = blocks.read_queries(maximum, query_start, sizes.query)[:, :, None]
+        rows_share = blocks.read_queries(share, query_start, sizes.query)[:, :, None]
 
         def key_block(key_start: Array, seen: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
             block_d_query, d_key, d_value = carry
             keys = blocks.read_keys(key, key_start, sizes.key)
             values = blocks.read_keys(value, key_start, sizes.key)
-            weights = jnp.exp(_logits(rows, keys, seen, scale) - rows_log[:, :, None])
+            weights = jnp.exp(_logits(rows, keys, seen, scale) - rows_maximum) * rows_share
             weights = jax.lax.optimization_barrier(weights)
             d_weights = blocks.dot("bgkd,bgqd->bgkq", values, d_rows)
             d_logits = (weights * (d_weights - rows_mean[:, :, None])).astype(keys.dtype)

@@ -74,7 +74,10 @@ def _attend(
             keys = blocks.read_keys(key, key_start, sizes.key)
             values = blocks.read_keys(value, key_start, sizes.key)
             _, weights, inverse_sticks = _weights(rows, keys, seen, inverse_stick, scale)
-            block_output += blocks.dot("bgkd,bgkq->bgdq", values, weights.astype(values.dtype))
+            # Weights are not rounded to the dtype of the values: the backward pass takes `dO . O`
+            # for the sum of its own `a`, and a difference is passed on to all keys.
+            values = values.astype(weights.dtype)
+            block_output += blocks.dot("bgkd,bgkq->bgdq", values, weights)
             return block_output, inverse_sticks[:, :, 0]
 
         start: tuple[jax.Array, ...] = (
@@ -116,9 +119,7 @@ def _attend_backward(
     d_output, d_remainder = cotangents
     query_length, _, repeats = query.shape[1:4]
     total = jnp.sum(d_output * output, axis=-1) + d_remainder * remainder
-    # All keys from a point on change `total` by at most this times the stick that is left there.
-    largest = jnp.max(jnp.abs(value), axis=(1, 3)).astype(output.dtype)[:, None, :, None]
-    bound = jnp.maximum(jnp.sum(jnp.abs(d_output), axis=-1) * largest, jnp.abs(d_remainder))
+    largest = jnp.max(jnp.abs(value), axis=(1, 3)).astype(output.dtype)
     d_output = d_output.astype(value.dtype)
 
     def query_block(
@@ -131,7 +132,10 @@ def _attend_backward(
         d_rows = blocks.read_queries(d_output, query_start, sizes.query)
         d_rows = jnp.where(fresh[:, None], d_rows, 0)
         rest = jnp.where(fresh, blocks.read_queries(total, query_start, sizes.query), 0)
-        rows_bound = blocks.read_queries(bound, query_start, sizes.query)
+        # All keys from a point on add at most this times the stick that is left there to `total`.
+        d_rows_remainder = blocks.read_queries(d_remainder, query_start, sizes.query)
+        bound = jnp.sum(jnp.abs(d_rows), axis=-1, dtype=output.dtype) * largest[:, :, None]
+        bound = jnp.maximum(bound, jnp.abs(d_rows_remainder))
 
         def key_block(
             key_start: jax.Array, seen: jax.Array, carry: tuple[jax.Array, ...]
@@ -141,7 +145,7 @@ def _attend_backward(
             values = blocks.read_keys(value, key_start, sizes.key)
             odds, weights, inverse_sticks = _weights(rows, keys, seen, inverse_stick, scale)
             a = weights * blocks.dot("bgkd,bgqd->bgkq", values, d_rows)
-            limits = rows_bound[:, :, None] / inverse_sticks[:, :, 1:]
+            limits = bound[:, :, None] / inverse_sticks[:, :, 1:]
             d_logits, rest = _d_logits(a, odds, rest, limits)
             d_logits = d_logits.astype(keys.dtype)
             block_d_query += blocks.dot("bgkd,bgkq->bgdq", keys, d_logits)

@@ -1,0 +1,295 @@
+"""What every implementation of stick-breaking attention must fulfil.
+
+A test module subclasses `StickbreakingAttentionContract` and names its implementation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.stickbreaking_attention import stickbreaking_attention
+
+NAMES = ("output", "remainder", "d_query", "d_key", "d_value")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Shapes, and the options of the call. Options that are arrays are made by `make`."""
+
+    batch: int = 2
+    query_length: int = 70
+    key_length: int = 70
+    heads: int = 4
+    groups: int = 2
+    width: int = 16
+    value_width: int = 16
+    dtype: Any = np.float32
+    padding: bool = False
+    segments: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def make(self) -> tuple[tuple[np.ndarray, ...], dict[str, Any]]:
+        """Float64 arguments and cotangents, exact in the dtype; and the keyword arguments."""
+        random = np.random.default_rng(0)
+        lengths, keys = (self.batch, self.query_length), (self.batch, self.key_length)
+        shapes = (
+            (*lengths, self.heads, self.width),
+            (*keys, self.groups, self.width),
+            (*keys, self.groups, self.value_width),
+            (*lengths, self.heads, self.value_width),
+            (*lengths, self.heads),
+        )
+        # Keys with a common part, negative for most queries, let the stick reach far.
+        arrays = [random.standard_normal(shape) for shape in shapes]
+        arrays[1] = arrays[1] + arrays[0].mean() - 0.5
+        arrays = [np.asarray(a.astype(self.dtype), np.float64) for a in arrays]
+        options = dict(self.options)
+        if self.segments:
+            ids = np.sort(random.integers(0, 4, keys), axis=1).astype(np.int32)
+            options["key_segment_ids"] = ids
+            options["query_segment_ids"] = ids[:, -self.query_length :]
+        if self.padding:
+            options["key_mask"] = random.random(keys) < 0.7
+        return tuple(arrays), options
+
+
+# Odd sizes are no multiples of blocks of 16, 64 or 128. Cases share shapes where they can.
+CASES = {
+    "strict": Case(),
+    "attend_current": Case(options=(("attend_current", True),)),
+    "scale": Case(options=(("scale", 1.3), ("attend_current", True))),
+    "odd_sizes": Case(1, 500, 500, 7, 7, 20, 24, options=(("attend_current", True),)),
+    "grouped_long": Case(1, 300, 300, 6, 2, 20, 9),
+    "segments": Case(2, 150, 150, 4, 2, segments=True),
+    "padding": Case(2, 150, 150, 4, 2, padding=True, options=(("attend_current", True),)),
+    "segments_and_padding": Case(2, 150, 150, 4, 2, padding=True, segments=True),
+    "window": Case(1, 300, 300, 2, 1, options=(("window", 77), ("attend_current", True))),
+    "window_of_one": Case(options=(("window", 1), ("attend_current", True))),
+    "window_sees_nothing": Case(options=(("window", 1),)),
+    "fewer_queries": Case(2, 30, 150, 4, 2, segments=True),
+    "more_queries": Case(2, 150, 30, 4, 2, options=(("attend_current", True),)),
+    "offset": Case(2, 30, 150, 4, 2, options=(("query_offset", 61), ("window", 50))),
+    "negative_offset": Case(options=(("query_offset", -20),)),
+    "beyond_the_keys": Case(2, 30, 40, 4, 2, options=(("query_offset", 60),)),
+    "one_query": Case(2, 1, 150, 4, 2, options=(("query_offset", 100),)),
+    "one_key": Case(2, 30, 1, 4, 2),
+    "one_of_each": Case(1, 1, 1, 1, 1, 3, 2, options=(("attend_current", True),)),
+    "bfloat16": Case(2, 150, 150, 4, 2, dtype=jnp.bfloat16, segments=True),
+    "float16": Case(2, 70, 70, 4, 2, dtype=np.float16),
+}
+
+
+@functools.partial(jax.jit, static_argnames=("static", "implementation"))
+def _run(arrays, cotangents, options, static, implementation):
+    def call(query, key, value):
+        return stickbreaking_attention(
+            query, key, value, **options, **dict(static), implementation=implementation
+        )
+
+    result, pull = jax.vjp(call, *arrays)
+    return (*result, *pull(type(result)(*cotangents)))
+
+
+def run(implementation: str, arrays, options: dict[str, Any], dtype) -> list[np.ndarray]:
+    """Output, remainder and gradients as float64, computed in `dtype`."""
+    static = tuple((k, v) for k, v in options.items() if not isinstance(v, np.ndarray))
+    traced = {k: v for k, v in options.items() if isinstance(v, np.ndarray)}
+    query, key, value, d_output, d_remainder = (jnp.asarray(a, dtype) for a in arrays)
+    d_remainder = d_remainder.astype(jnp.promote_types(dtype, jnp.float32))
+    results = _run((query, key, value), (d_output, d_remainder), traced, static, implementation)
+    return [np.asarray(result, np.float64) for result in results]
+
+
+@functools.cache
+def oracle(name: str) -> list[np.ndarray]:
+    arrays, options = CASES[name].make()
+    with jax.enable_x64(True):
+        return run("reference", arrays, options, jnp.float64)
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float, name: str) -> None:
+    """Relative error by norms. (`jnp.max` may drop NaN on CPU, so all of this is numpy.)"""
+    assert actual.shape == expected.shape, name
+    assert np.isfinite(actual).all(), name
+    error = np.linalg.norm(actual - expected)
+    assert error <= tolerance * np.linalg.norm(expected), (name, error / np.linalg.norm(expected))
+
+
+class StickbreakingAttentionContract:
+    implementation: str
+
+    def attend(self, query, key, value, **options):
+        call = functools.partial(
+            stickbreaking_attention, implementation=self.implementation, **options
+        )
+        return jax.jit(call)(query, key, value)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_agrees_with_float64(self, name: str) -> None:
+        case = CASES[name]
+        arrays, options = case.make()
+        # float16 rounds like 2**-11; what it is given here is within its range.
+        tolerance = {np.float32: 1e-5, np.float16: 5e-3}.get(case.dtype, 1e-2)
+        actual = run(self.implementation, arrays, options, case.dtype)
+        for label, mine, exact in zip(NAMES, actual, oracle(name), strict=True):
+            assert_close(mine, exact, tolerance, label)
+
+    def test_long_rows_stay_exact(self) -> None:
+        random = np.random.default_rng(1)
+        arrays = [random.standard_normal((1, 1500, 1, 8)) for _ in range(4)]
+        # A gradient that all keys share would add up along the row.
+        arrays[1] += 0.7
+        arrays.append(random.standard_normal((1, 1500, 1)))
+        with jax.enable_x64(True):
+            exact = run("reference", arrays, {}, jnp.float64)
+        actual = run(self.implementation, arrays, {}, jnp.float32)
+        for label, mine, expected in zip(NAMES, actual, exact, strict=True):
+            assert_close(mine, expected, 1e-5, label)
+
+    def test_dtypes(self) -> None:
+        x = jnp.ones((1, 5, 2, 4), jnp.bfloat16)
+        output, remainder = self.attend(x, x, x)
+        assert output.dtype == jnp.bfloat16
+        assert remainder.dtype == jnp.float32
+
+    def test_head_reads_its_group(self) -> None:
+        random = np.random.default_rng(2)
+        query, key, value = (
+            random.standard_normal((1, 40, h, 8)).astype(np.float32) for h in (6, 3, 3)
+        )
+        output, remainder = self.attend(query, key, value)
+        for head in range(6):
+            group = slice(head // 2, head // 2 + 1)
+            alone = self.attend(query[:, :, head : head + 1], key[:, :, group], value[:, :, group])
+            np.testing.assert_allclose(output[:, :, head], alone.output[:, :, 0], atol=1e-5)
+            np.testing.assert_allclose(remainder[:, :, head], alone.remainder[:, :, 0], atol=1e-5)
+
+    def test_query_without_keys(self) -> None:
+        random = np.random.default_rng(3)
+        arrays = [random.standard_normal((1, 20, 2, 8)) for _ in range(4)]
+        arrays.append(random.standard_normal((1, 20, 2)))
+        mask = np.arange(20)[None] >= 5
+        results = run(self.implementation, arrays, {"key_mask": mask}, jnp.float32)
+        output, remainder, d_query, _, _ = results
+        assert (output[:, :6] == 0).all()
+        assert (remainder[:, :6] == 1).all()
+        assert (d_query[:, :6] == 0).all()
+        assert (output[:, 6:] != 0).any(axis=(0, 2, 3)).all()
+
+    def test_no_keys_at_all(self) -> None:
+        query = jnp.ones((2, 3, 4, 8))
+        empty = jnp.ones((2, 0, 2, 8))
+        output, remainder = self.attend(query, empty, empty)
+        np.testing.assert_array_equal(output, np.zeros((2, 3, 4, 8)))
+        np.testing.assert_array_equal(remainder, np.ones((2, 3, 4)))
+
+    def test_weights_and_remainder_sum_to_one(self) -> None:
+        random = np.random.default_rng(4)
+        query, key = (random.standard_normal((2, 200, 2, 8)).astype(np.float32) for _ in "qk")
+        output, remainder = self.attend(query, key - 0.5, np.ones((2, 200, 2, 1), np.float32))
+        np.testing.assert_allclose(output[..., 0] + remainder, 1, rtol=2e-6)
+
+    @pytest.mark.parametrize(
+        ("options", "unseen"),
+        [
+            ({}, lambda q, k: k >= q),
+            ({"attend_current": True}, lambda q, k: k > q),
+            ({"window": 20}, lambda q, k: k <= q - 20),
+            ({"query_segment_ids": 40, "key_segment_ids": 40}, lambda q, k: k // 40 != q // 40),
+            ({"key_mask": 30}, lambda q, k: k < 30),
+        ],
+        ids=["strict", "attend_current", "window", "segments", "padding"],
+    )
+    def test_unseen_keys_have_zero_gradient(self, options, unseen) -> None:
+        length, at = 150, 100
+        random = np.random.default_rng(5)
+        arrays = [jnp.asarray(random.standard_normal((1, length, 2, 8)), "float32") for _ in "qkv"]
+        positions = np.arange(length)
+        options = dict(options)
+        for name, make in (
+            ("query_segment_ids", lambda n: (positions // n)[None]),
+            ("key_segment_ids", lambda n: (positions // n)[None]),
+            ("key_mask", lambda n: (positions >= n)[None]),
+        ):
+            if name in options:
+                options[name] = make(options[name])
+
+        def total(query, key, value):
+            output, remainder = stickbreaking_attention(
+                query, key, value, implementation=self.implementation, **options
+            )
+            return output[:, at].sum() + jnp.cos(remainder[:, at]).sum()
+
+        gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*arrays)
+        d_query, d_key, d_value = (np.asarray(g) for g in gradients)
+        keys = unseen(at, positions)
+        assert keys.any()
+        for name, gradient in (("d_key", d_key), ("d_value", d_value)):
+            assert (gradient[:, keys] == 0).all(), name
+            assert (gradient[:, ~keys] != 0).any(), name
+        assert (np.delete(d_query, at, axis=1) == 0).all()
+        assert (d_query[:, at] != 0).any()
+
+    @pytest.mark.parametrize("size", [30.0, 100.0, 1e4, 1e30])
+    def test_extreme_logits(self, size: float) -> None:
+        random = np.random.default_rng(6)
+        length = 100
+        # Width 1, so that logits are what they are meant to be: size, 0 or -size.
+        query = np.sign(random.integers(-1, 2, (1, length, 2, 1))).astype(np.float64)
+        key = random.choice([-size, 0.0, 0.0, size], (1, length, 2, 1), p=[0.6, 0.15, 0.15, 0.1])
+        value, d_output = (random.standard_normal((1, length, 2, 3)) for _ in "vo")
+        d_remainder = random.standard_normal((1, length, 2))
+        key = key.astype(np.float32).astype(np.float64)
+        arrays = query, key, value, d_output, d_remainder
+        options = {"attend_current": True, "scale": 1.0}
+        with jax.enable_x64(True):
+            exact = run("reference", arrays, options, jnp.float64)
+        actual = run(self.implementation, arrays, options, jnp.float32)
+        assert all(np.isfinite(array).all() for array in actual)
+        for label, mine, expected in list(zip(NAMES, actual, exact, strict=True)):
+            if label == "d_query" and size > 1e4:
+                continue  # A rounding error of 1e-7 times such a key is no small number.
+            assert_close(mine, expected, 1e-5, label)
+
+    def test_deterministic(self) -> None:
+        arrays, options = CASES["segments_and_padding"].make()
+        first, second = (run(self.implementation, arrays, options, jnp.float32) for _ in range(2))
+        for one, other in zip(first, second, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    @pytest.mark.parametrize("window", [None, 33])
+    @pytest.mark.parametrize("chunk", [1, 24])
+    def test_cached_equals_whole_sequence(self, chunk: int, window: int | None) -> None:
+        length, cache_length = 96, 160
+        random = np.random.default_rng(7)
+        shapes = ((2, length, 4, 8), (2, length, 2, 8), (2, length, 2, 8))
+        query, key, value = (random.standard_normal(s).astype(np.float32) for s in shapes)
+        whole = self.attend(query, key, value, attend_current=True, window=window)
+
+        @jax.jit
+        def step(query, key, value, offset):
+            return stickbreaking_attention(
+                query,
+                key,
+                value,
+                attend_current=True,
+                window=window,
+                query_offset=offset,
+                implementation=self.implementation,
+            )
+
+        # What lies in the cache beyond the last key must not matter.
+        cached_key, cached_value = (np.full((2, cache_length, 2, 8), 9.0, "float32") for _ in "kv")
+        for start in range(0, length, chunk):
+            part = slice(start, start + chunk)
+            cached_key[:, part], cached_value[:, part] = key[:, part], value[:, part]
+            output, remainder = step(query[:, part], cached_key, cached_value, np.int32(start))
+            np.testing.assert_allclose(output, whole.output[:, part], atol=1e-5)
+            np.testing.assert_allclose(remainder, whole.remainder[:, part], atol=1e-5)

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+
+from pallas_kernels.stickbreaking_attention.block_sizes import xla_block_sizes
+
+
+@pytest.mark.parametrize("query_length", [1, 7, 16, 64, 500, 8192])
+@pytest.mark.parametrize("key_length", [1, 15, 17, 100, 500, 1024, 8192])
+def test_blocks_fit_and_stay_small(query_length: int, key_length: int) -> None:
+    sizes = xla_block_sizes(query_length, key_length)
+    assert 1 <= sizes.query <= query_length
+    assert 1 <= sizes.key <= key_length
+    assert sizes.query * sizes.key <= 2**13  # Whatever the lengths: memory is linear.
+    # Whole spans of 16 keys, where there are as many.
+    assert key_length <= 16 or sizes.key % 16 == 0
