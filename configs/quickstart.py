@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
             context=256,
             dtype="float32",
         ),
-        data=DataConfig(path="quickstart/data", sequence_length=256, batch_size=16),
+        data=DataConfig(path="runs/quickstart/data", sequence_length=256, batch_size=8),
         training=TrainingConfig(steps=400),
         optimizer=OptimizerConfig(
             learning_rate=3e-3,

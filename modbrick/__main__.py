@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,10 +23,13 @@ def model_config(path: str) -> ModelConfig:
     if path.endswith(".py"):
         if not Path(path).is_file():
             raise InputError(f"{path}: no such config file")
-        from ml_collections import config_flags
-
-        loaded = config_flags.config_flags.GetConfigFile(path)
-        return from_mapping(ModelConfig, loaded.model.to_dict(), "model")
+        found = runpy.run_path(path)
+        if "get_config" not in found:
+            raise InputError(f"{path}: a config file defines get_config()")
+        config = found["get_config"]().to_dict()
+        if "model" not in config:
+            raise InputError(f"{path}: its config has no section model")
+        return from_mapping(ModelConfig, config["model"], "model")
     return from_mapping(ModelConfig, describe(path).metadata.model, "model")
 
 

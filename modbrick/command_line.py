@@ -33,8 +33,6 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
 
     def parse(argv: Sequence[str]) -> list[str]:
         flags.FLAGS.set_gnu_getopt(True)  # flags may follow positional arguments
-        # The libraries' own chatter is for --verbosity=0.
-        flags.FLAGS.set_default("verbosity", logging.WARNING)
         try:
             rest = flags.FLAGS(list(argv))
         except SystemExit:
@@ -43,12 +41,16 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
             _stop(f"--{error.flagname}: unknown flag{_nearest_flag(error.flagname)}")
         except (flags.Error, InputError) as error:
             _stop(_brief(error))
-        except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, OSError) as error:
             # An override that does not fit the config. What a config file itself raises is a
             # defect of that file, and keeps its traceback.
             if "ml_collections" not in traceback.extract_tb(error.__traceback__)[-1].filename:
                 raise
             _stop(_brief(error))
+        if flags.FLAGS["verbosity"].using_default_value:
+            # The libraries' chatter is for --verbosity=0.
+            flags.FLAGS["verbosity"].value = logging.WARNING
+            flags.FLAGS["verbosity"].using_default_value = False
         _require_configs()
         if len(rest) > 1 and positional is None:
             _stop(f"unexpected argument {rest[1]!r}: flags are written --name=value")

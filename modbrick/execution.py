@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modbrick.errors import InputError
+from pallas_kernels import grouped_matmul, stickbreaking_attention
 
 Rematerialisation = Literal["none", "full", "dots", "dots_without_batch", "sublayers"]
 
@@ -37,3 +38,11 @@ class ExecutionConfig:
         for name in ("unroll", "head_chunk"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, check in (
+            ("attention", stickbreaking_attention.selected_implementation),
+            ("dispatch", grouped_matmul.choose_implementation),
+        ):
+            try:
+                check(getattr(self, name))
+            except ValueError as error:
+                raise InputError(f"execution.{name}: {error}") from None

@@ -16,6 +16,7 @@ def forward_flops(config: ModelConfig, keys_per_token: float) -> dict[str, float
     Args:
       config: the model.
       keys_per_token: mean number of keys that a query sees; (S + 1) / 2 in whole rows of S tokens.
+        Windows cut this mean, not each query's number: an upper bound where rows are longer.
     """
     parts = dict.fromkeys(("attention", "projections", "feed_forward", "routers"), 0.0)
     for layer in config.layers:

@@ -35,7 +35,7 @@ def enable_compilation_cache() -> None:
 
 @functools.cache
 def peak_flops() -> float:
-    """Returns floating-point operations per second of all devices together.
+    """Returns floating-point operations per second of one device.
 
     From data sheets where the device is known, otherwise the float32 rate of a dense product,
     measured.
@@ -43,8 +43,8 @@ def peak_flops() -> float:
     device = jax.devices()[0]
     known = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
     if known:
-        return PEAK_FLOPS[max(known, key=len)] * jax.device_count()
-    return measured_flops() * jax.device_count()
+        return PEAK_FLOPS[max(known, key=len)]
+    return measured_flops()
 
 
 def measured_flops(size: int = 1024, repeats: int = 5) -> float:

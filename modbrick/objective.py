@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -53,6 +54,15 @@ class ObjectiveConfig:
     concentration: float | CoefficientConfig = 0.0
     switch: float | CoefficientConfig = 0.0
     router_z: float | CoefficientConfig = 0.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            weight = getattr(self, field.name)
+            ends = (
+                (weight.start, weight.end) if isinstance(weight, CoefficientConfig) else (weight,)
+            )
+            if not all(math.isfinite(end) for end in ends):
+                raise InputError(f"objective {field.name} must be finite, got {weight}")
 
     def schedules(self) -> dict[str, optax.Schedule]:
         """Returns the weight of each loss that is on, as a function of the step."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -94,6 +95,8 @@ def main(argv: Sequence[str]) -> int:
             raise InputError(f"--cases: unknown case {name!r}; {nearest(name, CASES)}")
     if (ORIGINAL.value is None) != (ORIGINAL_PYTHON.value is None):
         raise InputError("--original and --original_python go together")
+    if JSON.value and not Path(JSON.value).parent.is_dir():
+        raise InputError(f"--json: there is no directory {Path(JSON.value).parent}")
     if _CASE.value:
         print(json.dumps(run_case(_CASE.value)))
         return 0
@@ -223,9 +226,12 @@ class OriginalProcess:
     def _ask(self, request: dict[str, int]) -> dict[str, float]:
         assert self._process.stdin
         assert self._process.stdout
+        self._process.send_signal(signal.SIGCONT)
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
+        # Halted, so that threads which wait in a loop take nothing from the other contender.
+        self._process.send_signal(signal.SIGSTOP)
         if not answer:
             raise InputError(f"the original code in {ORIGINAL.value} did not run; see its message")
         return json.loads(answer)
@@ -238,6 +244,7 @@ class OriginalProcess:
         """Ends the process and returns its peak memory in bytes."""
         peak = self._ask({"steps": 0})["peak_memory_bytes"]
         assert self._process.stdin
+        self._process.send_signal(signal.SIGCONT)
         self._process.stdin.close()
         self._process.wait()
         return peak

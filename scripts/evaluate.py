@@ -32,11 +32,16 @@ STEP = flags.DEFINE_integer("step", None, "Which checkpoint of a run; none: the 
 DATA = flags.DEFINE_string("data", None, "Directory of a prepared data set.")
 SPLIT = flags.DEFINE_enum("split", "held_out", ["held_out", "train"], "Which documents.")
 LENGTH = flags.DEFINE_integer(
-    "sequence_length", None, "Tokens in a row; none: the model's context."
+    "sequence_length",
+    None,
+    "Tokens in a row; none: the model's context.",
+    lower_bound=1,
 )
 CONTEXT = flags.DEFINE_integer("context", 0, "Tokens seen again where a document is cut.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Rows at a time.", lower_bound=1)
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "About how many tokens to use; none: all.")
+MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", None, "About how many tokens to use; none: all.", lower_bound=1
+)
 JSON = flags.DEFINE_string("json", None, "File for the result too.")
 
 
@@ -45,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
     del argv
     if not CHECKPOINT.value or not DATA.value:
         raise InputError("name a model and a data set: --checkpoint=DIR --data=DIR")
+    if JSON.value and not Path(JSON.value).parent.is_dir():
+        raise InputError(f"--json: there is no directory {Path(JSON.value).parent}")
     enable_compilation_cache()
     dataset = Dataset.open(DATA.value)
     split: Split = "train" if SPLIT.value == "train" else "held_out"
@@ -71,11 +78,12 @@ def main(argv: Sequence[str]) -> int:
             batches,
             progress=lambda: bar.advance(task),
         )
+    assert result is not None, "nothing asks it to stop"
     console.print(table(result))
     record = json.dumps({"step": description.step, "split": SPLIT.value, **result.to_mapping()})
+    print(record)
     if JSON.value:
         Path(JSON.value).write_text(record + "\n")
-    print(record)
     return 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import shlex
 import subprocess
 import sys
@@ -33,7 +32,7 @@ CONFIG = SCRIPTS.parent / "configs" / "quickstart.py"
 VOCABULARY = 2048
 PROMPT = "def read_file(path):\n"
 
-DIRECTORY = flags.DEFINE_string("directory", "quickstart", "Where everything goes.")
+DIRECTORY = flags.DEFINE_string("directory", "runs/quickstart", "Where everything goes.")
 STEPS = flags.DEFINE_integer("steps", None, "Training steps; none: as the config says.")
 
 console = Console(stderr=True)
@@ -115,12 +114,12 @@ def report(
     root: Path, result: dict[str, Any], compressed: float, size: int, seconds: float
 ) -> None:
     """Says how it went, where everything lies, and what to try next."""
-    assert math.isfinite(result["bits_per_byte"])
+    better = result["bits_per_byte"] < compressed
     lines = [
         f"held-out text   {result['bits_per_byte']:.3f} bits per byte, "
         f"perplexity {result['perplexity']:.2f} per token",
         f"gzip -9         {compressed:.3f} bits per byte on the same {result['documents']} files "
-        f"({size:,} bytes)",
+        f"({size:,} bytes): the model is {'better' if better else 'not better yet'}",
         f"time            {seconds / 60:.1f} minutes",
         "",
         f"{root}/run              checkpoints, metrics.jsonl, TensorBoard events",

@@ -29,7 +29,7 @@ from modbrick.optimizer import Optimizer
 from modbrick.partition import Partition
 from modbrick.schema import from_mapping, to_json, to_mapping
 from modbrick.training.evaluation import evaluate, evaluation_step
-from modbrick.training.metrics import MetricsWindow, MetricsWriter, check_skipped, useful_flops
+from modbrick.training.metrics import MetricsWindow, MetricsWriter, useful_flops
 from modbrick.training.preemption import EXIT_PREEMPTED, PreemptionGuard
 from modbrick.training.progress import TrainingProgress
 from modbrick.training.run_config import RunConfig, check_identity
@@ -55,6 +55,9 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("name a config and a directory: --config=configs/NAME.py --workdir=DIR")
     enable_compilation_cache()
 
+    if jax.device_count() > 1:
+        print(f"{jax.device_count()} devices found: training uses the first one")
+
     # ------------------------------------------------------------------------------------- config
     config = from_mapping(RunConfig, CONFIG.value.to_dict())
     total_steps, execution = config.training.steps, config.execution
@@ -64,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
     dataset = Dataset.open(config.data.path)
     check_vocabulary(dataset, config.model.vocabulary)
     batches = training_batches(dataset, config.data)
+    require_enough_rows(batches.plan.rows, config)
     held_out = evaluation_batches(
         dataset,
         sequence_length=config.data.sequence_length,
@@ -130,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
             ) as writer,
             TrainingProgress(total_steps, start_step, config.logging.progress) as progress,
         ):
-            window = MetricsWindow(peak_flops())
+            window = MetricsWindow(peak_flops(), config.optimizer.max_skipped_in_a_row)
             while step < total_steps and not guard.requested:
                 batch = next(batches)
                 state, report = run_step(state, batch)
@@ -142,14 +146,19 @@ def main(argv: Sequence[str]) -> int:
                     record = window.record(step)
                     writer.write(record)
                     progress.figures(record)
-                    check_skipped(record, config.optimizer.max_skipped_in_a_row)
                 metrics = {}
                 if last or config.evaluation.due(step):
                     with window.paused():
-                        result = evaluate(run_evaluation, parameters_of(state), held_out)
-                    writer.write({"step": step, "evaluation": result.to_mapping()})
-                    progress.evaluation(step, result)
-                    metrics = {"loss": result.total.loss}
+                        result = evaluate(
+                            run_evaluation,
+                            parameters_of(state),
+                            held_out,
+                            stop=lambda: guard.requested,
+                        )
+                    if result is not None:
+                        writer.write({"step": step, "evaluation": result.to_mapping()})
+                        progress.evaluation(step, result)
+                        metrics = {"loss": result.total.loss}
                 if last or config.checkpoint.due(step):
                     save(step, batches.get_state(), metrics)
             if step < total_steps:
@@ -159,6 +168,18 @@ def main(argv: Sequence[str]) -> int:
                 return EXIT_PREEMPTED
     print(f"finished {total_steps} steps; everything is in {workdir}")
     return 0
+
+
+def require_enough_rows(rows: int | None, config: RunConfig) -> None:
+    """Refuses a run that is longer than its data: `data.epochs` of them."""
+    if rows is None:
+        return
+    steps = -(-rows // config.data.batch_size)
+    if steps < config.training.steps:
+        raise InputError(
+            f"{config.data.epochs} data.epochs are {steps} steps: set training.steps to at most "
+            "that, or data.epochs to None"
+        )
 
 
 def start_state(

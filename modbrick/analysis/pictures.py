@@ -35,14 +35,14 @@ def draw_expert_load(routers: dict[str, dict[str, Any]], path: str) -> None:
     """Draws which share of the choices each expert of each layer receives, one panel a router.
 
     Args:
-      routers: by name, with `load` `[L][E]`: `routers` of a metrics record or an evaluation.
+      routers: by name, with `layers.load` `[L][E]`: `routers` of a metrics record or an evaluation.
       path: of the PNG file.
     """
     figure, panels = pyplot.subplots(
         1, len(routers), figsize=(1.5 + 4.5 * len(routers), 4), layout="constrained", squeeze=False
     )
     for axes, (name, router) in zip(panels[0], routers.items(), strict=True):
-        load = np.asarray(router["load"])
+        load = np.asarray(router["layers"]["load"])
         image = axes.imshow(load * load.shape[1], vmin=0, vmax=max(2.0, load.max() * load.shape[1]))
         for (layer, expert), share in np.ndenumerate(load):
             label = f"{share:.0%}" if share else "0"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from modbrick.layers.projections import matmul
 
 
 @jax.tree_util.register_dataclass
@@ -51,11 +54,12 @@ class LoRA:
         """Returns the outputs with the update of each token's variant added."""
         x = inputs.astype(jnp.float32)
         if brick_ids is None:
-            change = (x @ self.down[0]) @ self.up[0]
+            change = matmul(matmul(x, self.down[0]), self.up[0])
         else:
             chosen = jax.nn.one_hot(brick_ids, self.down.shape[0], dtype=jnp.float32)
-            reduced = jnp.einsum("bsi,nir->bsnr", x, self.down)
-            change = jnp.einsum("bsnr,bsn,nro->bso", reduced, chosen, self.up)
+            exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+            reduced = exact("bsi,nir->bsnr", x, self.down) * chosen[..., None]
+            change = exact("bsnr,nro->bso", reduced, self.up)
         slots = (1,) * (outputs.ndim - change.ndim)
         change = (self.scale * change).reshape(*change.shape[:2], *slots, change.shape[-1])
         return (outputs.astype(jnp.float32) + change).astype(outputs.dtype)

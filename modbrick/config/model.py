@@ -75,6 +75,7 @@ class ModelConfig:
             require(
                 getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
             )
+        require(self.initial_scale > 0, f"initial_scale must be positive, got {self.initial_scale}")
         require(len(self.segments) >= 1, "a model needs at least one segment of layers")
         merged = tuple(
             SegmentConfig(layer, sum(s.repeats for s in run))

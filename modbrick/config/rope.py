@@ -47,6 +47,11 @@ class RopeConfig:
         require(0 < self.fraction <= 1, f"rope fraction must be in (0, 1], got {self.fraction}")
         require(self.factor >= 1, f"rope factor must be at least 1, got {self.factor}")
         require(
+            self.scaling != "llama3" or self.high_frequency_factor > self.low_frequency_factor,
+            f"rope high_frequency_factor must exceed low_frequency_factor, got "
+            f"{self.high_frequency_factor} and {self.low_frequency_factor}",
+        )
+        require(
             self.scaling not in ("llama3", "yarn") or self.original_context is not None,
             f"rope scaling {self.scaling!r} needs original_context",
         )

@@ -264,7 +264,7 @@ class Attention(nnx.Module):
         if experts.output_bias:
             y = (y + self.output_bias[...]).astype(slots.dtype)
         if bricks.get("attention.output"):
-            weighted = jnp.einsum("tka,tk->ta", slots, routing.gates.astype(slots.dtype))
-            weighted = weighted.reshape(batch, sequence, -1)
+            weighted = (slots.astype(jnp.float32) * routing.gates[..., None]).sum(1)
+            weighted = weighted.astype(slots.dtype).reshape(batch, sequence, -1)
             y = attach(bricks, "attention.output", weighted, y, stream.brick_ids)
         return y

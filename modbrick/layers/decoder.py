@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.config import ModelConfig
+from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.block import Block, LayerRecord
 from modbrick.layers.cache import Cache
@@ -137,6 +138,7 @@ class Decoder(nnx.Module):
 
         Raises:
           ValueError: an unknown capture, or shapes that disagree.
+          InputError: ids beyond the vocabulary or a full cache, where values are not traced.
         """
         bricks = Bricks() if bricks is None else bricks
         features = self.features(
@@ -173,6 +175,7 @@ class Decoder(nnx.Module):
         if capture - CAPTURES:
             raise ValueError(f"cannot capture {sorted(capture - CAPTURES)}: of {sorted(CAPTURES)}")
         config, bricks = self.config, Bricks() if bricks is None else bricks
+        _check_values(tokens, config.vocabulary, cache)
         brick_ids = _per_token(brick_ids, tokens)
         stream, cache = self._stream(
             tokens, attention_mask, segment_ids, positions, cache, brick_ids
@@ -266,6 +269,20 @@ class Decoder(nnx.Module):
             positions, offset, key_mask, segment_ids, key_segment_ids, counted, brick_ids
         )
         return stream, cache
+
+
+def _check_values(tokens: Int[Array, "B S"], vocabulary: int, cache: Cache | None) -> None:
+    """Refuses ids and lengths out of range, where they are known; lookups would clamp them."""
+    if not isinstance(tokens, jax.core.Tracer) and tokens.size:
+        least, largest = int(tokens.min()), int(tokens.max())
+        if least < 0 or largest >= vocabulary:
+            raise InputError(
+                f"token ids from {least} to {largest} do not fit a vocabulary of {vocabulary}"
+            )
+    if cache is not None and not isinstance(cache.length, jax.core.Tracer):
+        needed = int(cache.length) + tokens.shape[1]
+        if needed > cache.capacity:
+            raise InputError(f"{needed} tokens do not fit a cache of {cache.capacity}")
 
 
 def _positions(

@@ -130,7 +130,8 @@ class Router(nnx.Module):
         indices = self._choose(probabilities, keys)
         gates = jnp.take_along_axis(probabilities, indices, axis=-1)
         if self.config.router.gates == "renormalised":
-            gates = gates / gates.sum(-1, keepdims=True)
+            # Sampled experts can have probabilities that vanish.
+            gates = gates / jnp.maximum(gates.sum(-1, keepdims=True), 1e-30)
         statistics = _statistics(logits, probabilities, indices, gates, counted)
         return Routing(indices, gates, routing_plan(indices, self.config.count)), statistics
 
@@ -173,9 +174,9 @@ def _statistics(
     chosen = indices[..., None] == jnp.arange(experts)
     return RouterStatistics(
         tokens=weight.sum(),
-        probability=weight @ probabilities,
-        choices=jnp.einsum("tke,t->e", chosen.astype(jnp.float32), weight),
-        gates=jnp.einsum("tke,tk,t->e", chosen.astype(jnp.float32), gates, weight),
-        entropy=weight @ entropy,
-        squared_log_normaliser=weight @ jnp.square(log_normaliser),
+        probability=(weight[:, None] * probabilities).sum(0),
+        choices=(weight[:, None] * chosen.sum(1)).sum(0),
+        gates=(weight[:, None] * (gates[..., None] * chosen).sum(1)).sum(0),
+        entropy=(weight * entropy).sum(),
+        squared_log_normaliser=(weight * jnp.square(log_normaliser)).sum(),
     )

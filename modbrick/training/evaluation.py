@@ -88,7 +88,8 @@ def evaluate(
     batches: EvaluationBatches,
     *,
     progress: Callable[[], None] | None = None,
-) -> EvaluationResult:
+    stop: Callable[[], bool] | None = None,
+) -> EvaluationResult | None:
     """Evaluates parameters on every batch.
 
     Args:
@@ -96,10 +97,16 @@ def evaluate(
       parameters: nested, whole.
       batches: held-out text; each of its targets counts exactly once.
       progress: called after each batch.
+      stop: asked before each batch.
+
+    Returns:
+      The result, or None if `stop` said so.
     """
     losses = np.zeros(len(batches.domains), np.float64)
     statistics: dict[str, Any] = {}
     for batch in batches:
+        if stop is not None and stop():
+            return None
         of_tokens, of_routers = step(parameters, {k: v for k, v in batch.items() if k != "domains"})
         losses += np.bincount(
             batch["domains"].reshape(-1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,15 +22,20 @@ from modbrick.training.step import StepReport
 METRICS_FILE = "metrics.jsonl"
 
 
+class DivergedError(InputError):
+    """Training does not learn any more: its gradients stay non-finite."""
+
+
 class MetricsWindow:
     """Gathers the reports of some steps into one record: means of losses, totals of routers.
 
     Args:
-      flops_per_second: what all devices can do; utilisation is useful operations over this.
+      flops_per_second: what the machine can do; utilisation is useful operations over this.
+      max_skipped: training stops when so many updates in a row were skipped.
     """
 
-    def __init__(self, flops_per_second: float):
-        self._peak = flops_per_second
+    def __init__(self, flops_per_second: float, max_skipped: int):
+        self._peak, self._max_skipped = flops_per_second, max_skipped
         self._compiled = False
         self._clear()
 
@@ -45,9 +51,11 @@ class MetricsWindow:
 
         Waits for the step before it, so that the host is at most one step ahead of the devices.
         The very first step compiles: rates leave it out.
+
+        Raises:
+          DivergedError: too many updates in a row were skipped up to the step before.
         """
-        if self._reports:
-            jax.block_until_ready(self._reports[-1].loss)
+        self._check_last()
         self._reports.append(report)
         if not self._compiled:
             jax.block_until_ready(report.loss)
@@ -59,6 +67,7 @@ class MetricsWindow:
 
     def record(self, step: int) -> dict[str, Any]:
         """Returns the record of the steps since the last one, up to `step`; starts anew."""
+        self._check_last()
         reports = jax.device_get(self._reports)
         seconds = time.perf_counter() - self._start
         last = reports[-1]
@@ -81,6 +90,16 @@ class MetricsWindow:
         self._clear()
         return record
 
+    def _check_last(self) -> None:
+        if not self._reports:
+            return
+        skipped = int(self._reports[-1].optimizer.skipped_in_a_row)
+        if skipped >= self._max_skipped:
+            raise DivergedError(
+                f"{skipped} updates in a row had non-finite gradients and were skipped; lower "
+                "optimizer.learning_rate, or continue from an earlier checkpoint"
+            )
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Stops the clock for what is no training; waits for the steps before it first."""
@@ -99,20 +118,6 @@ def useful_flops(config: ModelConfig, batch: Mapping[str, np.ndarray]) -> float:
     return tokens * training_flops(config, float(keys_per_token))
 
 
-class DivergedError(InputError):
-    """Training does not learn any more: its gradients stay non-finite."""
-
-
-def check_skipped(record: Mapping[str, Any], limit: int) -> None:
-    """Raises `DivergedError` if so many updates in a row were skipped."""
-    if record["skipped_in_a_row"] >= limit:
-        raise DivergedError(
-            f"step {record['step']}: {record['skipped_in_a_row']} updates in a row had non-finite "
-            "gradients and were skipped; lower optimizer.learning_rate, or continue from an "
-            "earlier checkpoint"
-        )
-
-
 class MetricsWriter:
     """Appends records to `metrics.jsonl` and TensorBoard events in a run's directory.
 
@@ -126,7 +131,9 @@ class MetricsWriter:
     def __init__(self, directory: str, *, start_step: int = 0, tensorboard: bool = True):
         self._path = epath.Path(directory) / METRICS_FILE
         kept = [r for r in read_metrics(directory) if r["step"] <= start_step]
-        self._path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        whole = self._path.with_name(METRICS_FILE + ".tmp")
+        whole.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        whole.replace(self._path)
         self._file = self._path.open("a")
         self._events = None
         if tensorboard:
@@ -137,7 +144,7 @@ class MetricsWriter:
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes one record, whose `step` is its time axis; numbers may be nested."""
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
         self._file.flush()
         if self._events is not None:
             for name, value in _scalars(record).items():
@@ -176,6 +183,21 @@ def _scalars(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
     for key, value in record.items():
         if isinstance(value, dict):
             found |= _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, list):
+            found |= {
+                f"{prefix}{key}/layer_{layer}": item
+                for layer, item in enumerate(value)
+                if isinstance(item, (int, float))
+            }
         elif isinstance(value, (int, float)):
             found[prefix + key] = value
     return found
+
+
+def _finite(value: Any) -> Any:
+    """Puts None, which is JSON, for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -54,5 +54,9 @@ class RouterHealth:
         }
 
     def to_mapping(self) -> dict[str, object]:
-        """Returns the figures and the load of each expert by layer, JSON-able."""
-        return {**self.scalars(), "load": np.round(self.load, 5).tolist()}
+        """Returns the figures over all layers, and every one by layer, JSON-able."""
+        by_layer = {
+            field.name: np.round(getattr(self, field.name), 5).tolist()
+            for field in dataclasses.fields(self)
+        }
+        return {**self.scalars(), "layers": by_layer}

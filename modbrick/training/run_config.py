@@ -55,6 +55,12 @@ class EvaluationConfig:
     max_tokens: int | None = None
     batch_size: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("max_tokens", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"evaluation {name} must be at least {least}, got {value}")
+
     def due(self, step: int) -> bool:
         """Returns whether an evaluation is due after `step` steps."""
         return self.every > 0 and step % self.every == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -157,7 +158,7 @@ def _summed(
         lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), (dict(batch), keys)
     )
 
-    @jax.checkpoint
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # inside a scan: nothing to merge
     def one(piece: tuple[Batch, Key[Array, "B"] | None]) -> Totals:
         return totals_of(parameters, *piece)
 
