@@ -2,11 +2,9 @@
 
 Parameters are stored by *path*, stacked over the layers of a segment and, in banks, over experts:
 `segments.0.feed_forward.up.weight` with axes (layer, expert, width, hidden). Addresses name single
-bricks
-whatever the stacking: `layer.17.feed_forward.expert.5.up.weight`, `layer.3.attention.router`,
-  `embedding`.
-A pattern is an address, or the front of one; in it, `*`, `?` and `[abc]` match within a component,
-and `4-7` matches the numbers 4 to 7.
+bricks whatever the stacking: `layer.17.feed_forward.expert.5.up.weight`,
+`layer.3.attention.router`, `embedding`. A pattern is an address, or the front of one; in it, `*`,
+`?` and `[abc]` match within a component, and `4-7` matches the numbers 4 to 7.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
 
     Exit status: what `main` returns (None: 0); 0 for --help; 2 for a wrong flag, an unexpected
     argument or an `InputError`, told in one line on standard error without a traceback; 130 when
-    interrupted.
-    Other exceptions are defects and keep their traceback.
+    interrupted. Other exceptions are defects and keep their traceback.
 
     Args:
       main: gets the program's name and, if allowed, positional arguments.

@@ -1,9 +1,8 @@
 """What training minimises: next-token loss plus scheduled router losses.
 
 Routers report sums over tokens (`RouterStatistics`); losses are functions of those sums over the
-*global*
-batch: all microbatches, all devices. Losses of routers are computed per layer and summed over
-  layers.
+*global* batch: all microbatches, all devices. Losses of routers are computed per layer and summed
+over layers.
 """
 
 from __future__ import annotations

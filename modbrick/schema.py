@@ -37,8 +37,7 @@ def from_mapping[T](cls: type[T], data: Any, path: str = "") -> T:
 
     Raises:
       InputError: an unknown key, a missing key, a value of the wrong type, or one that the record's
-      own
-        validation refuses; the message names the path.
+        own validation refuses; the message names the path.
     """
     if isinstance(data, cls):
         return data

@@ -2,9 +2,8 @@
 
 A decoder is a sequence of segments; a segment is one layer config and how often it repeats.
 Families of models (ModuleFormer, JetMoE, Mixtral, Llama, ...) are values of these records, not
-classes of their own.
-Axis letters: D width, H heads, E experts, K experts per token, F hidden width, V vocabulary, L
-layers.
+classes of their own. Axis letters: D width, H heads, E experts, K experts per token, F hidden
+width, V vocabulary, L layers.
 """
 
 from modbrick.config.attention import AttentionConfig, Projection

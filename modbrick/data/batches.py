@@ -5,8 +5,8 @@ A batch is a dict of int32 arrays [local batch, S]:
     tokens        inputs
     targets       the id that follows each input in its document
     segment_ids   1, 2, ... by piece within the row; 0 is padding
-    positions     0, 1, ... within each piece (a document cut in two starts at 0 again in its next
-    row) loss_mask     1 where the target counts, 0 on padding
+    positions     0, 1, ... within each piece (a document that is cut starts at 0 in its next row)
+    loss_mask     1 where the target counts, 0 on padding
 
 A slot that is not padding always has its target in the same document: nothing is predicted across
 documents, and no slot is spent on a document's last id.

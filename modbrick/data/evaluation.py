@@ -4,8 +4,7 @@ Batches are those of training (`modbrick.data.batches`), and one more array: `do
 each slot's domain in `EvaluationBatches.domains` (0 on padding, where `loss_mask` is 0).
 
 Bits per byte of a domain = sum of the losses in nats of its targets / ln 2 / `scored_bytes` of the
-domain.
-The end of a document is a target too: its cost is part of the text's.
+domain. The end of a document is a target too: its cost is part of the text's.
 """
 
 from __future__ import annotations

@@ -41,8 +41,7 @@ class DatasetWriter:
     """Collects documents in a directory beside the target, which `commit` renames into place.
 
     A context manager: leaving it without `commit` removes everything written. What a killed process
-      left
-    behind is removed by the next writer of the same target.
+    left behind is removed by the next writer of the same target.
 
     Args:
       directory: the target (local). It must not exist, or be empty, or hold a data set (see

@@ -74,8 +74,8 @@ def generate(
       on_tokens: called for each sequence after every token, in the order of the prompts.
 
     Raises:
-      InputError: no prompt, an empty one, ids beyond the vocabulary, a number out of range;
-        or logits that are not finite.
+      InputError: no prompt, an empty one, ids beyond the vocabulary, a number out of range; or
+        logits that are not finite.
     """
     graph, parameters = nnx.split(model) if isinstance(model, Decoder) else model
     vocabulary = nnx.merge(graph, parameters).config.vocabulary

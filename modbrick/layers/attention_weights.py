@@ -22,9 +22,8 @@ def attention_weights(
 ) -> Float[Array, "B N S C"]:
     """Returns the weight of each key for each query, float32.
 
-    Stick-breaking: A_ij = sigmoid(z_ij) prod_{l > j} (1 - sigmoid(z_il)) over visible keys
-    (arXiv 2410.17980, section 2); softmax: the softmax over visible keys, zeros where none is
-    visible.
+    Stick-breaking: A_ij = sigmoid(z_ij) prod_{l > j} (1 - sigmoid(z_il)) over visible keys (arXiv
+    2410.17980, section 2); softmax: the softmax over visible keys, zeros where none is visible.
     """
     batch, sequence, heads, width = query.shape
     groups = key.shape[2]

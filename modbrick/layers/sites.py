@@ -2,10 +2,8 @@
 
 A brick at a site sees the inputs and the outputs that the layer computed there, and returns new
 outputs. Bricks are arguments of the forward pass, stacked over the layers of a segment like the
-layers
-themselves: attaching, swapping or mixing them needs no new layer class, and no recompilation while
-  shapes
-agree.
+layers themselves: attaching, swapping or mixing them needs no new layer class, and no recompilation
+while shapes agree.
 """
 
 from __future__ import annotations
