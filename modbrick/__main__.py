@@ -36,8 +36,9 @@ def model_config(path: str) -> ModelConfig:
 def command(argv: Sequence[str]) -> int:
     """Runs a command of `python -m modbrick`."""
     if len(argv) != 3 or argv[1] not in COMMANDS:
-        remark = nearest(argv[1], COMMANDS) if len(argv) > 1 else "known: summary"
-        raise InputError(f"usage: python -m modbrick summary CONFIG.py|CHECKPOINT ({remark})")
+        unknown = len(argv) > 1 and argv[1] not in COMMANDS
+        remark = f" ({nearest(argv[1], COMMANDS)})" if unknown else ""
+        raise InputError(f"usage: python -m modbrick summary CONFIG.py|CHECKPOINT{remark}")
     Console().print(summarise(model_config(argv[2])).table())
     return 0
 

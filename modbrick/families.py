@@ -63,7 +63,7 @@ def moduleformer(
       router_statistics: which tokens count.
       expert_initialiser: initial expert weights.
     """
-    if attention_width % heads:
+    if heads < 1 or attention_width % heads:
         raise InputError(f"attention_width {attention_width} does not divide into {heads} heads")
     routing = RouterConfig(kind=router, hidden=router_width, sample_top_k=sample_top_k)
     identity = attention_width == width and heads == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from typing import Any
 
 from absl import flags
 from rich.console import Console
-from rich.panel import Panel
 
 from modbrick import command_line
 from modbrick.analysis.pictures import draw_expert_load, draw_loss
@@ -58,7 +58,12 @@ def main(argv: Sequence[str]) -> int:
             f"--output={data}",
         )
     title("2  Pretraining a ModuleFormer")
-    config = [f"--config={CONFIG}", f"--config.data.path={data}", f"--workdir={run}", *steps]
+    config = [
+        f"--config={os.path.relpath(CONFIG)}",
+        f"--config.data.path={data}",
+        f"--workdir={run}",
+        *steps,
+    ]
     script("train.py", *config)
     title("3  Evaluation on files it has never seen")
     evaluated = script("evaluate.py", f"--checkpoint={run}", f"--data={data}")
@@ -136,7 +141,9 @@ def report(
         "  python scripts/train.py --config=configs/quickstart.py "
         "--config.data.path=data --workdir=run",
     ]
-    console.print(Panel("\n".join(lines), title="quickstart", expand=False), highlight=False)
+    title("Done")
+    # Unwrapped, so that commands can be copied.
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     (root / "result.json").write_text(
         json.dumps({"model": result, "gzip_bits_per_byte": compressed, "seconds": seconds}) + "\n"
     )

@@ -43,10 +43,13 @@ def draw_expert_load(routers: dict[str, dict[str, Any]], path: str) -> None:
     )
     for axes, (name, router) in zip(panels[0], routers.items(), strict=True):
         load = np.asarray(router["layers"]["load"])
-        image = axes.imshow(load * load.shape[1], vmin=0, vmax=max(2.0, load.max() * load.shape[1]))
+        relative = load * load.shape[1]
+        brightest = max(2.0, relative.max())
+        image = axes.imshow(relative, vmin=0, vmax=brightest)
         for (layer, expert), share in np.ndenumerate(load):
             label = f"{share:.0%}" if share else "0"
-            axes.text(expert, layer, label, ha="center", va="center", fontsize=7, color="white")
+            color = "black" if relative[layer, expert] > 0.6 * brightest else "white"
+            axes.text(expert, layer, label, ha="center", va="center", fontsize=7, color=color)
         axes.set(xlabel="expert", ylabel="layer", title=name.split(".", 2)[-1].replace("_", "-"))
         axes.set_xticks(range(load.shape[1]))
         axes.set_yticks(range(load.shape[0]))

@@ -162,4 +162,6 @@ def check_identity(
 
 
 def _covers(pattern: str, path: str) -> bool:
-    return fnmatch.fnmatchcase(path, pattern) or path.startswith((pattern + ".", pattern + "["))
+    # Brackets in a path are indices, in a pattern of fnmatch a set: a path as told comes first.
+    whole = path == pattern or path.startswith((pattern + ".", pattern + "["))
+    return whole or fnmatch.fnmatchcase(path, pattern)
