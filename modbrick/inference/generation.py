@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,30 +19,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.errors import InputError
+from modbrick.inference.result import GenerationResult
 from modbrick.inference.sampling import DEFAULT_SAMPLING, SamplingConfig, greedy, sample
 from modbrick.layers.cache import Cache
 from modbrick.layers.decoder import Decoder
 from modbrick.layers.sites import Bricks
 
-FinishReason = Literal["stop", "length"]
 OnTokens = Callable[[int, list[int]], bool]
 """Gets the number of a sequence and its new tokens; True ends that sequence."""
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationResult:
-    """What was generated, by prompt.
-
-    Attributes:
-      tokens: new ids; a stop token, if one ended the sequence, is the last.
-      finish_reasons: `stop` (a stop token, or `on_tokens` said so) or `length` (`max_new_tokens`).
-      log_probabilities: of each new token under the model itself, in nats, before temperature and
-        filters.
-    """
-
-    tokens: list[list[int]]
-    finish_reasons: list[FinishReason]
-    log_probabilities: list[list[float]]
 
 
 def generate(

@@ -17,47 +17,12 @@ from modbrick.execution import ExecutionConfig
 from modbrick.layers.block import Block, LayerRecord
 from modbrick.layers.cache import Cache
 from modbrick.layers.norms import Norm
+from modbrick.layers.output import CAPTURES, DecoderOutput, Features
 from modbrick.layers.parameters import Initialiser, normal, parameter, uniform_fan_in
 from modbrick.layers.projections import Projection, matmul
-from modbrick.layers.router import RouterStatistics
 from modbrick.layers.segment import run_segment, stacked_block
 from modbrick.layers.sites import Bricks, attach
 from modbrick.layers.stream import Stream
-
-CAPTURES = frozenset({"hidden_states", "attention_weights", "routing"})
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """What the layers made of the tokens, before the head.
-
-    Attributes:
-      hidden: after the final norm.
-      router_statistics: totals of each router, `segments.N.attention` and
-        `segments.N.feed_forward`, stacked over the segment's layers.
-      cache: updated, if one was given.
-      captured: what `capture` named: `hidden_states` `[L+1, B, S, D]` (the embedding, then the
-        stream after each layer); `attention_weights`, one `[L, B, H, S, C]` by segment; `routing`,
-        one stacked `Routing` by router.
-    """
-
-    hidden: Float[Array, "B S D"]
-    router_statistics: dict[str, RouterStatistics]
-    cache: Cache | None
-    captured: dict[str, Any]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DecoderOutput:
-    """`Features` and the logits, `[B, S, V]` float32."""
-
-    logits: Float[Array, "B S V"]
-    hidden: Float[Array, "B S D"]
-    router_statistics: dict[str, RouterStatistics]
-    cache: Cache | None
-    captured: dict[str, Any]
 
 
 class Decoder(nnx.Module):

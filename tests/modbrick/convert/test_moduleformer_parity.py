@@ -23,7 +23,8 @@ from modbrick.convert.moduleformer_config import read_config
 from modbrick.convert.safetensors import read_safetensors
 from modbrick.convert.strict_json import read_object
 from modbrick.layers.cache import Cache
-from modbrick.layers.decoder import Decoder, DecoderOutput
+from modbrick.layers.decoder import Decoder
+from modbrick.layers.output import DecoderOutput
 from modbrick.objective import ObjectiveConfig, Totals, objective, token_losses
 
 FIXTURES = sorted(

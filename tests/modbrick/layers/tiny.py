@@ -23,7 +23,8 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.decoder import Decoder, DecoderOutput
+from modbrick.layers.decoder import Decoder
+from modbrick.layers.output import DecoderOutput
 
 VOCABULARY, WIDTH = 19, 16
 RMS = NormConfig("rms", bias=False)

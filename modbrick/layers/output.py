@@ -1,0 +1,48 @@
+"""What a decoder returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from modbrick.layers.cache import Cache
+from modbrick.layers.router import RouterStatistics
+
+CAPTURES = frozenset({"hidden_states", "attention_weights", "routing"})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What the layers made of the tokens, before the head.
+
+    Attributes:
+      hidden: after the final norm.
+      router_statistics: totals of each router, `segments.N.attention` and
+        `segments.N.feed_forward`, stacked over the segment's layers.
+      cache: updated, if one was given.
+      captured: what `capture` named: `hidden_states` `[L+1, B, S, D]` (the embedding, then the
+        stream after each layer); `attention_weights`, one `[L, B, N, S, C]` by segment (with
+        experts, N runs over key heads, then slots, then heads in a group); `routing`, one stacked
+        `Routing` by router.
+    """
+
+    hidden: Float[Array, "B S D"]
+    router_statistics: dict[str, RouterStatistics]
+    cache: Cache | None
+    captured: dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecoderOutput:
+    """`Features` and the logits, `[B, S, V]` float32."""
+
+    logits: Float[Array, "B S V"]
+    hidden: Float[Array, "B S D"]
+    router_statistics: dict[str, RouterStatistics]
+    cache: Cache | None
+    captured: dict[str, Any]
