@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -239,13 +240,14 @@ class Decoder(nnx.Module):
 def _check_values(tokens: Int[Array, "B S"], vocabulary: int, cache: Cache | None) -> None:
     """Refuses ids and lengths out of range, where they are known; lookups would clamp them."""
     if not isinstance(tokens, jax.core.Tracer) and tokens.size:
-        least, largest = int(tokens.min()), int(tokens.max())
+        # By numpy: a constant inside a traced function must stay one.
+        least, largest = np.asarray(tokens).min(), np.asarray(tokens).max()
         if least < 0 or largest >= vocabulary:
             raise InputError(
                 f"token ids from {least} to {largest} do not fit a vocabulary of {vocabulary}"
             )
     if cache is not None and not isinstance(cache.length, jax.core.Tracer):
-        needed = int(cache.length) + tokens.shape[1]
+        needed = int(np.asarray(cache.length)) + tokens.shape[1]
         if needed > cache.capacity:
             raise InputError(f"{needed} tokens do not fit a cache of {cache.capacity}")
 

@@ -72,7 +72,7 @@ def test_bad_input_is_one_line_and_status_2(files, arguments, message):
 
 def test_help_tells_the_flags(files):
     done = run("--help", cwd=files)
-    assert done.returncode in (0, 1)  # absl ends --help with 1
+    assert done.returncode == 0
     for flag in ("--input", "--tokenizer", "--held_out", "--text_field", "--[no]overwrite"):
         assert flag in done.stdout
     assert "stdlib:" in done.stdout
@@ -81,7 +81,7 @@ def test_help_tells_the_flags(files):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left_when_interrupted(files, number):
     line = '{"text": "' + "some words to be read " * 50 + '"}\n'
-    (files / "big.jsonl").write_text(line * 60_000)
+    (files / "big.jsonl").write_text(line * 200_000)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     arguments = ["--input", "big.jsonl", "--output", "out", "--workers", "1"]
     process = subprocess.Popen(
