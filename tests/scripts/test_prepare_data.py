@@ -85,7 +85,13 @@ def test_nothing_is_left_when_interrupted(files, number):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     arguments = ["--input", "big.jsonl", "--output", "out", "--workers", "1"]
     process = subprocess.Popen(
-        command(*arguments), cwd=files, env=environment, stderr=subprocess.PIPE, text=True
+        command(*arguments),
+        cwd=files,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that runs in the background ignores interrupts, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + 60
     while not list(files.glob(".out.preparing/train/big/*.array_record")):
