@@ -21,6 +21,7 @@ from ml_collections import config_flags
 
 from modbrick import command_line
 from modbrick.checkpoints import CheckpointStore, Metadata, load_parameters, save_tokenizer
+from modbrick.checkpoints.directory import write_text
 from modbrick.data import Dataset, check_vocabulary, evaluation_batches, training_batches
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache, peak_flops
@@ -113,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
         state, row = start_state(config, partition, optimizer, store)
         batches.set_state(row)
         start_step = int(state.step)
-        (workdir / "config.json").write_text(to_json(config))
+        write_text(workdir / "config.json", to_json(config))
         save_tokenizer(workdir, dataset.tokenizer().to_json())
 
         def save(step: int, next_row: int, metrics: dict[str, float]) -> None:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from modbrick.checkpoints.directory import write_text
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
 from modbrick.flops import training_flops
@@ -131,9 +132,7 @@ class MetricsWriter:
     def __init__(self, directory: str, *, start_step: int = 0, tensorboard: bool = True):
         self._path = epath.Path(directory) / METRICS_FILE
         kept = [r for r in read_metrics(directory) if r["step"] <= start_step]
-        whole = self._path.with_name(METRICS_FILE + ".tmp")
-        whole.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        whole.replace(self._path)
+        write_text(self._path, "".join(json.dumps(r) + "\n" for r in kept))
         self._file = self._path.open("a")
         self._events = None
         if tensorboard:

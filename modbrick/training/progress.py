@@ -31,7 +31,6 @@ class TrainingProgress:
 
     def __init__(self, steps: int, start_step: int, mode: Literal["auto", "none"] = "auto"):
         self._steps, self._mode = steps, mode
-        self._figures = ""
         self._last_line = 0.0
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
@@ -63,17 +62,17 @@ class TrainingProgress:
     def figures(self, record: dict[str, Any]) -> None:
         """Shows the figures of a metrics record."""
         skipped = record["skipped_updates"]
-        self._figures = (
+        figures = (
             f"loss {record['next_token']:.3f}  {record['tokens_per_second']:,.0f} tokens/s  "
             f"utilisation {record['utilisation']:.0%}" + (f"  skipped {skipped}" if skipped else "")
         )
         if self._bar is not None:
-            self._bar.update(self._task, figures=self._figures)
+            self._bar.update(self._task, figures=figures)
         elif self._mode == "auto":
             now, last = time.monotonic(), record["step"] >= self._steps
             if last or now - self._last_line >= SECONDS_BETWEEN_LINES:
                 self._last_line = now
-                self.message(f"step {record['step']}/{self._steps}  {self._figures}")
+                self.message(f"step {record['step']}/{self._steps}  {figures}")
 
     def evaluation(self, step: int, result: EvaluationResult) -> None:
         """Shows a result on held-out text."""
