@@ -1,10 +1,13 @@
-# Every target sets up what it needs in .venv, from hash-locked requirements.
+# Every target sets up what it needs, from hash-locked requirements: .venv runs modbrick, .venv-dev
+# tests it. They are two because the tests compile for TPUs and GPUs that are not there, and with
+# those compilers around jax complains of missing devices at every start.
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test verify lint format lock clean
 
 VENV := .venv
+DEV_VENV := .venv-dev
 LOCK_VENV := .venv-lock
-PIP_INSTALL := $(VENV)/bin/python -m pip --disable-pip-version-check install
+PIP_INSTALL = $(@D)/bin/python -m pip --disable-pip-version-check install
 
 # Settings: make test WORKERS=8 PYTEST_FLAGS="-k router"
 PYTHON ?=
@@ -26,10 +29,11 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-# Installs the locked requirements named by the first prerequisite, and this project, editable.
+# Installs the locked requirements named by the first prerequisite, and this project, editable, into
+# the environment in whose folder the target lies.
 define install
-@$(VENV)/bin/python -c "" 2>/dev/null || { $(find_python); "$$python" -m venv --clear $(VENV); }
-@echo "Installing $< into $(VENV): a minute or two the first time"
+@$(@D)/bin/python -c "" 2>/dev/null || { $(find_python); "$$python" -m venv --clear $(@D); }
+@echo "Installing $< into $(@D): a minute or two the first time"
 @$(PIP_INSTALL) --quiet --require-hashes --only-binary=:all: -r $<
 @$(PIP_INSTALL) --quiet --no-deps --no-build-isolation --editable .
 @touch $@
@@ -41,26 +45,26 @@ help:  ## print the targets
 quickstart: $(VENV)/.runtime  ## set up, and pretrain a small ModuleFormer on real text
 	$(VENV)/bin/python scripts/quickstart.py
 
-test: $(VENV)/.dev  ## set up, and run the test suite
-	$(VENV)/bin/python -m pytest -n $(WORKERS) -m "not verify" $(PYTEST_FLAGS)
+test: $(DEV_VENV)/.dev  ## set up, and run the test suite
+	$(DEV_VENV)/bin/python -m pytest -n $(WORKERS) -m "not verify" $(PYTEST_FLAGS)
 
-verify: $(VENV)/.dev  ## the long checks: sweeps, repeated kills, ahead-of-time compilations
-	$(VENV)/bin/python -m pytest -n $(WORKERS) -m verify --timeout 3600 $(PYTEST_FLAGS)
+verify: $(DEV_VENV)/.dev  ## the long checks: sweeps, repeated kills, ahead-of-time compilations
+	$(DEV_VENV)/bin/python -m pytest -n $(WORKERS) -m verify --timeout 3600 $(PYTEST_FLAGS)
 
-lint: $(VENV)/.dev  ## lint, check the formatting and the types
-	$(VENV)/bin/ruff check
-	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/mypy
+lint: $(DEV_VENV)/.dev  ## lint, check the formatting and the types
+	$(DEV_VENV)/bin/ruff check
+	$(DEV_VENV)/bin/ruff format --check
+	$(DEV_VENV)/bin/mypy
 
-format: $(VENV)/.dev  ## format, and mend what the linter can mend
-	$(VENV)/bin/ruff check --fix
-	$(VENV)/bin/ruff format
+format: $(DEV_VENV)/.dev  ## format, and mend what the linter can mend
+	$(DEV_VENV)/bin/ruff check --fix
+	$(DEV_VENV)/bin/ruff format
 
 lock:  ## renew the locked requirements (LOCK_FLAGS=--upgrade for the newest versions)
 	@$(find_python); "$$python" -m venv $(LOCK_VENV)
 	@$(LOCK_VENV)/bin/python -m pip --disable-pip-version-check install --quiet uv==0.13.9
 	$(call compile,runtime)
-	$(call compile,dev,--extra test --extra dev --constraint requirements/runtime.txt)
+	$(call compile,dev,--extra test --extra dev --extra plan --extra plan-cuda --constraint requirements/runtime.txt)
 
 # Neither addresses nor local wheels of the machine get into a lock.
 compile = env -u UV_FIND_LINKS $(LOCK_VENV)/bin/uv pip compile --quiet --no-config --universal \
@@ -68,11 +72,11 @@ compile = env -u UV_FIND_LINKS $(LOCK_VENV)/bin/uv pip compile --quiet --no-conf
   $(2) --output-file requirements/$(1).txt setup.py requirements/build.in
 
 clean:  ## remove the environments and every cache
-	rm -rf $(VENV) $(LOCK_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .jax_cache *.egg-info build
+	rm -rf $(VENV) $(DEV_VENV) $(LOCK_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .jax_cache *.egg-info build
 	find . -name __pycache__ -not -path './.git/*' -exec rm -rf {} +
 
 $(VENV)/.runtime: requirements/runtime.txt setup.py
 	$(install)
 
-$(VENV)/.dev: requirements/dev.txt setup.py
+$(DEV_VENV)/.dev: requirements/dev.txt setup.py
 	$(install)

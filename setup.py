@@ -36,6 +36,14 @@ EXTRAS = {
     # Ahead-of-time compilation for TPUs on a machine without one; through jax's own extra, because
     # that is what pairs libtpu with jaxlib.
     "plan": ["jax[tpu]>=0.11.2"],
+    # The same for Hopper GPUs: XLA's plugin and the assemblers, without the libraries that only
+    # running needs.
+    "plan-cuda": [
+        "jax-cuda13-plugin>=0.11.2; sys_platform == 'linux'",
+        "nvidia-cuda-nvcc>=13,<14; sys_platform == 'linux'",
+        "nvidia-cuda-nvdisasm>=13,<14; sys_platform == 'linux'",
+        "nvidia-nvvm>=13,<14; sys_platform == 'linux'",
+    ],
     # Directories on Google Cloud Storage (gs://).
     "gcs": ["etils[epath-gcs]>=1.13"],
     # Checkpoints fetched by their name on the Hugging Face hub.
