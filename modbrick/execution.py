@@ -42,7 +42,10 @@ class ExecutionConfig:
             ("attention", stickbreaking_attention.selected_implementation),
             ("dispatch", grouped_matmul.choose_implementation),
         ):
+            choice = getattr(self, name)
+            if choice is None:
+                continue  # Picked where it runs: to ask here would start the backend.
             try:
-                check(getattr(self, name))
+                check(choice)
             except ValueError as error:
                 raise InputError(f"execution.{name}: {error}") from None

@@ -7,16 +7,18 @@ from typing import NamedTuple
 
 import jax
 
-from pallas_kernels.stickbreaking_attention import reference, xla
-from pallas_kernels.stickbreaking_attention.arguments import check_arguments
+from pallas_kernels.stickbreaking_attention.arguments import check_arguments, check_tolerance
 from pallas_kernels.stickbreaking_attention.implementations import (
     IMPLEMENTATIONS,
+    Case,
+    load_implementation,
     selected_implementation,
 )
 from pallas_kernels.stickbreaking_attention.masks import Visibility
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "Case",
     "StickbreakingOutput",
     "selected_implementation",
     "stickbreaking_attention",
@@ -47,6 +49,7 @@ def stickbreaking_attention(
     key_mask: jax.Array | None = None,
     query_offset: int | jax.Array | None = None,
     window: int | None = None,
+    tolerance: float = 0.0,
     implementation: str | None = None,
 ) -> StickbreakingOutput:
     """Attention in which each key, the nearest first, takes its part of what is left of a stick.
@@ -77,6 +80,13 @@ def stickbreaking_attention(
       query_offset: the key index at which query 0 stands, an int or an integer scalar array, traced
         in a decoding step; None is `Sk - Sq`: the last query stands at the last key.
       window: keys more than `window - 1` positions back take no stick; None is no limit.
+      tolerance: of the early exit, from 0 (off, exact) to below 1. Blocks of keys in front of which
+        every query of a block has less of its stick left than this are passed over, forward and
+        backward: they get no weight and no gradient, and the remainder is what was left in front of
+        them. It costs the output at most `tolerance * max |value|`, the remainder at most
+        `tolerance`, the gradient of a logit at most `tolerance * max_j |d_output . value[j] -
+        d_remainder|`; `reference.py` derives these and those of the other gradients. What is passed
+        over depends on block sizes, and so on the implementation.
       implementation: a name of `IMPLEMENTATIONS`; None picks the best that can run (ask
         `selected_implementation`).
 
@@ -90,7 +100,16 @@ def stickbreaking_attention(
     check_arguments(
         query, key, value, query_segment_ids, key_segment_ids, key_mask, query_offset, window
     )
-    name = selected_implementation(implementation)
+    check_tolerance(tolerance)
+    case = Case(
+        query,
+        key,
+        value,
+        window,
+        segments=key_segment_ids is not None,
+        padding=key_mask is not None,
+    )
+    name = selected_implementation(implementation, case)
     if scale is None:
         scale = 1.0 / math.sqrt(query.shape[-1])
     visibility = Visibility(
@@ -101,5 +120,7 @@ def stickbreaking_attention(
         nearest=0 if attend_current else 1,
         window=window,
     )
-    run = {"reference": reference, "xla": xla}[name].stickbreaking_attention
-    return StickbreakingOutput(*run(query, key, value, visibility, scale=float(scale)))
+    run = load_implementation(name).stickbreaking_attention
+    return StickbreakingOutput(
+        *run(query, key, value, visibility, scale=float(scale), tolerance=float(tolerance))
+    )
