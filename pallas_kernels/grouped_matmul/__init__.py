@@ -26,8 +26,10 @@ from pallas_kernels.grouped_matmul.implementations import (
     load_implementation,
 )
 from pallas_kernels.grouped_matmul.plan import RoutingPlan, routing_plan
+from pallas_kernels.grouped_matmul.target import Case, case_of
 
 __all__ = [
+    "Case",
     "RoutingPlan",
     "available_implementations",
     "choose_implementation",
@@ -97,8 +99,8 @@ def grouped_matmul(
         precision: of the products; by default HIGHEST for float32 inputs and DEFAULT for narrower
             ones.
         preferred_element_type: dtype of the outputs; that of `inputs` by default.
-        implementation: "xla", "reference", or None for the best available
-            (`choose_implementation` tells which).
+        implementation: "tpu" and "gpu" (Pallas kernels), "xla", "reference", or None for the best
+            that can run this case on the platform in force (`choose_implementation` tells which).
 
     Returns:
         The outputs, differentiable once (reverse mode) in inputs, weights, gates and bias.
@@ -130,7 +132,18 @@ def grouped_matmul(
         _check_shape("gates", gates, "[T, K]", (tokens, k))
     if bias is not None:
         _check_shape("bias", bias, "[E, F]", (experts, out_width))
-    return load_implementation(implementation).grouped_matmul(
+    resolved = _resolve_precision(precision, inputs)
+    case = case_of(
+        "grouped_matmul",
+        inputs,
+        weights,
+        (tokens, k, experts),
+        input_layout=input_layout,
+        output_layout=output_layout,
+        biased=bias is not None,
+        precision=resolved,
+    )
+    return load_implementation(implementation, case).grouped_matmul(
         inputs,
         weights,
         plan,
@@ -138,7 +151,7 @@ def grouped_matmul(
         bias,
         input_layout=input_layout,
         output_layout=output_layout,
-        precision=_resolve_precision(precision, inputs),
+        precision=resolved,
         output_dtype=jnp.dtype(preferred_element_type or inputs.dtype),
     )
 
@@ -189,7 +202,16 @@ def grouped_feed_forward(
     _check_shape("gates", gates, "[T, K]", (tokens, plan.experts_per_token))
     if gate_weights is not None:
         _check_shape("gate_weights", gate_weights, "[E, D, F]", up.shape)
-    return load_implementation(implementation).grouped_feed_forward(
+    resolved = _resolve_precision(precision, inputs)
+    case = case_of(
+        "grouped_feed_forward",
+        inputs,
+        up,
+        (tokens, plan.experts_per_token, experts),
+        gated=gate_weights is not None,
+        precision=resolved,
+    )
+    return load_implementation(implementation, case).grouped_feed_forward(
         inputs,
         up,
         down,
@@ -197,5 +219,5 @@ def grouped_feed_forward(
         gates,
         gate_weights,
         activation=find_activation(activation),
-        precision=_resolve_precision(precision, inputs),
+        precision=resolved,
     )
