@@ -108,6 +108,7 @@ def stickbreaking_attention(
         window,
         segments=key_segment_ids is not None,
         padding=key_mask is not None,
+        tolerance=float(tolerance),
     )
     name = selected_implementation(implementation, case)
     if scale is None:

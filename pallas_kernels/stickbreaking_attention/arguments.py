@@ -1,4 +1,4 @@
-"""Checks of the arguments that stick-breaking and softmax attention share."""
+"""Checks of arguments; stick-breaking and softmax attention share most of them."""
 
 from __future__ import annotations
 
@@ -55,3 +55,12 @@ def check_arguments(
         raise ValueError(f"query_offset must be an integer scalar, got {query_offset!r}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raises a ValueError if this cannot be the tolerance of an early exit."""
+    if not isinstance(tolerance, int | float) or not 0 <= tolerance < 1:
+        raise ValueError(
+            "tolerance must be a number of Python's from 0 (no early exit) to below 1, "
+            f"got {tolerance!r}"
+        )

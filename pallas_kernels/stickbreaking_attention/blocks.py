@@ -7,6 +7,7 @@ along the keys are then sums of whole vectors of queries.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -88,6 +89,54 @@ def add_keys(array: jax.Array, block: jax.Array, start: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(array, old + block, start, axis=2)
 
 
+def one_head_at_a_time(
+    body: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
+    visibility: Visibility,
+    *arrays: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Runs `body(*arrays, visibility)` for each element of the batch and key/value head by itself.
+
+    Arrays are `[B, S, G, ...]`, or `[B, G, n]` if they have three axes; results alike. In `body`,
+    `B` and `G` are 1.
+    """
+    batch, groups = arrays[0].shape[0], arrays[0].shape[2]
+
+    def one(index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        row, group = index // groups, index % groups
+        own = [_one_head(array, row, group) for array in arrays]
+        rules = dataclasses.replace(
+            visibility,
+            query_segment_ids=_row(visibility.query_segment_ids, row),
+            key_segment_ids=_row(visibility.key_segment_ids, row),
+            key_mask=_row(visibility.key_mask, row),
+        )
+        return body(*own, rules)
+
+    first, second, third = jax.lax.map(one, jnp.arange(batch * groups))
+    return (
+        _all_heads(first, batch, groups),
+        _all_heads(second, batch, groups),
+        _all_heads(third, batch, groups),
+    )
+
+
+def _one_head(array: jax.Array, row: jax.Array, group: jax.Array) -> jax.Array:
+    array = jax.lax.dynamic_slice_in_dim(array, row, 1, axis=0)
+    return jax.lax.dynamic_slice_in_dim(array, group, 1, axis=1 if array.ndim == 3 else 2)
+
+
+def _row(array: jax.Array | None, row: jax.Array) -> jax.Array | None:
+    return None if array is None else jax.lax.dynamic_slice_in_dim(array, row, 1)
+
+
+def _all_heads(array: jax.Array, batch: int, groups: int) -> jax.Array:
+    """What `_one_head` takes apart, with one element of batch and head for each index."""
+    if array.ndim == 4:
+        return array.reshape(batch, groups, -1)
+    array = array.reshape(batch, groups, array.shape[2], *array.shape[4:])
+    return jnp.moveaxis(array, 1, 2)
+
+
 def walk_queries[Carry](
     body: Callable[[jax.Array, jax.Array, Carry], Carry],
     carry: Carry,
@@ -116,14 +165,57 @@ def walk_keys[Carry](
     key_length: int,
     repeats: int,
     sizes: BlockSizes,
+    *,
+    most: jax.Array | None = None,
 ) -> Carry:
     """Runs `body(start, seen, carry)` for each block of keys that the queries see, nearest first.
 
     `seen` is bool `[B or 1, 1, K, Q]` over the tile. Blocks out of sight are never visited. They
     are cut from the nearest key backwards; one that would begin before key 0 is moved to begin
-    there, and the keys that the block before it held are not seen in it.
+    there, and the keys that the block before it held are not seen in it. At most `most` blocks are
+    visited, if given.
     """
-    low, stop = visibility.key_range(query_start, sizes.query, key_length)
+    step, count = _key_steps(body, visibility, query_start, key_length, repeats, sizes)
+    if most is not None:
+        count = jnp.minimum(count, most)
+    return jax.lax.fori_loop(0, count, step, carry)
+
+
+def walk_keys_while[Carry](
+    unfinished: Callable[[Carry], jax.Array],
+    body: Callable[[jax.Array, jax.Array, Carry], Carry],
+    carry: Carry,
+    visibility: Visibility,
+    query_start: jax.Array,
+    key_length: int,
+    repeats: int,
+    sizes: BlockSizes,
+) -> tuple[Carry, jax.Array]:
+    """Like `walk_keys`, as long as `unfinished(carry)`; also returns how many blocks it visited."""
+    step, count = _key_steps(body, visibility, query_start, key_length, repeats, sizes)
+
+    def goes_on(state: tuple[jax.Array, Carry]) -> jax.Array:
+        index, carry = state
+        return (index < count) & unfinished(carry)
+
+    def advance(state: tuple[jax.Array, Carry]) -> tuple[jax.Array, Carry]:
+        index, carry = state
+        return index + 1, step(index, carry)
+
+    index, carry = jax.lax.while_loop(goes_on, advance, (jnp.zeros_like(count), carry))
+    return carry, index
+
+
+def _key_steps[Carry](
+    body: Callable[[jax.Array, jax.Array, Carry], Carry],
+    visibility: Visibility,
+    query_start: jax.Array,
+    key_length: int,
+    repeats: int,
+    sizes: BlockSizes,
+) -> tuple[Callable[[jax.Array, Carry], Carry], jax.Array]:
+    """Returns the visit of the block of keys with an index, and how many blocks are in sight."""
+    _, stop = visibility.key_range(query_start, sizes.query, key_length)
 
     def step(index: jax.Array, carry: Carry) -> Carry:
         end = stop - index * sizes.key
@@ -133,5 +225,12 @@ def walk_keys[Carry](
         seen = jnp.broadcast_to(seen[:, :, None], (*seen.shape[:2], repeats, sizes.query))
         return body(start, seen.reshape(seen.shape[0], 1, sizes.key, -1), carry)
 
-    count = jnp.maximum(stop - low + sizes.key - 1, 0) // sizes.key
-    return jax.lax.fori_loop(0, count, step, carry)
+    return step, blocks_in_sight(visibility, query_start, key_length, sizes)
+
+
+def blocks_in_sight(
+    visibility: Visibility, query_start: jax.Array, key_length: int, sizes: BlockSizes
+) -> jax.Array:
+    """How many blocks of keys a block of queries may see."""
+    low, stop = visibility.key_range(query_start, sizes.query, key_length)
+    return jnp.maximum(stop - low + sizes.key - 1, 0) // sizes.key

@@ -11,12 +11,17 @@ Forward, a block of queries walks over its keys from the nearest to the farthest
 inverse of its stick. Backward, the same walk computes the weights again. With `a = A (dO . V)`,
 `c = dO . O + drem rem` and `n_j` the sum of `a` over the keys nearer than `j`, the gradient of the
 logits is `dz_j = a_j - beta_j (c - n_j)`.
+
+With a tolerance, a walk ends where every query of the block has less of its stick left. Batch and
+key/value heads, which otherwise walk together, then walk one after the other, so that none waits
+for the one that looks back farthest. The backward pass walks as many blocks as the forward did.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,39 +37,83 @@ _LARGEST_LOGIT = 64.0
 # Keys whose running products are taken together, in two passes of radix four.
 _SPAN = 16
 
-_Residuals = tuple[jax.Array, jax.Array, jax.Array, Visibility, jax.Array, jax.Array]
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, Visibility, jax.Array, jax.Array, jax.Array]
 
 
 def stickbreaking_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, visibility: Visibility, *, scale: float
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    visibility: Visibility,
+    *,
+    scale: float,
+    tolerance: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op)."""
+    output, remainder, _ = attend_and_count(
+        query, key, value, visibility, scale=scale, tolerance=tolerance
+    )
+    return output, remainder
+
+
+def attend_and_count(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    visibility: Visibility,
+    *,
+    scale: float,
+    tolerance: float = 0.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns output, remainder, and how many blocks of keys each block of queries visited.
+
+    The counts are int32 `[B, G, blocks]`, or `[1, 1, blocks]` without a tolerance, where all heads
+    visit the same; `xla_block_sizes` tells the sizes of the blocks.
+    """
     if 0 in query.shape or 0 in value.shape:
         output = jnp.zeros((*query.shape[:3], value.shape[-1]), value.dtype)
-        return output, jnp.ones(query.shape[:3], blocks.accumulation_dtype(query))
+        remainder = jnp.ones(query.shape[:3], blocks.accumulation_dtype(query))
+        return output, remainder, jnp.zeros((1, 1, 0), jnp.int32)
     sizes = xla_block_sizes(query.shape[1], key.shape[1])
     query = blocks.fold_heads(query, key.shape[2])
-    output, remainder = _attend(query, key, value, visibility, scale, sizes)
-    return blocks.unfold_heads(output).astype(value.dtype), blocks.unfold_heads(remainder)
+    output, remainder, counts = _attend(query, key, value, visibility, scale, tolerance, sizes)
+    return blocks.unfold_heads(output).astype(value.dtype), blocks.unfold_heads(remainder), counts
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     visibility: Visibility,
     scale: float,
+    tolerance: float,
     sizes: BlockSizes,
-) -> tuple[jax.Array, jax.Array]:
-    """Query `[B, Sq, G, R, d]` to output `[B, Sq, G, R, dv]`, not rounded, and remainder."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Query `[B, Sq, G, R, d]` to output `[B, Sq, G, R, dv]`, not rounded, remainder and counts."""
+    run = functools.partial(_forward, scale=scale, tolerance=tolerance, sizes=sizes)
+    if not tolerance:
+        return run(query, key, value, visibility)
+    return blocks.one_head_at_a_time(run, visibility, query, key, value)
+
+
+def _forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    visibility: Visibility,
+    *,
+    scale: float,
+    tolerance: float,
+    sizes: BlockSizes,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     batch, query_length, groups, repeats, _ = query.shape
     dtype = blocks.accumulation_dtype(query)
 
     def query_block(
         query_start: jax.Array, _: jax.Array, carry: tuple[jax.Array, ...]
     ) -> tuple[jax.Array, ...]:
-        output, remainder = carry
+        output, remainder, counts = carry
         rows = blocks.read_queries(query, query_start, sizes.query)
 
         def key_block(
@@ -84,17 +133,28 @@ def _attend(
             jnp.zeros((batch, groups, value.shape[-1], rows.shape[2]), dtype),
             jnp.ones((batch, groups, rows.shape[2]), dtype),
         )
-        block_output, inverse_stick = blocks.walk_keys(
-            key_block, start, visibility, query_start, key.shape[1], repeats, sizes
-        )
+        walk = key_block, start, visibility, query_start, key.shape[1], repeats, sizes
+        if tolerance:
+            (block_output, inverse_stick), count = blocks.walk_keys_while(unfinished, *walk)
+        else:
+            block_output, inverse_stick = blocks.walk_keys(*walk)
+            count = blocks.blocks_in_sight(visibility, query_start, key.shape[1], sizes)
         output = blocks.write_queries(output, jnp.swapaxes(block_output, 2, 3), query_start)
-        return output, blocks.write_queries(remainder, 1 / inverse_stick, query_start)
+        remainder = blocks.write_queries(remainder, 1 / inverse_stick, query_start)
+        index = (query_start + sizes.query - 1) // sizes.query
+        return output, remainder, counts.at[0, 0, index].set(count.astype(jnp.int32))
+
+    def unfinished(carry: tuple[jax.Array, ...]) -> jax.Array:
+        _, inverse_stick = carry
+        # Written so that NaN goes on, to show in the result.
+        return ~jnp.all(inverse_stick > 1 / tolerance)
 
     output = jnp.zeros((*query.shape[:-1], value.shape[-1]), dtype)
     remainder = jnp.ones(query.shape[:-1], dtype)
-    start: tuple[jax.Array, ...] = output, remainder
-    output, remainder = blocks.walk_queries(query_block, start, query_length, sizes)
-    return output, remainder
+    counts = jnp.zeros((1, 1, -(-query_length // sizes.query)), jnp.int32)
+    start: tuple[jax.Array, ...] = output, remainder, counts
+    output, remainder, counts = blocks.walk_queries(query_block, start, query_length, sizes)
+    return output, remainder, counts
 
 
 def _attend_forward(
@@ -103,20 +163,45 @@ def _attend_forward(
     value: jax.Array,
     visibility: Visibility,
     scale: float,
+    tolerance: float,
     sizes: BlockSizes,
-) -> tuple[tuple[jax.Array, jax.Array], _Residuals]:
-    output, remainder = _attend(query, key, value, visibility, scale, sizes)
-    return (output, remainder), (query, key, value, visibility, output, remainder)
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Residuals]:
+    results = _attend(query, key, value, visibility, scale, tolerance, sizes)
+    return results, (query, key, value, visibility, *results)
 
 
 def _attend_backward(
     scale: float,
+    tolerance: float,
     sizes: BlockSizes,
     residuals: _Residuals,
-    cotangents: tuple[jax.Array, jax.Array],
+    cotangents: tuple[jax.Array, jax.Array, Any],
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    query, key, value, visibility, output, remainder = residuals
-    d_output, d_remainder = cotangents
+    query, key, value, visibility, output, remainder, counts = residuals
+    d_output, d_remainder, _ = cotangents
+    run = functools.partial(_backward, scale=scale, sizes=sizes)
+    arrays = query, key, value, output, remainder, d_output, d_remainder
+    if not tolerance:
+        return *run(*arrays, None, visibility), None
+    gradients = blocks.one_head_at_a_time(run, visibility, *arrays, counts)
+    return *gradients, None
+
+
+def _backward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    output: jax.Array,
+    remainder: jax.Array,
+    d_output: jax.Array,
+    d_remainder: jax.Array,
+    counts: jax.Array | None,
+    visibility: Visibility,
+    *,
+    scale: float,
+    sizes: BlockSizes,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of query, key and value; `counts` limits the walks to those of the forward pass."""
     query_length, _, repeats = query.shape[1:4]
     total = jnp.sum(d_output * output, axis=-1) + d_remainder * remainder
     largest = jnp.max(jnp.abs(value), axis=(1, 3)).astype(output.dtype)
@@ -158,9 +243,10 @@ def _attend_backward(
         batch, groups, count, width = rows.shape
         block_d_query = jnp.zeros((batch, groups, width, count), output.dtype)
         start: tuple[jax.Array, ...] = block_d_query, d_key, d_value, jnp.ones_like(rest), rest
-        block_d_query, d_key, d_value, _, _ = blocks.walk_keys(
-            key_block, start, visibility, query_start, key.shape[1], repeats, sizes
-        )
+        walk = key_block, start, visibility, query_start, key.shape[1], repeats, sizes
+        index = (query_start + sizes.query - 1) // sizes.query
+        most = None if counts is None else counts[0, 0, index]
+        block_d_query, d_key, d_value, _, _ = blocks.walk_keys(*walk, most=most)
         d_query = blocks.add_queries(d_query, jnp.swapaxes(block_d_query, 2, 3), query_start)
         return d_query, d_key, d_value
 
@@ -174,7 +260,6 @@ def _attend_backward(
         (scale * d_query).astype(query.dtype),
         (scale * jnp.swapaxes(d_key, 1, 2)).astype(key.dtype),
         jnp.swapaxes(d_value, 1, 2).astype(value.dtype),
-        None,
     )
 
 

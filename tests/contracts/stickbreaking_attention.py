@@ -86,6 +86,17 @@ CASES = {
 }
 
 
+EARLY_EXIT_CASES = (
+    ("odd_sizes", 2**-12),
+    ("grouped_long", 0.3),
+    ("segments_and_padding", 0.02),
+    ("window", 0.02),
+    ("fewer_queries", 0.1),
+    ("one_query", 2**-12),
+    ("bfloat16", 0.02),
+)
+
+
 @functools.partial(jax.jit, static_argnames=("static", "implementation"))
 def _run(arrays, cotangents, options, static, implementation):
     def call(query, key, value):
@@ -120,6 +131,29 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float, nam
     assert np.isfinite(actual).all(), name
     error = np.linalg.norm(actual - expected)
     assert error <= tolerance * np.linalg.norm(expected), (name, error / np.linalg.norm(expected))
+
+
+def early_exit_bounds(arrays, options: dict[str, Any], tolerance: float) -> list[np.ndarray]:
+    """How far results with a tolerance may be from the exact ones (see `reference.py`)."""
+    query, key, value, d_output, d_remainder = arrays
+    repeats = query.shape[2] // key.shape[2]
+    scale = options.get("scale") or 1 / np.sqrt(query.shape[-1])
+    spread_value, spread_key = (np.repeat(a, repeats, axis=2) for a in (value, key))
+    # Largest magnitude over the keys of what a weight changes: [B, Sq, H].
+    products = np.einsum("bihd,bjhd->bhij", d_output, spread_value)
+    effect = np.abs(products - d_remainder.swapaxes(1, 2)[..., None]).max(-1).swapaxes(1, 2)
+    in_all = tolerance * (2 + np.log(1 / tolerance)) * effect
+    d_query = scale * in_all[..., None] * np.abs(spread_key).max(axis=1)[:, None]
+    d_key = scale * tolerance * (effect[..., None] * np.abs(query)).sum(1, keepdims=True)
+    d_value = tolerance * np.abs(d_output).sum(1, keepdims=True)
+    grouped = (query.shape[0], 1, key.shape[2], repeats, -1)
+    return [
+        tolerance * np.abs(spread_value).max(axis=1)[:, None],
+        np.asarray(tolerance),
+        d_query,
+        d_key.reshape(grouped).sum(3),
+        d_value.reshape(grouped).sum(3),
+    ]
 
 
 class StickbreakingAttentionContract:
@@ -293,3 +327,66 @@ class StickbreakingAttentionContract:
             output, remainder = step(query[:, part], cached_key, cached_value, np.int32(start))
             np.testing.assert_allclose(output, whole.output[:, part], atol=1e-5)
             np.testing.assert_allclose(remainder, whole.remainder[:, part], atol=1e-5)
+
+    @pytest.mark.parametrize(("name", "tolerance"), EARLY_EXIT_CASES)
+    def test_early_exit_keeps_its_bounds(self, name: str, tolerance: float) -> None:
+        case = CASES[name]
+        arrays, options = case.make()
+        exact = oracle(name)
+        actual = run(self.implementation, arrays, options | {"tolerance": tolerance}, case.dtype)
+        rounding = 1e-5 if case.dtype == np.float32 else 1e-2
+        bounds = early_exit_bounds(arrays, options, tolerance)
+        for label, mine, expected, bound in zip(NAMES, actual, exact, bounds, strict=True):
+            error = np.abs(mine - expected)
+            assert np.isfinite(error).all(), label
+            # Rounding is relative to what is summed, which norms stand for.
+            slack = rounding * (np.abs(expected).max() + np.linalg.norm(expected) / 10)
+            assert (error <= bound + slack).all(), (label, (error - bound).max())
+        remainder, exact_remainder = actual[1], exact[1]
+        # What is passed over takes nothing, and nothing is passed over before the tolerance.
+        assert (remainder >= exact_remainder * (1 - rounding) - 1e-7).all()
+        passed_over = remainder > exact_remainder * (1 + rounding) + 1e-7
+        assert (remainder[passed_over] < tolerance * (1 + rounding)).all()
+
+    @pytest.mark.parametrize("attend_current", [False, True])
+    def test_early_exit_passes_far_keys_over(self, attend_current: bool) -> None:
+        # Each key takes a twentieth of the stick: far keys have small weights, yet none is 0, and a
+        # tolerance of 2**-12 is reached after some 160 keys.
+        length, queries, far = 900, 70, 300
+        random = np.random.default_rng(8)
+        query, key = (np.full((1, n, 2, 8), x) for n, x in ((queries, 1.0), (length, -1.0)))
+        value = random.standard_normal((1, length, 2, 8))
+        d_output = random.standard_normal((1, queries, 2, 8))
+        arrays = query, key, value, d_output, random.standard_normal((1, queries, 2))
+        options = {"scale": 3 / 8, "attend_current": attend_current}
+        exact = run(self.implementation, arrays, options, jnp.float32)
+        early = run(self.implementation, arrays, options | {"tolerance": 2**-12}, jnp.float32)
+        for label, of_all, of_near in zip(NAMES[3:], exact[3:], early[3:], strict=True):
+            assert (of_all[:, :far] != 0).any(axis=-1).all(), label
+            assert (of_near[:, :far] == 0).all(), label
+            assert (of_near[:, -queries:] != 0).any(axis=-1).sum() >= 2 * (queries - 1), label
+        for label, mine, expected in zip(NAMES, early, exact, strict=True):
+            if label != "remainder":
+                assert_close(mine, expected, 1e-2, label)
+        assert (early[1] > exact[1]).all()
+        assert (early[1] < 2**-12).all()
+
+    def test_early_exit_changes_nothing_that_it_does_not_reach(self) -> None:
+        arrays, options = CASES["segments_and_padding"].make()
+        plain = run(self.implementation, arrays, options, jnp.float32)
+        least = run(self.implementation, arrays, options | {"tolerance": 1e-30}, jnp.float32)
+        for label, one, other in zip(NAMES, plain, least, strict=True):
+            assert_close(one, other, 1e-6, label)
+
+    def test_gradients_are_those_of_what_early_exit_computes(self) -> None:
+        """The sum of the weights plus the remainder is 1, passed over or not: no gradient."""
+        random = np.random.default_rng(9)
+        query, key = (random.standard_normal((1, 300, 2, 8)) for _ in "qk")
+        ones = np.ones((1, 300, 2, 8))
+        arrays = query, key, ones, ones, 8 * ones[..., 0]
+        results = run(self.implementation, arrays, {"tolerance": 0.05}, jnp.float32)
+        output, remainder, d_query, d_key, d_value = results
+        np.testing.assert_allclose(output[..., 0] + remainder, 1, rtol=1e-5)
+        assert np.abs(d_query).max() < 1e-4
+        assert np.abs(d_key).max() < 1e-4
+        np.testing.assert_allclose(d_value[..., 0].sum(1), (1 - remainder).sum(1), rtol=1e-4)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,6 +38,10 @@ def _arguments(**changes):
         ({"query_offset": 1.5}, "query_offset must be an integer scalar, got 1.5"),
         ({"query_offset": jnp.ones(2, int)}, "query_offset must be an integer scalar"),
         ({"window": 0}, "window must be at least 1, got 0"),
+        ({"tolerance": 1.0}, "tolerance must be a number .* to below 1, got 1.0"),
+        ({"tolerance": -0.1}, "tolerance must be .* got -0.1"),
+        ({"tolerance": math.nan}, "tolerance must be .* got nan"),
+        ({"tolerance": jnp.ones(())}, "tolerance must be a number of Python's"),
         ({"implementation": "fast"}, "'fast'"),
         ({"implementation": "tpu"}, "'tpu' cannot run: there is no Pallas kernel for TPUs"),
         ({"implementation": "gpu"}, "'gpu' cannot run: there is no Pallas kernel for GPUs"),

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.stickbreaking_attention import stickbreaking_attention
+from pallas_kernels.stickbreaking_attention.masks import Visibility
+from pallas_kernels.stickbreaking_attention.xla import attend_and_count
 from tests.contracts.stickbreaking_attention import StickbreakingAttentionContract
 
 
@@ -18,9 +20,9 @@ class TestXLA(StickbreakingAttentionContract):
     implementation = "xla"
 
 
-def _forward_and_backward(implementation, query, key, value):
+def _forward_and_backward(implementation, query, key, value, **options):
     def call(*arrays):
-        return stickbreaking_attention(*arrays, implementation=implementation)
+        return stickbreaking_attention(*arrays, implementation=implementation, **options)
 
     result, pull = jax.vjp(call, query, key, value)
     return result, pull(result)
@@ -69,6 +71,42 @@ def test_blocks_out_of_sight_are_not_visited() -> None:
     )
     assert np.isfinite(np.asarray(output)).all()
     assert np.isfinite(np.asarray(remainder)).all()
+
+
+def _visited(logit: float, tolerance: float) -> np.ndarray:
+    """Blocks of 64 keys visited by each block of 64 queries, where all logits are equal."""
+    query, key = (jnp.full((2, 512, heads, 1), x) for heads, x in ((4, 1.0), (2, logit)))
+    rules = Visibility(offset=0, nearest=1)
+    *_, counts = jax.jit(
+        lambda query, key: attend_and_count(query, key, key, rules, scale=1.0, tolerance=tolerance)
+    )(query, key)
+    return np.asarray(counts)
+
+
+def test_early_exit_visits_fewer_blocks() -> None:
+    in_sight = np.arange(1, 9)
+    np.testing.assert_array_equal(_visited(0.0, 0.0), in_sight[None, None])
+    # The first query has no key, and so its block is never done; there is no more to see there.
+    of_all = np.broadcast_to(in_sight, (2, 2, 8))
+    np.testing.assert_array_equal(_visited(-9.0, 2**-12), of_all)
+    # The stick is halved by each key: the last query is below 2**-12 in its own block of keys, the
+    # first in the one before.
+    np.testing.assert_array_equal(_visited(0.0, 2**-12), np.minimum(of_all, 2))
+
+
+def test_each_head_exits_by_itself() -> None:
+    key = jnp.stack([jnp.zeros((1, 512, 1)), jnp.full((1, 512, 1), -9.0)], axis=2)
+    *_, counts = attend_and_count(
+        jnp.ones((1, 512, 2, 1)), key, key, Visibility(offset=0), scale=1.0, tolerance=0.01
+    )
+    np.testing.assert_array_equal(counts[0, 0], [1, 2, 2, 2, 2, 2, 2, 2])
+    np.testing.assert_array_equal(counts[0, 1], [1, 2, 3, 4, 5, 6, 7, 8])
+
+
+def test_early_exit_never_reads_what_it_passes_over() -> None:
+    x = jnp.ones((1, 1024, 1, 8)).at[:, :512].set(jnp.nan)
+    results, gradients = _forward_and_backward("xla", x[:, 960:], x, x, tolerance=1e-3)
+    assert all(np.isfinite(np.asarray(array)).all() for array in (*results, *gradients))
 
 
 def test_vmap() -> None:
