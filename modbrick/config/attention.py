@@ -29,6 +29,8 @@ class AttentionConfig:
       biases: projections with a bias. A query or output bias needs dense heads.
       query_key_norm: normalisation of queries and keys before positions are applied.
       query_key_norm_axis: `head` (each head on its own) or `all` (all heads of a token together).
+      clip: largest absolute value of queries, keys and values, beyond which they are cut off after
+        normalisation and before positions (`clip_qkv` of the OLMo models); None: no bound.
       rope: rotary positions, or None for no position embedding.
       window: keys further back than this many tokens (the current one included) are invisible.
       scale: multiplier of the logits; None means 1/sqrt(head_width).
@@ -43,6 +45,7 @@ class AttentionConfig:
     biases: tuple[Projection, ...] = ()
     query_key_norm: NormConfig | None = None
     query_key_norm_axis: Literal["head", "all"] = "head"
+    clip: float | None = None
     rope: RopeConfig | None = None
     window: int | None = None
     scale: float | None = None
@@ -59,6 +62,10 @@ class AttentionConfig:
         require(
             self.window is None or self.window >= 1,
             f"attention window must be at least 1, got {self.window}",
+        )
+        require(
+            self.clip is None or self.clip > 0,
+            f"attention clip must be positive, got {self.clip}",
         )
         require(
             self.kind == "stickbreaking" or self.attend_current,

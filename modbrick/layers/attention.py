@@ -169,7 +169,7 @@ class Attention(nnx.Module):
                 implementation=execution.dispatch,
             ).reshape(*x.shape[:2], -1, config.query_width)
         queries = attach(bricks, "attention.query", x, queries, stream.brick_ids)
-        queries = self._normed(queries, "query")
+        queries = self._clipped(self._normed(queries, "query"))
         queries = queries.reshape(*x.shape[:2], -1, config.heads, config.head_width)
         if config.rope is not None:
             queries = rotate(config.rope, queries, stream.positions)
@@ -189,7 +189,7 @@ class Attention(nnx.Module):
             keys, values = self.key(x), self.value(x)
         keys = attach(bricks, "attention.key", x, keys, stream.brick_ids)
         values = attach(bricks, "attention.value", x, values, stream.brick_ids)
-        keys = self._normed(keys, "key")
+        keys, values = self._clipped(self._normed(keys, "key")), self._clipped(values)
         shape = (*x.shape[:2], config.grouped_heads, config.head_width)
         keys, values = keys.reshape(shape), values.reshape(shape)
         if config.rope is not None:
@@ -204,6 +204,10 @@ class Attention(nnx.Module):
             return norm(x)
         heads = x.reshape(*x.shape[:-1], -1, self.config.head_width)
         return norm(heads).reshape(x.shape)
+
+    def _clipped(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        clip = self.config.clip
+        return x if clip is None else jnp.clip(x, -clip, clip)
 
     def _attend(
         self,

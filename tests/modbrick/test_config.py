@@ -72,6 +72,7 @@ def change(config, path, value):
         (("attention", "heads"), 0, "heads must be at least 1, got 0"),
         (("attention", "head_width"), -1, "head_width must be at least 1, got -1"),
         (("attention", "key_value_heads"), 3, "2 heads do not divide into 3 key_value_heads"),
+        (("attention", "clip"), 0.0, "clip must be positive, got 0"),
         (("attention", "window"), 0, "window must be at least 1, got 0"),
         (("attention", "biases"), ("query",), "no query bias"),
         (("feed_forward", "bias"), True, "no bias of their own"),

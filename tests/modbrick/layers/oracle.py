@@ -73,6 +73,10 @@ def rotated(config: AttentionConfig, x: np.ndarray, position: int) -> np.ndarray
     return y
 
 
+def clipped(config: AttentionConfig, x: np.ndarray) -> np.ndarray:
+    return x if config.clip is None else np.minimum(np.maximum(x, -config.clip), config.clip)
+
+
 def heads_of(
     config: AttentionConfig, parameters: Parameters, name: str, x: np.ndarray, position: int | None
 ) -> np.ndarray:
@@ -83,6 +87,7 @@ def heads_of(
     heads = x.reshape(-1, config.head_width)
     if normed and config.query_key_norm_axis == "head":
         heads = norm(config.query_key_norm, under(parameters, f"{name}_norm"), heads)
+    heads = clipped(config, heads)
     if position is None:
         return heads
     return np.stack([rotated(config, head, position) for head in heads])
@@ -118,7 +123,8 @@ def attention(
             for k, p in zip(x if identity else affine(parameters, "key", x), positions, strict=True)
         ]
     )
-    values = (x if identity else affine(parameters, "value", x)).reshape(length, groups, -1)
+    values = clipped(config, x if identity else affine(parameters, "value", x))
+    values = values.reshape(length, groups, -1)
     outputs, all_weights = [], []
     for i in range(length):
         nearest = i if config.attend_current else i - 1

@@ -39,6 +39,7 @@ def test_every_option_makes_a_difference():
     changes: list[dict[str, Any]] = [
         {"scale": 0.1},
         {"window": 2},
+        {"clip": 0.3},
         {"attend_current": False},
         {"kind": "softmax"},
         {"rope": ATTENTIONS["softmax, rope"].rope},

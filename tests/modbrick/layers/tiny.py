@@ -41,6 +41,7 @@ ATTENTIONS = {
         biases=("query", "key", "value", "output"),
         query_key_norm=NormConfig(),
         query_key_norm_axis="all",
+        clip=0.6,
         scale=0.7,
     ),
     "stickbreaking, strict window": AttentionConfig(
