@@ -1,4 +1,7 @@
-"""How a model is run: choices that may change freely without changing what is computed."""
+"""How a model is run: choices that may change freely without changing what is computed.
+
+One of them, the tolerance of attention, changes it within a bound.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from modbrick.errors import InputError
 from pallas_kernels import grouped_matmul, stickbreaking_attention
 
 Rematerialisation = Literal["none", "full", "dots", "dots_without_batch", "sublayers"]
+ExpertParallelism = Literal["gather", "exchange"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,15 @@ class ExecutionConfig:
         of attention and feed-forward.
       attention: implementation of attention (`reference`, `xla`, ...); None: the best that runs
         here.
+      attention_tolerance: of the early exit of stick-breaking attention, from 0 (off, exact) to
+        below 1: far keys in front of which less of the stick is left are passed over. The output
+        is off by at most that much of the largest value (`pallas_kernels.stickbreaking_attention`
+        has the bounds of the gradients). Softmax attention has no such exit.
       dispatch: implementation of expert dispatch; None: the best that runs here.
+      expert_parallelism: how tokens reach experts on other devices. `gather`: every device of the
+        expert axis sees the tokens of all; `exchange`: only the routed rows travel.
+      exchange_capacity: rows that a device can receive in an exchange, in units of what it sends;
+        what finds no room is dropped and counted. None: all that could ever arrive.
       unroll: layers of a segment unrolled into one iteration of the scan.
       head_chunk: positions of each sequence whose logits exist at a time in training and
         evaluation.
@@ -30,7 +42,10 @@ class ExecutionConfig:
 
     rematerialisation: Rematerialisation = "none"
     attention: str | None = None
+    attention_tolerance: float = 0.0
     dispatch: str | None = None
+    expert_parallelism: ExpertParallelism = "gather"
+    exchange_capacity: float | None = None
     unroll: int = 1
     head_chunk: int = 128
 
@@ -38,6 +53,15 @@ class ExecutionConfig:
         for name in ("unroll", "head_chunk"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.exchange_capacity is not None and not self.exchange_capacity > 0:
+            raise InputError(
+                f"exchange_capacity must be positive or None, got {self.exchange_capacity}"
+            )
+        if not 0 <= self.attention_tolerance < 1:
+            raise InputError(
+                "attention_tolerance must be from 0 (no early exit) to below 1, "
+                f"got {self.attention_tolerance}"
+            )
         for name, check in (
             ("attention", stickbreaking_attention.selected_implementation),
             ("dispatch", grouped_matmul.choose_implementation),

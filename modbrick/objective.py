@@ -8,14 +8,13 @@ over layers.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from modbrick.errors import InputError
 from modbrick.layers.router import RouterStatistics
@@ -152,117 +151,6 @@ def objective(
         parts[name] = sum(per_layer, jnp.float32(0.0))
         value = value + weight * parts[name]
     return value, parts
-
-
-def token_losses(logits: Float[Array, "... V"], targets: Int[Array, "..."]) -> Float[Array, "..."]:
-    """Returns the negative log-likelihood of each target in nats, float32."""
-    logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def head_loss(
-    hidden: Float[Array, "B S D"],
-    weight: Float[Array, "D V"],
-    targets: Int[Array, "B S"],
-    weights: Float[Array, "B S"],
-    multiplier: float,
-    chunk: int,
-) -> Float[Array, ""]:
-    """Weighted sum of next-token losses from final hidden states, by chunks of positions.
-
-    Logits of more than one chunk never exist. The gradient is computed together with the loss, so
-    the backward pass multiplies no matrices; it costs one copy of the head's gradient until then.
-
-    Args:
-      hidden: final hidden states.
-      weight: of the head, float32.
-      targets: ids below V.
-      weights: of each target's loss; zero where there is no target.
-      multiplier: of the logits.
-      chunk: positions of every sequence at a time; batches stay whole, so that their sharding does.
-    """
-    losses = head_token_losses(hidden, weight, targets, multiplier, chunk)
-    return (weights.astype(jnp.float32) * losses).sum()
-
-
-def head_token_losses(
-    hidden: Float[Array, "B S D"],
-    weight: Float[Array, "D V"],
-    targets: Int[Array, "B S"],
-    multiplier: float,
-    chunk: int,
-) -> Float[Array, "B S"]:
-    """Returns each target's loss in nats, float32; arguments as in `head_loss`."""
-
-    def run(piece: tuple[Array, Array]) -> Array:
-        x, target = piece
-        return token_losses(_dot("bsd,dv->bsv", x, weight) * multiplier, target)
-
-    losses = jax.lax.map(run, (_cut(hidden, chunk), _cut(targets, chunk)))
-    return losses.swapaxes(0, 1).reshape(hidden.shape[0], -1)[:, : hidden.shape[1]]
-
-
-def _head_loss_forward(
-    hidden: Array, weight: Array, targets: Array, weights: Array, multiplier: float, chunk: int
-) -> tuple[Array, tuple[Array, Array]]:
-    """Returns the loss, and both gradients as residuals."""
-    cast = weight.astype(hidden.dtype)
-
-    def run(
-        carry: tuple[Array, Array], piece: tuple[Array, ...]
-    ) -> tuple[tuple[Array, Array], Array]:
-        total, weight_gradient = carry
-        x, target, scale = piece
-        logits = _dot("bsd,dv->bsv", x, cast) * multiplier
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-        total = total + (scale * (normaliser - chosen)).sum()
-        hot = target[..., None] == jnp.arange(logits.shape[-1])
-        gradient = jnp.exp(logits - normaliser[..., None]) - hot
-        gradient = (gradient * (multiplier * scale)[..., None]).astype(hidden.dtype)
-        x_gradient = _dot("bsv,dv->bsd", gradient, cast).astype(hidden.dtype)
-        return (total, weight_gradient + _dot("bsd,bsv->dv", x, gradient)), x_gradient
-
-    start = (jnp.float32(0.0), jnp.zeros(weight.shape, jnp.float32))
-    pieces = tuple(_cut(x, chunk) for x in (hidden, targets, weights.astype(jnp.float32)))
-    (total, weight_gradient), gradients = jax.lax.scan(run, start, pieces)
-    gradients = gradients.swapaxes(0, 1).reshape(hidden.shape[0], -1, hidden.shape[2])
-    return total, (gradients[:, : hidden.shape[1]], weight_gradient)
-
-
-def _head_loss_backward(
-    multiplier: float, chunk: int, residuals: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array, None, None]:
-    del multiplier, chunk
-    x_gradient, weight_gradient = residuals
-    return (
-        (x_gradient * cotangent).astype(x_gradient.dtype),
-        weight_gradient * cotangent,
-        None,
-        None,
-    )
-
-
-head_loss.defvjp(_head_loss_forward, _head_loss_backward)
-
-
-def _cut(x: Float[Array, "B S ..."], chunk: int) -> Float[Array, "N B C ..."]:
-    """Cuts the positions into N chunks of at most C, the last one padded with zeros."""
-    positions = x.shape[1]
-    chunk = min(chunk, positions)
-    count = -(-positions // chunk)
-    padding = ((0, 0), (0, count * chunk - positions), *((0, 0),) * (x.ndim - 2))
-    return jnp.pad(x, padding).reshape(x.shape[0], count, chunk, *x.shape[2:]).swapaxes(0, 1)
-
-
-def _dot(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
-    """A product in the dtype of `x`, accumulated and returned in float32."""
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum(
-        subscripts, x, y.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32
-    )
 
 
 def _tokens(statistics: RouterStatistics) -> Float[Array, "..."]:

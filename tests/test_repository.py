@@ -32,6 +32,7 @@ FLOORS = [
     "parallel",
     "layers",
     "bricks",
+    "next_token",
     "objective",
     "optimizer",
     "data",

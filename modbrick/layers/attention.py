@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax.numpy as jnp
 from flax import nnx
@@ -23,7 +23,8 @@ from modbrick.layers.router import Router, RouterStatistics, Routing
 from modbrick.layers.sites import SiteBricks, attach
 from modbrick.layers.softmax_attention import softmax_attention
 from modbrick.layers.stream import Stream
-from pallas_kernels.grouped_matmul import grouped_matmul
+from modbrick.parallel.attention import Keys, Offset, attend_over_mesh
+from modbrick.parallel.dispatch import Dispatch, make_dispatch
 from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 
 
@@ -126,10 +127,14 @@ class Attention(nnx.Module):
           return_weights: also return the weights, by a form that needs memory for all pairs.
         """
         config = self.config
-        routing, statistics = None, None
+        routing, statistics, dispatch = None, None, None
         if config.experts is not None:
             routing, statistics = self.router(x, "attention.router", stream, bricks, keys)
-        queries = self._queries(x, routing, stream, bricks, execution)
+            dispatch = make_dispatch(
+                routing.indices, routing.gates, config.experts.count, execution
+            )
+            statistics = statistics.with_dropped(dispatch.dropped)
+        queries = self._queries(x, dispatch, stream, bricks)
         keys, values = self._keys_and_values(x, stream, bricks)
         if cache is not None and layer is not None:
             cache, keys, values = cache.write(layer, stream.offset, keys, values)
@@ -143,31 +148,23 @@ class Attention(nnx.Module):
         )
         weights = attention_weights(config, queries, keys, **visible) if return_weights else None
         mixed = self._attend(queries, keys, values, visible, execution)
-        y = self._output(mixed, routing, stream, bricks, execution)
+        y = self._output(mixed, routing, dispatch, stream, bricks)
         return AttentionOutput(y, routing, statistics, cache, weights)
 
     def _queries(
         self,
         x: Float[Array, "B S D"],
-        routing: Routing | None,
+        dispatch: Dispatch | None,
         stream: Stream,
         bricks: SiteBricks,
-        execution: ExecutionConfig,
     ) -> Float[Array, "B S N W"]:
         """Returns query heads, N = K H with experts; heads that share keys are adjacent."""
         config = self.config
         if isinstance(self.query, Projection):
             queries = self.query(x)
         else:
-            assert routing is not None, "a bank of queries has a router"
-            queries = grouped_matmul(
-                x.reshape(-1, x.shape[-1]),
-                self.query.weight[...].astype(x.dtype),
-                routing.plan,
-                input_layout="tokens",
-                output_layout="slots",
-                implementation=execution.dispatch,
-            ).reshape(*x.shape[:2], -1, config.query_width)
+            assert dispatch is not None, "a bank of queries has a router"
+            queries = dispatch.map(x, self.query.weight[...].astype(x.dtype))
         queries = attach(bricks, "attention.query", x, queries, stream.brick_ids)
         queries = self._clipped(self._normed(queries, "query"))
         queries = queries.reshape(*x.shape[:2], -1, config.heads, config.head_width)
@@ -217,32 +214,50 @@ class Attention(nnx.Module):
         visible: _Visibility,
         execution: ExecutionConfig,
     ) -> Float[Array, "B S N W"]:
-        if self.config.kind == "softmax":
-            return softmax_attention(
-                queries,
-                keys,
-                values,
-                scale=self.config.scale,
-                implementation=execution.attention,
-                **visible,
+        config, window = self.config, visible["window"]
+        stickbreaking = config.kind == "stickbreaking"
+
+        def attend(
+            query: Array, segment_ids: Int[Array, "B S"] | None, keys: Keys, offset: Offset
+        ) -> Any:
+            seen = _Visibility(
+                query_segment_ids=segment_ids,
+                key_segment_ids=keys.segment_ids,
+                key_mask=keys.mask,
+                query_offset=offset,
+                window=window,
             )
-        return stickbreaking_attention(
+            tensors = (query, keys.key, keys.value)
+            if not stickbreaking:
+                return softmax_attention(
+                    *tensors, scale=config.scale, implementation=execution.attention, **seen
+                )
+            return stickbreaking_attention(
+                *tensors,
+                scale=config.scale,
+                attend_current=config.attend_current,
+                tolerance=execution.attention_tolerance,
+                implementation=execution.attention,
+                **seen,
+            )
+
+        looked_at = Keys(keys, values, visible["key_segment_ids"], visible["key_mask"])
+        return attend_over_mesh(
+            attend,
             queries,
-            keys,
-            values,
-            scale=self.config.scale,
-            attend_current=self.config.attend_current,
-            implementation=execution.attention,
-            **visible,
-        ).output
+            visible["query_segment_ids"],
+            looked_at,
+            visible["query_offset"],
+            ring=stickbreaking,
+        )
 
     def _output(
         self,
         mixed: Float[Array, "B S N W"],
         routing: Routing | None,
+        dispatch: Dispatch | None,
         stream: Stream,
         bricks: SiteBricks,
-        execution: ExecutionConfig,
     ) -> Float[Array, "B S D"]:
         config, experts = self.config, self.config.experts
         batch, sequence = mixed.shape[:2]
@@ -250,25 +265,18 @@ class Attention(nnx.Module):
             mixed = mixed.reshape(batch, sequence, config.query_width)
             return attach(bricks, "attention.output", mixed, self.output(mixed), stream.brick_ids)
         assert routing is not None, "a bank of outputs has a router"
+        assert dispatch is not None, "and a dispatch"
         assert experts is not None, "and a config"
         # [B, S, G, K, H/G, W] back to slots of whole experts.
         slots = mixed.reshape(
             batch, sequence, config.grouped_heads, experts.top_k, -1, config.head_width
         ).swapaxes(2, 3)
-        slots = slots.reshape(batch * sequence, experts.top_k, config.query_width)
-        y = grouped_matmul(
-            slots,
-            self.output.weight[...].astype(slots.dtype),
-            routing.plan,
-            input_layout="slots",
-            output_layout="tokens",
-            gates=routing.gates,
-            implementation=execution.dispatch,
-        ).reshape(batch, sequence, -1)
+        slots = slots.reshape(batch, sequence, experts.top_k, config.query_width)
+        y = dispatch.reduce(slots, self.output.weight[...].astype(slots.dtype))
         if experts.output_bias:
             y = (y + self.output_bias[...]).astype(slots.dtype)
         if bricks.get("attention.output"):
-            weighted = (slots.astype(jnp.float32) * routing.gates[..., None]).sum(1)
-            weighted = weighted.astype(slots.dtype).reshape(batch, sequence, -1)
+            weighted = (slots.astype(jnp.float32) * routing.gates[..., None]).sum(-2)
+            weighted = weighted.astype(slots.dtype)
             y = attach(bricks, "attention.output", weighted, y, stream.brick_ids)
         return y

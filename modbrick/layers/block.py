@@ -19,6 +19,7 @@ from modbrick.layers.rematerialisation import mark_sublayer
 from modbrick.layers.router import RouterStatistics, Routing
 from modbrick.layers.sites import SiteBricks, attach
 from modbrick.layers.stream import Stream
+from modbrick.parallel import constrain
 
 
 @jax.tree_util.register_dataclass
@@ -96,7 +97,7 @@ class Block(nnx.Module):
             return_weights="attention_weights" in capture,
         )
         y = attach(bricks, "attention", normed, attended.output, stream.brick_ids)
-        x = x + mark_sublayer(y) * multiplier
+        x = constrain(x + mark_sublayer(y) * multiplier, "batch", "sequence", "width")
         if attended.statistics is not None and attended.routing is not None:
             statistics["attention"], routing["attention"] = attended.statistics, attended.routing
 
@@ -108,7 +109,7 @@ class Block(nnx.Module):
                 normed, stream, bricks, execution, feed_forward_keys
             )
         y = attach(bricks, "feed_forward", normed, y, stream.brick_ids)
-        x = x + mark_sublayer(y) * multiplier
+        x = constrain(x + mark_sublayer(y) * multiplier, "batch", "sequence", "width")
         x = attach(bricks, "residual", x, x, stream.brick_ids)
         record = LayerRecord(
             statistics,

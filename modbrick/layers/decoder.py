@@ -24,6 +24,7 @@ from modbrick.layers.projections import Projection, matmul
 from modbrick.layers.segment import run_segment, stacked_block
 from modbrick.layers.sites import Bricks, attach
 from modbrick.layers.stream import Stream
+from modbrick.parallel import constrain, gathered
 
 
 class Decoder(nnx.Module):
@@ -146,8 +147,9 @@ class Decoder(nnx.Module):
         stream, cache = self._stream(
             tokens, attention_mask, segment_ids, positions, cache, brick_ids
         )
-        x = self.embedding[...][tokens] * config.embedding_multiplier
-        x = x.astype(config.dtype)
+        embedding = gathered(self.embedding[...], self.embedding.axes)
+        x = (embedding[tokens] * config.embedding_multiplier).astype(config.dtype)
+        x = constrain(x, "batch", "sequence", "width")
         x = attach(bricks.decoder, "embedding", x, x, brick_ids)
         caches: dict[str, Any] = {}
         records: dict[str, LayerRecord] = {}

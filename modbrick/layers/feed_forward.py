@@ -16,7 +16,7 @@ from modbrick.layers.projections import ExpertProjections, Projection
 from modbrick.layers.router import Router, RouterStatistics, Routing
 from modbrick.layers.sites import SiteBricks, attach
 from modbrick.layers.stream import Stream
-from pallas_kernels.grouped_matmul import grouped_feed_forward
+from modbrick.parallel.dispatch import make_dispatch
 
 
 class FeedForward(nnx.Module):
@@ -82,16 +82,15 @@ class ExpertFeedForward(nnx.Module):
         """Routes every token and combines what its experts return."""
         routing, statistics = self.router(x, "feed_forward.router", stream, bricks, keys)
         dtype = x.dtype
-        y = grouped_feed_forward(
-            x.reshape(-1, x.shape[-1]),
+        dispatch = make_dispatch(routing.indices, routing.gates, self.experts.count, execution)
+        statistics = statistics.with_dropped(dispatch.dropped)
+        y = dispatch.feed_forward(
+            x,
             self.up.weight[...].astype(dtype),
             self.down.weight[...].astype(dtype),
-            routing.plan,
-            routing.gates,
-            gate_weights=self.gate.weight[...].astype(dtype) if self.config.gated else None,
-            activation=ACTIVATIONS[self.config.activation],
-            implementation=execution.dispatch,
-        ).reshape(x.shape)
+            self.gate.weight[...].astype(dtype) if self.config.gated else None,
+            ACTIVATIONS[self.config.activation],
+        )
         if self.experts.output_bias:
             y = y + self.output_bias[...].astype(jnp.float32)
         return y.astype(dtype), routing, statistics

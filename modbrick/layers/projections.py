@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from modbrick.layers.parameters import Initialiser, constant, parameter
+from modbrick.parallel import gathered
 
 
 def matmul(x: Float[Array, "... I"], weight: Float[Array, "I O"]) -> Float[Array, "... O"]:
@@ -39,7 +40,7 @@ class Projection(nnx.Module):
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         """Maps the last axis; in the dtype of `x`."""
-        y = matmul(x, self.weight[...])
+        y = matmul(x, gathered(self.weight[...].astype(x.dtype), self.weight.axes))
         if hasattr(self, "bias"):
             y = y + self.bias[...]
         return y.astype(x.dtype)

@@ -14,7 +14,6 @@ from modbrick.layers.parameters import constant, normal, parameter
 from modbrick.layers.projections import Projection, matmul
 from modbrick.layers.sites import SiteBricks, attach
 from modbrick.layers.stream import Stream
-from pallas_kernels.grouped_matmul import RoutingPlan, routing_plan
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +30,7 @@ class RouterStatistics:
       gates: gate of each expert where it was chosen, summed.
       entropy: entropy of each token's probabilities in nats, summed.
       squared_log_normaliser: square of each token's log-sum-exp of the logits, summed.
+      dropped: choices of all tokens that found no room in an exchange between devices.
     """
 
     tokens: Float[Array, "..."]
@@ -39,16 +39,22 @@ class RouterStatistics:
     gates: Float[Array, "... E"]
     entropy: Float[Array, "..."]
     squared_log_normaliser: Float[Array, "..."]
+    dropped: Float[Array, "..."]
+
+    def with_dropped(self, dropped: Int[Array, ""] | None) -> RouterStatistics:
+        """Returns the same with the number of choices dropped; None: none can be."""
+        if dropped is None:
+            return self
+        return dataclasses.replace(self, dropped=dropped.astype(jnp.float32))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Routing:
-    """Where each token goes: expert `indices` and their `gates`, and the `plan` that sorts them."""
+    """Where each token goes: expert `indices` and their `gates`."""
 
-    indices: Int[Array, "T K"]
-    gates: Float[Array, "T K"]
-    plan: RoutingPlan
+    indices: Int[Array, "B S K"]
+    gates: Float[Array, "B S K"]
 
 
 class Router(nnx.Module):
@@ -114,7 +120,7 @@ class Router(nnx.Module):
         bricks: SiteBricks,
         keys: Key[Array, "B"] | None,
     ) -> tuple[Routing, RouterStatistics]:
-        """Routes every token of `x`; the tokens' axes are flattened to T = B S.
+        """Routes every token of `x`.
 
         Args:
           x: the layer's input.
@@ -124,30 +130,25 @@ class Router(nnx.Module):
           keys: for sampled top-k, one for each sequence; None (evaluation) takes the plain top-k.
         """
         logits = attach(bricks, site, x, self.logits(x), stream.brick_ids)
-        logits = logits.reshape(-1, self.config.count)
-        counted = None if stream.counted is None else stream.counted.reshape(-1)
         probabilities = jax.nn.softmax(logits, axis=-1)
         indices = self._choose(probabilities, keys)
         gates = jnp.take_along_axis(probabilities, indices, axis=-1)
         if self.config.router.gates == "renormalised":
             # Sampled experts can have probabilities that vanish.
             gates = gates / jnp.maximum(gates.sum(-1, keepdims=True), 1e-30)
-        statistics = _statistics(logits, probabilities, indices, gates, counted)
-        return Routing(indices, gates, routing_plan(indices, self.config.count)), statistics
+        statistics = _statistics(logits, probabilities, indices, gates, stream.counted)
+        return Routing(indices, gates), statistics
 
     def _choose(
-        self, probabilities: Float[Array, "T E"], keys: Key[Array, "B"] | None
-    ) -> Int[Array, "T K"]:
+        self, probabilities: Float[Array, "B S E"], keys: Key[Array, "B"] | None
+    ) -> Int[Array, "B S K"]:
         top_k, sampled = self.config.top_k, self.config.router.sample_top_k
         if keys is None or sampled == 0:
             return jax.lax.top_k(probabilities, top_k)[1].astype(jnp.int32)
         # Gumbel top-k draws without replacement in proportion to p + 1e-6 (arXiv 1903.06059).
         top = jax.lax.top_k(probabilities, top_k - sampled)[1]
         rest = jnp.log(jax.lax.stop_gradient(probabilities) + 1e-6)
-        noise = jax.vmap(
-            lambda key: jax.random.gumbel(key, (len(rest) // len(keys), rest.shape[1]))
-        )
-        rest = rest + noise(keys).reshape(rest.shape)
+        rest = rest + jax.vmap(lambda key: jax.random.gumbel(key, rest.shape[1:]))(keys)
         taken = jax.nn.one_hot(top, self.config.count, dtype=bool).any(-2)
         drawn = jax.lax.top_k(jnp.where(taken, -jnp.inf, rest), sampled)[1]
         return jnp.concatenate([top, drawn], axis=-1).astype(jnp.int32)
@@ -160,13 +161,13 @@ def _unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
 
 
 def _statistics(
-    logits: Float[Array, "T E"],
-    probabilities: Float[Array, "T E"],
-    indices: Int[Array, "T K"],
-    gates: Float[Array, "T K"],
-    counted: Bool[Array, "T"] | None,
+    logits: Float[Array, "B S E"],
+    probabilities: Float[Array, "B S E"],
+    indices: Int[Array, "B S K"],
+    gates: Float[Array, "B S K"],
+    counted: Bool[Array, "B S"] | None,
 ) -> RouterStatistics:
-    tokens, experts = logits.shape
+    *tokens, experts = logits.shape
     weight = jnp.ones(tokens, jnp.float32) if counted is None else counted.astype(jnp.float32)
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
     # H = log Z - sum p z, free of log 0.
@@ -174,9 +175,10 @@ def _statistics(
     chosen = indices[..., None] == jnp.arange(experts)
     return RouterStatistics(
         tokens=weight.sum(),
-        probability=(weight[:, None] * probabilities).sum(0),
-        choices=(weight[:, None] * chosen.sum(1)).sum(0),
-        gates=(weight[:, None] * (gates[..., None] * chosen).sum(1)).sum(0),
+        probability=(weight[..., None] * probabilities).sum((0, 1)),
+        choices=(weight[..., None] * chosen.sum(-2)).sum((0, 1)),
+        gates=(weight[..., None] * (gates[..., None] * chosen).sum(-2)).sum((0, 1)),
         entropy=(weight * entropy).sum(),
         squared_log_normaliser=(weight * jnp.square(log_normaliser)).sum(),
+        dropped=jnp.float32(0.0),
     )

@@ -16,7 +16,7 @@ from modbrick.config import ModelConfig
 from modbrick.data import EvaluationBatches
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.router import RouterStatistics
-from modbrick.objective import head_token_losses
+from modbrick.next_token import head_token_losses
 from modbrick.training.router_health import RouterHealth
 from modbrick.training.step import Batch, decoder_graph
 

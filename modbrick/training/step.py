@@ -16,7 +16,8 @@ from modbrick.config import ModelConfig
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.decoder import Decoder
 from modbrick.layers.router import RouterStatistics
-from modbrick.objective import ObjectiveConfig, Totals, head_loss, objective
+from modbrick.next_token import head_loss
+from modbrick.objective import ObjectiveConfig, Totals, objective
 from modbrick.optimizer import Optimizer, OptimizerMetrics
 from modbrick.partition import Partition
 from modbrick.training.state import TrainState

@@ -1,4 +1,4 @@
-"""The objective: extremes and additivity of router losses, and the head's loss."""
+"""The objective: extremes and additivity of router losses."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from modbrick.objective import (
     CoefficientConfig,
     ObjectiveConfig,
     Totals,
-    head_loss,
-    head_token_losses,
     objective,
-    token_losses,
 )
 from modbrick.schema import from_mapping
 
@@ -36,6 +33,7 @@ def statistics_of(probabilities: np.ndarray, chosen: np.ndarray) -> RouterStatis
         gates=jnp.asarray((one_hot * gates[..., None]).sum((0, 1)), jnp.float32),
         entropy=jnp.float32(-(probabilities * logs).sum()),
         squared_log_normaliser=jnp.float32(4.0 * len(probabilities)),
+        dropped=jnp.float32(0.0),
     )
 
 
@@ -119,42 +117,3 @@ def test_coefficients_are_schedules() -> None:
     np.testing.assert_allclose(values, [0.0, 0.0, 0.5, 1.0, 1.0])
     with pytest.raises(InputError, match="first_step"):
         CoefficientConfig(0.0, 1.0, 5, 3)
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 10, 64])
-def test_head_loss_equals_plain_logits(chunk: int) -> None:
-    rng = np.random.default_rng(2)
-    hidden = jnp.asarray(rng.standard_normal((3, 10, 8)), jnp.float32)
-    weight = jnp.asarray(rng.standard_normal((8, 17)), jnp.float32)
-    targets = jnp.asarray(rng.integers(0, 17, (3, 10)), jnp.int32)
-    weights = jnp.asarray(rng.random((3, 10)) > 0.3, jnp.float32)
-
-    def plain(hidden, weight):
-        return 3.0 * (token_losses(1.5 * hidden @ weight, targets) * weights).sum()
-
-    def chunked(hidden, weight):
-        return 3.0 * head_loss(hidden, weight, targets, weights, 1.5, chunk)
-
-    np.testing.assert_allclose(chunked(hidden, weight), plain(hidden, weight), rtol=1e-6)
-    np.testing.assert_allclose(
-        head_token_losses(hidden, weight, targets, 1.5, chunk),
-        token_losses(1.5 * hidden @ weight, targets),
-        rtol=1e-5,
-        atol=1e-6,
-    )
-    for got, want in zip(
-        jax.grad(chunked, (0, 1))(hidden, weight),
-        jax.grad(plain, (0, 1))(hidden, weight),
-        strict=True,
-    ):
-        assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
-
-
-def test_masked_targets_have_no_gradient() -> None:
-    hidden = jnp.ones((1, 4, 3))
-    weight = jnp.arange(15.0).reshape(3, 5)
-    targets = jnp.zeros((1, 4), jnp.int32)
-    weights = jnp.asarray([[1.0, 0.0, 1.0, 0.0]])
-    gradient = jax.grad(lambda h: head_loss(h, weight, targets, weights, 1.0, 2))(hidden)
-    assert np.all(np.asarray(gradient)[0, [1, 3]] == 0.0)
-    assert np.all(np.abs(np.asarray(gradient)[0, [0, 2]]).sum(-1) > 0.0)

@@ -16,16 +16,15 @@ import pytest
 from flax import nnx
 
 from modbrick import convert
-from modbrick.addresses import flatten
+from modbrick.addresses import flatten, unflatten
 from modbrick.config import ModelConfig
-from modbrick.convert.moduleformer import rows
-from modbrick.convert.moduleformer_config import read_config
 from modbrick.convert.safetensors import read_safetensors
 from modbrick.convert.strict_json import read_object
 from modbrick.layers.cache import Cache
 from modbrick.layers.decoder import Decoder
 from modbrick.layers.output import DecoderOutput
-from modbrick.objective import ObjectiveConfig, Totals, objective, token_losses
+from modbrick.next_token import token_losses
+from modbrick.objective import ObjectiveConfig, Totals, objective
 
 FIXTURES = sorted(
     path.parent
@@ -49,10 +48,12 @@ def expected(directory: Path) -> dict[str, np.ndarray]:
 
 def imported(directory: Path) -> tuple[ModelConfig, dict[str, float], nnx.GraphDef, dict]:
     """The model in float32, whatever the files hold: that is how the fixtures were computed."""
-    config, weights, parameters = convert.import_checkpoint(directory)
-    config = config.replace(dtype="float32")
+    checkpoint = convert.open_checkpoint(directory)
+    config = checkpoint.model.replace(dtype="float32")
     graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config)))
-    return config, weights, graph, parameters
+    paths = [info.path for info in checkpoint.correspondence.parameters]
+    parameters = {path: checkpoint.read(path, dtype=np.float32) for path in paths}
+    return config, dict(checkpoint.translation.objective), graph, unflatten(parameters)
 
 
 def relative_error(found: jax.typing.ArrayLike, wanted: np.ndarray) -> float:
@@ -174,12 +175,9 @@ def compare_gradients(
     found: dict[str, jax.Array], want: dict[str, np.ndarray], directory: Path
 ) -> None:
     errors = {}
-    for row in rows(read_config(read_object(directory / "config.json"), "config.json")):
-        stacked = row.path.startswith("segments.")
-        for layer, value in enumerate(found[row.path]) if stacked else [(0, found[row.path])]:
-            name = row.name.format(layer=layer)
-            value = value.T if row.transposed else value
-            errors[name] = relative_error(value, want[f"grad.{name}"])
+    for name, place in convert.open_checkpoint(directory).correspondence.places.items():
+        values = [np.asarray(found[part.path][part.index]) for part in place.parts]
+        errors[name] = relative_error(place.theirs(values), want[f"grad.{name}"])
     assert {f"grad.{name}" for name in errors} == {k for k in want if k.startswith("grad.")}
     too_large = {name: error for name, error in errors.items() if error > GRADIENT_TOLERANCE}
     assert not too_large
@@ -211,11 +209,10 @@ def test_greedy_continuation_with_a_cache(directory: Path) -> None:
 @each_fixture
 def test_load_returns_a_decoder_with_the_weights(directory: Path) -> None:
     model = convert.load(directory)
-    config, _, parameters = convert.import_checkpoint(directory)
-    assert model.config == config
+    checkpoint = convert.open_checkpoint(directory)
+    assert model.config == checkpoint.model
     found = flatten(nnx.to_pure_dict(nnx.state(model)))
-    wanted = flatten(parameters)
-    assert found.keys() == wanted.keys()
-    for path, value in wanted.items():
-        assert found[path].dtype == jnp.float32, path
-        assert np.array_equal(found[path], value), path
+    assert found.keys() == {info.path for info in checkpoint.correspondence.parameters}
+    for path, value in found.items():
+        assert value.dtype == checkpoint.dtype(path), path
+        assert np.array_equal(value, checkpoint.read(path)), path

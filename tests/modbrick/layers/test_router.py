@@ -39,7 +39,10 @@ def route(router: Router, x, counted=None, keys=None):
 
 
 def routed_by(logits, *, key=None, counted=None, **config):
-    """Routes tokens by the logits given: a linear router whose weight is the identity."""
+    """Routes one row of tokens by the logits given: a linear router whose weight is the identity.
+
+    Returns the routing of that row, [S, K], and the statistics.
+    """
     logits = np.atleast_2d(np.asarray(logits, np.float32))
     count = logits.shape[-1]
     router = router_of(
@@ -52,7 +55,8 @@ def routed_by(logits, *, key=None, counted=None, **config):
     )
     router.output.weight[...] = jnp.eye(count)
     keys = None if key is None else jax.random.split(key, 1)
-    return route(router, logits[None], counted, keys)
+    routing, statistics = route(router, logits[None], counted, keys)
+    return jax.tree.map(lambda x: x[0], routing), statistics
 
 
 def formula(router: Router, x: np.ndarray) -> np.ndarray:
@@ -162,6 +166,7 @@ def expected_statistics(logits, indices, gates, counted) -> dict[str, np.ndarray
         "gates": np.einsum("tke,tk,t->e", chosen, gates, counted),
         "entropy": counted @ entropy,
         "squared_log_normaliser": counted @ log_normaliser**2,
+        "dropped": np.float32(0),
     }
 
 

@@ -66,7 +66,7 @@ def statistics(seed: int) -> RouterStatistics:
     choices = np.random.default_rng(seed).integers(0, 9, (2, 4)).astype(np.float32)
     tokens = jnp.asarray(choices.sum(-1) / 2)
     counts = jnp.asarray(choices)
-    return RouterStatistics(tokens, counts, counts, counts / 2, tokens, tokens)
+    return RouterStatistics(tokens, counts, counts, counts / 2, tokens, tokens, tokens)
 
 
 def report(

@@ -20,6 +20,7 @@ def statistics(choices: list[list[float]], gates: float = 0.5) -> RouterStatisti
         gates=jnp.asarray(counts * gates),
         entropy=jnp.asarray(tokens),
         squared_log_normaliser=jnp.asarray(tokens),
+        dropped=jnp.zeros_like(tokens),
     )
 
 

@@ -1,0 +1,106 @@
+"""Which mesh axis divides which logical axis: one table for parameters, one for activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from modbrick.addresses import AddressTable, ParameterInfo
+from modbrick.errors import InputError
+from modbrick.parallel.mesh import BATCH_AXES, current_mesh
+
+MeshAxes = str | tuple[str, ...] | None
+
+PARAMETER_RULES: Mapping[str, MeshAxes] = {
+    "layer": None,
+    "expert": "expert",
+    "member": None,
+    "width": "fsdp",
+    "hidden": "tensor",
+    "heads": "tensor",
+    "key_heads": "tensor",
+    "head_width": None,
+    "vocabulary": "tensor",
+    "router_expert": None,
+    "router_hidden": None,
+    "scalar": None,
+}
+
+ACTIVATION_RULES: Mapping[str, MeshAxes] = {
+    "batch": BATCH_AXES,
+    "sequence": "sequence",
+    "width": None,
+    "hidden": "tensor",
+    "heads": "tensor",
+    "choice": None,
+    "head_width": None,
+}
+
+
+def parameter_spec(axes: tuple[str, ...]) -> PartitionSpec:
+    """Returns how a parameter with these logical axes is divided.
+
+    Vectors (of a layer, of an expert) are not divided over fsdp: what that would save is less than
+    the collective costs.
+    """
+    matrix = len([axis for axis in axes if axis not in ("layer", "expert", "member")]) > 1
+    return PartitionSpec(
+        *(None if axis == "width" and not matrix else PARAMETER_RULES[axis] for axis in axes)
+    )
+
+
+def gathered_spec(axes: tuple[str, ...]) -> PartitionSpec:
+    """Returns how a parameter is divided where it is used: as kept, but whole over fsdp."""
+    return PartitionSpec(*(None if rule == "fsdp" else rule for rule in parameter_spec(axes)))
+
+
+def activation_spec(*axes: str) -> PartitionSpec:
+    """Returns how an activation with these logical axes is divided."""
+    return PartitionSpec(*(ACTIVATION_RULES[axis] for axis in axes))
+
+
+def constrain(x: jax.Array, *axes: str) -> jax.Array:
+    """Fixes the division of an activation with these logical axes; nothing without a mesh."""
+    if current_mesh() is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, activation_spec(*axes))
+
+
+def gathered(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Makes a parameter whole over fsdp, for its use in one layer; nothing without a mesh."""
+    if current_mesh() is None:
+        return weight
+    return jax.lax.with_sharding_constraint(weight, gathered_spec(axes))
+
+
+def parameter_shardings(
+    parameters: AddressTable | Iterable[ParameterInfo], mesh: jax.sharding.Mesh
+) -> dict[str, NamedSharding]:
+    """Returns the sharding of each parameter by path.
+
+    Raises:
+      InputError: a dimension does not divide; lists every one.
+    """
+    infos = list(parameters)
+    problems = [line for info in infos for line in _problems(info, mesh)]
+    if problems:
+        raise InputError(f"the mesh does not fit the model: {'; '.join(problems)}")
+    return {info.path: NamedSharding(mesh, parameter_spec(info.axes)) for info in infos}
+
+
+def mesh_axes_size(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axes: MeshAxes) -> int:
+    """Returns over how many devices these mesh axes divide."""
+    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _problems(info: ParameterInfo, mesh: jax.sharding.Mesh) -> list[str]:
+    spec = parameter_spec(info.axes)
+    return [
+        f"{axis} {size} of {info.address()} does not divide by mesh.{rule} {mesh.shape[rule]}"
+        for axis, size, rule in zip(info.axes, info.shape, spec, strict=True)
+        if rule is not None and size % mesh.shape[rule]
+    ]
