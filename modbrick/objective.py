@@ -2,7 +2,7 @@
 
 Routers report sums over tokens (`RouterStatistics`); losses are functions of those sums over the
 *global* batch: all microbatches, all devices. Losses of routers are computed per layer and summed
-over layers.
+over layers, but for one that pools the layers.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ class ObjectiveConfig:
       concentration: of the entropy of the load (fine-tuning onto few experts).
       switch: of the loss of Switch Transformers.
       router_z: of the squared log-normaliser of the router's logits.
+      pooled_switch: of the loss of balance of the transformers library, over all layers at once.
     """
 
     load_balancing: float | CoefficientConfig = 0.0
     concentration: float | CoefficientConfig = 0.0
     switch: float | CoefficientConfig = 0.0
     router_z: float | CoefficientConfig = 0.0
+    pooled_switch: float | CoefficientConfig = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -121,6 +123,29 @@ ROUTER_LOSSES: Mapping[str, Callable[[RouterStatistics], Float[Array, "..."]]] =
 }
 
 
+def pooled_switch_loss(router_statistics: Mapping[str, RouterStatistics]) -> Float[Array, ""]:
+    """E sum_m f(m) P(m) over the tokens of all layers together.
+
+    f(m) is the choices of expert m per token (their sum is K) and P(m) its mean probability, both
+    over all tokens of all layers: a layer may be unbalanced if another makes up for it. From K
+    (balance) to E. This is `load_balancing_loss_func` of the transformers library, with which
+    Mixtral, OLMoE, Granite-MoE and Qwen3-MoE are fine-tuned.
+
+    Raises:
+      InputError: routers over different numbers of experts.
+    """
+    if not router_statistics:
+        return jnp.float32(0.0)
+    statistics = list(router_statistics.values())
+    experts = {s.choices.shape[-1] for s in statistics}
+    if len(experts) > 1:
+        raise InputError(f"pooled_switch needs equal banks, got {sorted(experts)} experts")
+    choices = jnp.concatenate([s.choices.reshape(-1, *experts) for s in statistics]).sum(0)
+    mass = jnp.concatenate([s.probability.reshape(-1, *experts) for s in statistics]).sum(0)
+    tokens = _at_least_one(jnp.concatenate([s.tokens.reshape(-1) for s in statistics]).sum())
+    return len(choices) * ((choices / tokens) * (mass / tokens)).sum()
+
+
 def negated_load_entropy(statistics: RouterStatistics) -> Float[Array, "..."]:
     """sum_m p(m) log p(m) with p the mean probability over tokens; 0 log 0 = 0."""
     p = statistics.probability / _tokens(statistics)[..., None]
@@ -138,7 +163,7 @@ def objective(
 
     Args:
       totals: over the global batch.
-      weights: of the router losses by name (`ROUTER_LOSSES`), at this step.
+      weights: of the router losses by name (the fields of `ObjectiveConfig`), at this step.
 
     Returns:
       The mean next-token loss plus each router loss, summed over layers, times its weight; and the
@@ -147,8 +172,11 @@ def objective(
     parts = {"next_token": totals.loss / _at_least_one(totals.weight)}
     value = parts["next_token"]
     for name, weight in weights.items():
-        per_layer = [ROUTER_LOSSES[name](s).sum() for s in totals.router_statistics.values()]
-        parts[name] = sum(per_layer, jnp.float32(0.0))
+        if name == "pooled_switch":
+            parts[name] = pooled_switch_loss(totals.router_statistics)
+        else:
+            per_layer = [ROUTER_LOSSES[name](s).sum() for s in totals.router_statistics.values()]
+            parts[name] = sum(per_layer, jnp.float32(0.0))
         value = value + weight * parts[name]
     return value, parts
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +96,28 @@ def test_objective_adds_weighted_router_losses_summed_over_layers() -> None:
     switch = sum(float(ROUTER_LOSSES["switch"](s)) for s in layers)
     assert float(parts["switch"]) == pytest.approx(switch, rel=1e-6)
     assert float(value) == pytest.approx(1.5 + 0.5 * switch + 0.1 * 12.0, rel=1e-6)
+
+
+def test_the_pooled_switch_loss_is_over_all_layers_at_once() -> None:
+    rng = np.random.default_rng(2)
+    probabilities = rng.dirichlet(np.ones(5), (3, 20))
+    chosen = np.argsort(-probabilities, axis=2)[..., :2]
+    layers = [statistics_of(p, c) for p, c in zip(probabilities, chosen, strict=True)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers[:2])
+    totals = Totals(jnp.float32(0.0), jnp.float32(1.0), {"one": stacked, "other": layers[2]})
+    value, parts = objective(totals, {"pooled_switch": jnp.float32(0.5)})
+    per_token = np.eye(5)[chosen.reshape(-1, 2)].sum(1).mean(0)
+    wanted = 5 * (per_token * probabilities.reshape(-1, 5).mean(0)).sum()
+    assert float(parts["pooled_switch"]) == pytest.approx(wanted, rel=1e-5)
+    assert float(value) == pytest.approx(0.5 * wanted, rel=1e-5)
+    separately = sum(float(ROUTER_LOSSES["switch"](s)) for s in layers)
+    assert abs(wanted - 2 * separately / 3) > 1e-3
+    larger = statistics_of(np.eye(6), np.arange(6)[:, None])
+    unequal = dataclasses.replace(totals, router_statistics={"one": layers[0], "other": larger})
+    with pytest.raises(InputError, match=r"equal banks, got \[5, 6\] experts"):
+        objective(unequal, {"pooled_switch": jnp.float32(0.5)})
+    empty = dataclasses.replace(totals, router_statistics={})
+    assert float(objective(empty, {"pooled_switch": jnp.float32(1.0)})[0]) == 0.0
 
 
 def test_a_batch_without_targets_has_zero_loss() -> None:
