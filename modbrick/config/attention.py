@@ -24,7 +24,7 @@ class AttentionConfig:
       kind: `stickbreaking` (arXiv 2410.17980) or `softmax`.
       heads: query heads (of each expert, if there are experts).
       head_width: width of a head.
-      key_value_heads: None means `heads`.
+      key_value_heads: None means `heads`, which becomes None.
       key_value: `projected`, or `identity`: keys and values are the normalised input itself.
       biases: projections with a bias. A query or output bias needs dense heads.
       query_key_norm: normalisation of queries and keys before positions are applied.
@@ -33,7 +33,7 @@ class AttentionConfig:
         normalisation and before positions (`clip_qkv` of the OLMo models); None: no bound.
       rope: rotary positions, or None for no position embedding.
       window: keys further back than this many tokens (the current one included) are invisible.
-      scale: multiplier of the logits; None means 1/sqrt(head_width).
+      scale: multiplier of the logits; None means 1/sqrt(head_width), which becomes None.
       attend_current: stick-breaking only: a token may attend to itself.
     """
 
@@ -76,6 +76,11 @@ class AttentionConfig:
                 self.experts is None or name not in self.biases,
                 f"a mixture of attention heads has no {name} bias (use experts.output_bias)",
             )
+        # Equal attention has equal configs, however it was written down.
+        if self.key_value_heads == self.heads:
+            object.__setattr__(self, "key_value_heads", None)
+        if self.scale == self.head_width**-0.5:
+            object.__setattr__(self, "scale", None)
         if self.rope is not None:
             rotated = self.head_width * self.rope.fraction
             require(

@@ -95,6 +95,12 @@ def test_sampled_experts_are_among_the_chosen():
         ExpertsConfig(4, 2, RouterConfig(sample_top_k=3))
 
 
+def test_equal_attention_has_equal_configs():
+    plain = AttentionConfig(4, 16)
+    assert AttentionConfig(4, 16, key_value_heads=4, scale=0.25) == plain
+    assert AttentionConfig(4, 16, key_value_heads=2, scale=0.3) != plain
+
+
 def test_softmax_attends_to_the_current_token():
     with pytest.raises(InputError, match="attend_current"):
         AttentionConfig(2, 8, kind="softmax", attend_current=False)
