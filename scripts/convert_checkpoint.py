@@ -24,7 +24,7 @@ import numpy as np
 from modbrick.addresses import flatten
 from modbrick.checkpoints import Metadata, save_model
 from modbrick.command_line import run
-from modbrick.convert import import_checkpoint
+from modbrick.convert import open_checkpoint, read_parameters
 from modbrick.data import Tokenizer, load_tokenizer
 from modbrick.errors import InputError
 
@@ -39,7 +39,9 @@ def main(argv: Sequence[str]) -> None:
     source, target = Path(argv[2]), argv[3]
     began = time.perf_counter()
 
-    config, objective, parameters = import_checkpoint(source)
+    checkpoint = open_checkpoint(source)
+    config, objective = checkpoint.model, dict(checkpoint.translation.objective)
+    parameters = read_parameters(checkpoint, dtype="float32")
     tokenizer = _tokenizer(source, config.vocabulary)
     metadata = Metadata(
         model=config,

@@ -1,42 +1,12 @@
-"""Checkpoints of other formats, over one streaming reader.
+"""Checkpoints of other formats: in and out, streaming, exact.
 
-`import_checkpoint(directory)` returns a checkpoint's parts, `load(directory)` a model.
+`open_checkpoint(source)` recognises the format and reads slices of parameters, `load(source)`
+returns a model. `format.py` says how a format is described.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from modbrick.convert.loading import load, read_parameters
+from modbrick.convert.opening import OpenedSource, open_checkpoint
 
-import jax.numpy as jnp
-from flax import nnx
-
-from modbrick.addresses import unflatten
-from modbrick.convert.moduleformer import (
-    ModuleFormerCheckpoint,
-    import_checkpoint,
-    open_checkpoint,
-)
-from modbrick.execution import ExecutionConfig
-from modbrick.layers.decoder import Decoder
-
-__all__ = ["ModuleFormerCheckpoint", "import_checkpoint", "load", "open_checkpoint"]
-
-
-def load(directory: str | Path, *, execution: ExecutionConfig | None = None) -> Decoder:
-    """Returns the model of a checkpoint of the original ModuleFormer, with its weights.
-
-    Args:
-      directory: with `config.json`, and safetensors or `.bin` weights, sharded or not.
-      execution: how to run it; None: as `ExecutionConfig` has it.
-
-    Raises:
-      InputError: as `open_checkpoint`.
-    """
-    checkpoint = open_checkpoint(directory)
-    execution = ExecutionConfig() if execution is None else execution
-    graph, state = nnx.split(
-        nnx.eval_shape(lambda: Decoder(checkpoint.config, execution=execution))
-    )
-    parameters = {path: jnp.asarray(checkpoint.read(path)) for path in checkpoint.parameters}
-    nnx.replace_by_pure_dict(state, unflatten(parameters))
-    return nnx.merge(graph, state)
+__all__ = ["OpenedSource", "load", "open_checkpoint", "read_parameters"]

@@ -1,243 +1,263 @@
-"""Checkpoints of the original ModuleFormer: how its tensors correspond to parameters here."""
+"""Checkpoints of the original ModuleFormer, github.com/IBM/ModuleFormer."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import jax.numpy as jnp
-import numpy as np
-
-from modbrick.addresses import ParameterInfo, unflatten
-from modbrick.config import ModelConfig
-from modbrick.convert.moduleformer_config import (
-    ModuleFormerConfig,
-    model_config,
-    objective_weights,
-    read_config,
+from modbrick.config import (
+    AttentionConfig,
+    ExpertsConfig,
+    FeedForwardConfig,
+    LayerConfig,
+    ModelConfig,
+    NormConfig,
+    RouterConfig,
+    SegmentConfig,
 )
-from modbrick.convert.source import Source, open_source
-from modbrick.convert.stored_tensor import StoredTensor
+from modbrick.convert.config_json import (
+    ACTIVATIONS,
+    choice,
+    computation_dtype,
+    name_of,
+    read_fields,
+)
+from modbrick.convert.format import Format, Row, Translation, row
+from modbrick.convert.layouts import TRANSPOSED
 from modbrick.errors import InputError
-from modbrick.layers.parameter_table import parameter_table
-
-DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(jnp.bfloat16))
-"""Of the parameters; each is exact in float32."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One parameter here and there.
-
-    Attributes:
-      path: of the parameter here; under `segments.0` it is stacked over the layers.
-      name: of the tensor in the original, where `{layer}` stands for the index of the layer.
-      transposed: the original keeps the axes (out, in), not (in, out).
-    """
-
-    path: str
-    name: str
-    transposed: bool = False
-
 
 _OUTER = (
-    Row("embedding", "transformer.wte.weight"),
-    Row("norm.scale", "transformer.ln_f.weight"),
-    Row("norm.bias", "transformer.ln_f.bias"),
+    row("embedding", "transformer.wte.weight"),
+    row("norm.scale", "transformer.ln_f.weight"),
+    row("norm.bias", "transformer.ln_f.bias"),
+    row("head.weight", "lm_head.weight", TRANSPOSED),
 )
-_HEAD = Row("head.weight", "lm_head.weight", transposed=True)
 
+_H = "transformer.h.{layer}."
 _LAYER = (
-    Row("attention_norm.scale", "ln_1.weight"),
-    Row("attention_norm.bias", "ln_1.bias"),
-    Row("attention.query.weight", "attn.q_proj.experts.weight"),
-    Row("attention.output.weight", "attn.q_proj.output_experts.weight"),
-    Row("feed_forward_norm.scale", "ln_2.weight"),
-    Row("feed_forward_norm.bias", "ln_2.bias"),
-    Row("feed_forward.up.weight", "mlpf.experts.weight"),
-    Row("feed_forward.down.weight", "mlpf.output_experts.weight"),
+    row("attention_norm.scale", _H + "ln_1.weight"),
+    row("attention_norm.bias", _H + "ln_1.bias"),
+    row("attention.query.weight", _H + "attn.q_proj.experts.weight"),
+    row("attention.output.weight", _H + "attn.q_proj.output_experts.weight"),
+    row("attention.key.weight", _H + "attn.k_proj.weight", TRANSPOSED),
+    row("attention.key.bias", _H + "attn.k_proj.bias"),
+    row("attention.value.weight", _H + "attn.v_proj.weight", TRANSPOSED),
+    row("attention.value.bias", _H + "attn.v_proj.bias"),
+    row("feed_forward_norm.scale", _H + "ln_2.weight"),
+    row("feed_forward_norm.bias", _H + "ln_2.bias"),
+    row("feed_forward.up.weight", _H + "mlpf.experts.weight"),
+    row("feed_forward.down.weight", _H + "mlpf.output_experts.weight"),
 )
-_KEY_VALUE = (
-    Row("attention.key.weight", "attn.k_proj.weight", transposed=True),
-    Row("attention.key.bias", "attn.k_proj.bias"),
-    Row("attention.value.weight", "attn.v_proj.weight", transposed=True),
-    Row("attention.value.bias", "attn.v_proj.bias"),
-)
-_ROUTERS = {"attention.router": "attn.q_proj.gate", "feed_forward.router": "mlpf.gate"}
-_ROUTER = {
-    "linear": (Row("output.weight", "w_gate.0.weight", transposed=True),),
-    "mlp": (
-        Row("hidden.weight", "w_gate.0.weight", transposed=True),
-        Row("hidden.bias", "w_gate.0.bias"),
-        Row("output.weight", "w_gate.3.weight", transposed=True),
-    ),
-    "gmm": (
-        Row("hidden.weight", "w_gate.weight", transposed=True),
-        Row("centroids", "expert_centroids"),
-        Row("temperature", "temperature"),
-    ),
+
+
+def _router(path: str, name: str, kind: str) -> tuple[Row, ...]:
+    hidden, output = ("w_gate", "") if kind == "gmm" else ("w_gate.0", "w_gate.3")
+    if kind == "linear":
+        hidden, output = "", "w_gate.0"
+    return (
+        row(f"{path}.hidden.weight", f"{name}.{hidden}.weight", TRANSPOSED),
+        row(f"{path}.hidden.bias", f"{name}.{hidden}.bias"),
+        row(f"{path}.output.weight", f"{name}.{output}.weight", TRANSPOSED),
+        row(f"{path}.centroids", f"{name}.expert_centroids"),
+        row(f"{path}.temperature", f"{name}.temperature"),
+    )
+
+
+def _layer(layer: LayerConfig) -> tuple[Row, ...]:
+    """Only the names of routers depend on the layer."""
+    rows: tuple[Row, ...] = _LAYER
+    if (experts := layer.attention.experts) is not None:
+        rows += _router("attention.router", _H + "attn.q_proj.gate", experts.router.kind)
+    if (experts := layer.feed_forward.experts) is not None:
+        rows += _router("feed_forward.router", _H + "mlpf.gate", experts.router.kind)
+    return rows
+
+
+ALIASES = {"hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
+
+NORM_EPSILON = 1e-5
+"""Of every LayerNorm: the original builds them all with PyTorch's default, and nothing reads its
+`layer_norm_epsilon`."""
+
+SWITCH_Z_SHARE = 0.1
+"""The original's `switch` loss is the switch loss plus this much of the router z-loss."""
+
+ARCHITECTURE = "ModuleFormerForCausalLM"
+
+_ROUTERS: Mapping[str, Literal["mlp", "linear", "gmm"]] = {
+    "mlp": "mlp",
+    "linear": "linear",
+    "gmm": "gmm",
 }
-
-IGNORED = re.compile(r"transformer\.h\.\d+\.attn\.(mask|cum_weight)")
-"""Constant triangles that the original keeps as buffers and files carry along."""
-
-
-def rows(original: ModuleFormerConfig) -> tuple[Row, ...]:
-    """Lists the parameters of a model, here and there; each side's names are unique."""
-    layer = list(_LAYER)
-    if original.has_key_value:
-        layer += _KEY_VALUE
-    for path, name in _ROUTERS.items():
-        layer += [_below(path, name, row) for row in _ROUTER[original.gate_type]]
-    stacked = [_below("segments.0", "transformer.h.{layer}", row) for row in layer]
-    return (*_OUTER, *([] if original.tie_word_embeddings else [_HEAD]), *stacked)
+_LOSSES: Mapping[str, Mapping[str, float]] = {
+    "mi": {"load_balancing": 1.0},
+    "switch": {"switch": 1.0, "router_z": SWITCH_Z_SHARE},
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class ModuleFormerCheckpoint:
-    """A checkpoint of the original: its tensors are all there and fit; none of them is read yet.
+class ModuleFormerConfig:
+    """The fields of `config.json` that the original reads, under its names and with its defaults.
 
     Attributes:
-      config: the model.
-      objective: weights of the router losses, by the names of `ObjectiveConfig`.
-      parameters: for each path, what it is here, its row, and its tensors by layer (one, if the
-        parameter is not stacked).
+      att_hidden: width of all heads of one attention expert together.
+      block_size, history_length: tokens of a training step and of the history before it.
+      k_att, k_mlp: experts per token.
+      gating_size: hidden width of `mlp` routers, width of the centroids of `gmm` routers.
+      sample_topk: experts sampled in training.
+      aux_loss_type: `mi` (mutual information) or `switch`.
+      resid_pdrop, embd_pdrop, moe_pdrop: dropout. (The original declares a dropout of attention
+        weights, `attn_pdrop`, and never applies it.)
     """
 
-    config: ModelConfig
-    objective: dict[str, float]
-    parameters: Mapping[str, tuple[ParameterInfo, Row, tuple[StoredTensor, ...]]]
+    vocab_size: int = 50295
+    block_size: int = 512
+    history_length: int = 512
+    n_embd: int = 1024
+    n_layer: int = 24
+    n_head: int = 8
+    att_hidden: int = 512
+    ffd_hidden: int = 2048
+    activation_function: str = "gelu_new"
+    resid_pdrop: float = 0.0
+    embd_pdrop: float = 0.0
+    moe_pdrop: float = 0.0
+    sample_topk: int = 0
+    gating_size: int = 256
+    n_att_experts: int = 32
+    k_att: int = 2
+    n_mlp_experts: int = 32
+    k_mlp: int = 2
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    aux_loss_type: str = "mi"
+    aux_loss_weight: float = 0.0
+    gate_type: str = "mlp"
+    torch_dtype: str | None = None
 
-    def read(self, path: str, layers: slice = slice(None)) -> np.ndarray:
-        """Returns a parameter in float32, filled from the files one layer at a time.
-
-        Args:
-          path: of the parameter.
-          layers: which layers of a stacked parameter.
-        """
-        info, row, tensors = self.parameters[path]
-        if "layer" not in info.axes:
-            return _values(tensors[0], row).astype(np.float32)
-        tensors = tensors[layers]
-        stacked = np.empty((len(tensors), *info.shape[1:]), np.float32)
-        for index, tensor in enumerate(tensors):
-            stacked[index] = _values(tensor, row)
-        return stacked
-
-
-def open_checkpoint(directory: str | Path) -> ModuleFormerCheckpoint:
-    """Reads the configuration and the headers of the weights, and compares them.
-
-    Args:
-      directory: with `config.json`, and safetensors or `.bin` weights, sharded or not.
-
-    Raises:
-      InputError: what `Source` refuses; a configuration that cannot be represented exactly; or
-        tensors that are missing, unexpected, or of the wrong shape or dtype, each of them by name.
-    """
-    source = open_source(directory)
-    where = str(source.directory / "config.json")
-    original = read_config(source.config, where)
-    _check_sizes(original, source, where)
-    config, objective = model_config(original, where), objective_weights(original, where)
-    table = parameter_table(config)
-    tensors = _untied(source) if original.tie_word_embeddings else dict(source.tensors)
-    problems, parameters = [], {}
-    for row in rows(original):
-        info = table[row.path]
-        stacked = "layer" in info.axes
-        shape = info.shape[1:] if stacked else info.shape
-        names = [row.name.format(layer=i) for i in range(info.shape[0] if stacked else 1)]
-        found = [tensors.pop(name, None) for name in names]
-        for name, tensor in zip(names, found, strict=True):
-            expected = shape[::-1] if row.transposed else shape
-            problems += [f"{name} {problem}" for problem in _problems(tensor, expected)]
-        members = tuple(tensor for tensor in found if tensor is not None)
-        parameters[row.path] = (info, row, members)
-    problems += [f"{name} is not expected" for name in tensors if not IGNORED.fullmatch(name)]
-    if problems:
-        raise InputError(f"{directory}: {len(problems)} tensors do not fit: {'; '.join(problems)}")
-    return ModuleFormerCheckpoint(config, objective, parameters)
+    @property
+    def has_key_value(self) -> bool:
+        """Whether keys and values are projected: a single head of full width has none of it."""
+        return not (self.n_head == 1 and self.att_hidden == self.n_embd)
 
 
-def import_checkpoint(
-    directory: str | Path,
-) -> tuple[ModelConfig, dict[str, float], dict[str, Any]]:
-    """Reads a checkpoint of the original ModuleFormer whole.
-
-    Args:
-      directory: as for `open_checkpoint`, which reads one parameter at a time.
-
-    Returns:
-      The model's config, the weights of its router losses by the names of `ObjectiveConfig`, and
-      its parameters: nested, stacked over layers, float32 numpy arrays.
-
-    Raises:
-      InputError: as `open_checkpoint`, or a file that proves damaged in reading.
-    """
-    checkpoint = open_checkpoint(directory)
-    parameters = {path: checkpoint.read(path) for path in checkpoint.parameters}
-    return checkpoint.config, checkpoint.objective, unflatten(parameters)
+def _read_config(data: Mapping[str, Any], where: str) -> Translation:
+    original = read_fields(
+        ModuleFormerConfig, data, where, architecture=ARCHITECTURE, aliases=ALIASES
+    )
+    return Translation(_model(original, where), _objective(original, where))
 
 
-def _below(path: str, name: str, row: Row) -> Row:
-    return Row(f"{path}.{row.path}", f"{name}.{row.name}", row.transposed)
-
-
-def _values(tensor: StoredTensor, row: Row) -> np.ndarray:
-    values = tensor.read()
-    return values.T if row.transposed else values
-
-
-def _problems(tensor: StoredTensor | None, expected: tuple[int, ...]) -> list[str]:
-    if tensor is None:
-        return ["is missing"]
-    if tensor.shape != expected:
-        return [f"has shape {list(tensor.shape)}, expected {list(expected)}"]
-    if tensor.dtype not in DTYPES:
-        known = ", ".join(map(str, DTYPES))
-        return [f"has dtype {tensor.dtype}, expected one of {known}"]
-    return []
-
-
-def _check_sizes(original: ModuleFormerConfig, source: Source, where: str) -> None:
-    """Refuses sizes beyond those of any tensor before something of such a size is made."""
-    largest = max((size for t in source.tensors.values() for size in t.shape), default=0)
-    names = ["vocab_size", "n_embd", "att_hidden", "ffd_hidden", "n_att_experts", "n_mlp_experts"]
-    if original.gate_type != "linear":
-        names.append("gating_size")
-    for name in names:
-        if getattr(original, name) > largest:
+def _model(original: ModuleFormerConfig, where: str) -> ModelConfig:
+    for name in ("resid_pdrop", "embd_pdrop", "moe_pdrop"):
+        if getattr(original, name) != 0:
             raise InputError(
-                f"{where}: {name} is {getattr(original, name)}, "
-                f"but no tensor of the checkpoint is larger than {largest} along any axis"
+                f"{where}: {name} is {getattr(original, name)}, but there is no dropout here; "
+                "set it to 0 to use the model as it runs in evaluation"
             )
-    if original.n_layer > len(source.tensors):
+    activation = choice(original.activation_function, ACTIVATIONS, "activation_function", where)
+    if original.n_head < 1 or original.att_hidden % original.n_head:
         raise InputError(
-            f"{where}: n_layer is {original.n_layer}, "
-            f"but the checkpoint has only {len(source.tensors)} tensors"
+            f"{where}: att_hidden ({original.att_hidden}) does not divide into "
+            f"{original.n_head} heads (n_head)"
         )
-
-
-def _untied(source: Source) -> dict[str, StoredTensor]:
-    """Returns the tensors without the head, which must be a copy of the embedding if it is there.
-
-    Writers keep one of the two, either of them.
-    """
-    tensors = dict(source.tensors)
-    embedding, head = _OUTER[0].name, _HEAD.name
-    stored = tensors.pop(head, None)
-    if stored is None:
-        return tensors
-    if embedding not in tensors:
-        return {embedding: stored, **tensors}
-    if tensors[embedding].shape != stored.shape or not np.array_equal(
-        tensors[embedding].read(), stored.read()
-    ):
-        raise InputError(
-            f"{source.directory}: tie_word_embeddings is set, but {head} and {embedding} differ"
+    try:
+        router = RouterConfig(
+            kind=choice(original.gate_type, _ROUTERS, "gate_type", where),
+            hidden=original.gating_size,
+            sample_top_k=original.sample_topk,
         )
-    return tensors
+        layer = LayerConfig(
+            attention=AttentionConfig(
+                heads=original.n_head,
+                head_width=original.att_hidden // original.n_head,
+                kind="stickbreaking",
+                key_value="projected" if original.has_key_value else "identity",
+                biases=("key", "value") if original.has_key_value else (),
+                experts=ExpertsConfig(original.n_att_experts, original.k_att, router),
+            ),
+            feed_forward=FeedForwardConfig(
+                hidden=original.ffd_hidden,
+                activation=activation,
+                experts=ExpertsConfig(original.n_mlp_experts, original.k_mlp, router),
+            ),
+            norm=NormConfig(epsilon=NORM_EPSILON),
+        )
+        return ModelConfig(
+            vocabulary=original.vocab_size,
+            width=original.n_embd,
+            segments=(SegmentConfig(layer, original.n_layer),),
+            norm=NormConfig(epsilon=NORM_EPSILON),
+            context=original.block_size + original.history_length,
+            tied_head=original.tie_word_embeddings,
+            dtype=computation_dtype(original.torch_dtype, where),
+            router_statistics="all",
+            initial_scale=original.initializer_range,
+        )
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _objective(original: ModuleFormerConfig, where: str) -> dict[str, float]:
+    weight = original.aux_loss_weight
+    shares = choice(original.aux_loss_type, _LOSSES, "aux_loss_type", where)
+    if not 0 <= weight < math.inf:
+        raise InputError(f"{where}: aux_loss_weight is {weight}, which is no weight of a loss")
+    return {name: weight * share for name, share in shares.items()} if weight else {}
+
+
+def _write_config(translation: Translation) -> dict[str, Any]:
+    """Writes what the original can say; the loss too, where it is one of the original's two."""
+    model = translation.model
+    layer = model.segments[0].layer
+    attention, feed_forward = layer.attention, layer.feed_forward
+    fields: dict[str, Any] = {
+        "vocab_size": model.vocabulary,
+        "block_size": model.context - model.context // 2,
+        "history_length": model.context // 2,
+        "n_embd": model.width,
+        "n_layer": sum(segment.repeats for segment in model.segments),
+        "n_head": attention.heads,
+        "att_hidden": attention.query_width,
+        "ffd_hidden": feed_forward.hidden,
+        "activation_function": name_of(feed_forward.activation, ACTIVATIONS, "activation"),
+        "initializer_range": model.initial_scale,
+        "tie_word_embeddings": model.tied_head,
+    }
+    if attention.experts is not None:
+        router = attention.experts.router
+        fields |= {
+            "n_att_experts": attention.experts.count,
+            "k_att": attention.experts.top_k,
+            "gate_type": router.kind,
+            "gating_size": router.hidden,
+            "sample_topk": router.sample_top_k,
+        }
+    if feed_forward.experts is not None:
+        fields |= {
+            "n_mlp_experts": feed_forward.experts.count,
+            "k_mlp": feed_forward.experts.top_k,
+        }
+    for loss, shares in _LOSSES.items():
+        weight = next(iter(translation.objective.values()), 0.0)
+        wanted = {name: weight * share for name, share in shares.items()}
+        if weight and wanted == dict(translation.objective):
+            fields |= {"aux_loss_type": loss, "aux_loss_weight": weight}
+    return fields
+
+
+FORMAT = Format(
+    name="moduleformer",
+    model_type="moduleformer",
+    architecture=ARCHITECTURE,
+    outer=_OUTER,
+    layer=_layer,
+    read_config=_read_config,
+    write_config=_write_config,
+    layers_key="n_layer",
+    # Constant triangles that the original keeps as buffers and files carry along.
+    ignored=re.compile(r"transformer\.h\.\d+\.attn\.(mask|cum_weight)"),
+)

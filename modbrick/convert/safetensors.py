@@ -7,7 +7,6 @@ allocated.
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from modbrick.convert.stored_tensor import StoredTensor, map_file
+from modbrick.convert.stored_tensor import FileBytes, StoredTensor, open_file
 from modbrick.convert.strict_json import parse_object
 from modbrick.errors import InputError
 
@@ -46,8 +45,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
       InputError: a file that is no safetensors file, truncated, or whose header contradicts itself
         or the file's size, or names a dtype that is not in `DTYPES`.
     """
-    data = map_file(path)
-    header, body = _header(data, path)
+    header, body = _header(open_file(path), path)
     tensors, places = {}, []
     for name, entry in header.items():
         if name == "__metadata__":
@@ -55,8 +53,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         where = f"{path}: tensor {name!r}"
         dtype, shape, start, end = _entry(entry, len(body), where)
         places.append((start, end, name))
-        values = body[start:end].view(dtype).reshape(shape)
-        tensors[name] = StoredTensor(shape, dtype, functools.partial(_same, values))
+        tensors[name] = body.part(start, end).values(dtype, shape)
     position = 0
     for start, end, name in sorted(places):
         if start != position:
@@ -68,16 +65,17 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _header(data: np.ndarray, path: Path) -> tuple[dict[str, Any], np.ndarray]:
+def _header(data: FileBytes, path: Path) -> tuple[dict[str, Any], FileBytes]:
     if len(data) < 8:
         raise InputError(f"{path}: {len(data)} bytes are no safetensors file")
-    size = int(data[:8].view("<u8")[0])
+    size = int.from_bytes(data.part(0, 8).map().tobytes(), "little")
     if size > LARGEST_HEADER or size > len(data) - 8:
         raise InputError(
             f"{path}: not a safetensors file, or truncated (a header of {size} bytes is claimed, "
             f"{len(data) - 8} bytes follow)"
         )
-    return parse_object(data[8 : 8 + size].tobytes(), f"{path}: header"), data[8 + size :]
+    text = data.part(8, 8 + size).map().tobytes()
+    return parse_object(text, f"{path}: header"), data.part(8 + size, len(data))
 
 
 def _entry(entry: Any, available: int, where: str) -> tuple[np.dtype, tuple[int, ...], int, int]:
@@ -102,10 +100,6 @@ def _entry(entry: Any, available: int, where: str) -> tuple[np.dtype, tuple[int,
     if math.prod(max(1, n) for n in shape) * dtype.itemsize > np.iinfo(np.intp).max:
         raise InputError(f"{where}: shape {list(shape)} is too large")
     return dtype, shape, offsets[0], offsets[1]
-
-
-def _same(values: np.ndarray) -> np.ndarray:
-    return values
 
 
 def _counts(values: Any, where: str) -> tuple[int, ...]:

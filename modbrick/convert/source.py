@@ -1,11 +1,14 @@
-"""Directories as Hugging Face lays them out: `config.json`, weights in one file or in shards."""
+"""Sources: what is to be imported. Directories as Hugging Face lays them out, for one.
+
+Such a directory has `config.json`, weights in one file or in shards, and perhaps a tokenizer.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modbrick.convert.safetensors import read_safetensors
 from modbrick.convert.stored_tensor import StoredTensor
@@ -23,17 +26,47 @@ WEIGHTS: Mapping[str, Reader] = {
 }
 """Where weights are looked for, the preferred place first, as `transformers` does."""
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+"""What comes along with the weights, byte for byte."""
+
+LARGEST_TOKENIZER_FILE = 128 << 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a directory holds: the configuration as it is written there, and the tensors by name."""
+    """What is to be imported.
 
-    directory: Path
-    config: dict[str, Any]
+    Attributes:
+      path: the directory or file.
+      where: of the config, for messages.
+      model_type: by which the format is recognised; whatever stands there, of any type.
+      config: as it is written there (of a GGUF: the metadata).
+      tensors: by name.
+      container: what kind of source it is.
+      tokenizer: returns the tokenizer's files by name, `tokenizer.json` among them if there is a
+        tokenizer. It raises `InputError` if they cannot be read.
+    """
+
+    path: Path
+    where: str
+    model_type: Any
+    config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+    container: Literal["directory", "gguf"] = "directory"
+    tokenizer: Callable[[], dict[str, bytes]] = dict
 
 
-def open_source(directory: str | Path) -> Source:
+def open_directory(directory: Path) -> Source:
     """Reads the configuration and the headers of the weights; no weights yet.
 
     Args:
@@ -44,16 +77,36 @@ def open_source(directory: str | Path) -> Source:
     Raises:
       InputError: anything that is missing, damaged, contradictory or named twice.
     """
-    directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory")
     config = read_object(directory / "config.json")
     for name, reader in WEIGHTS.items():
         path = directory / name
         if path.is_file():
-            tensors = _sharded(path, reader) if path.suffix == ".json" else reader(path)
-            return Source(directory, config, tensors)
+            return Source(
+                directory,
+                str(directory / "config.json"),
+                config.get("model_type"),
+                config,
+                _sharded(path, reader) if path.suffix == ".json" else reader(path),
+                tokenizer=lambda: _tokenizer(directory),
+            )
     raise InputError(f"{directory}: holds no weights; expected one of {', '.join(WEIGHTS)}")
+
+
+def _tokenizer(directory: Path) -> dict[str, bytes]:
+    files = {}
+    for name in TOKENIZER_FILES:
+        path = directory / name
+        if not path.is_file():
+            continue
+        if path.stat().st_size > LARGEST_TOKENIZER_FILE:
+            raise InputError(f"{path}: more than {LARGEST_TOKENIZER_FILE} bytes are not read")
+        try:
+            files[name] = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return files
 
 
 def _sharded(index: Path, reader: Reader) -> dict[str, StoredTensor]:

@@ -50,7 +50,7 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
             f"{path}: data.pkl has {size} bytes, at most {LARGEST_DESCRIPTION} are read"
         )
     order = _byte_order(records)
-    code = records.read("data.pkl").tobytes()
+    code = records.read("data.pkl").map().tobytes()
     return {
         name: _tensor(records, description, order, f"{path}: tensor {name!r}")
         for name, description in interpret(code, f"{path}: data.pkl").items()
@@ -62,7 +62,7 @@ def _byte_order(records: ZipRecords) -> str:
     if "byteorder" not in records:
         return "<"
     size = records.size("byteorder")
-    order = records.read("byteorder").tobytes() if size <= 16 else b"?"
+    order = records.read("byteorder").map().tobytes() if size <= 16 else b"?"
     if order not in (b"little", b"big"):
         raise InputError(f"{records.path}: byteorder is neither little nor big")
     return "<" if order == b"little" else ">"
@@ -85,15 +85,18 @@ def _tensor(
         raise InputError(f"{where}: reaches beyond its storage of {storage.count} values")
     if size > storage.count or math.prod(max(1, n) for n in shape) * 8 > np.iinfo(np.intp).max:
         raise InputError(f"{where}: shape {list(shape)} is larger than its storage")
-    if not size:
-        return StoredTensor(shape, dtype, lambda: np.zeros(shape, dtype))
     # Custom dtypes have no byte order: swap the bits as integers.
     bits = np.dtype(f"{order}u{dtype.itemsize}")
     strides = tuple(stride * dtype.itemsize for stride in description.strides)
 
-    def read() -> np.ndarray:
-        start = description.offset * dtype.itemsize
-        values = np.ndarray(shape, bits, records.read(record).data, start, strides)
+    def load(start: int, stop: int) -> np.ndarray:
+        rows = shape and (stop - start, *shape[1:])
+        if not math.prod(rows):
+            return np.zeros(rows, dtype)
+        first = description.offset * dtype.itemsize + (start * strides[0] if shape else 0)
+        last = first + sum((n - 1) * stride for n, stride in zip(rows, strides, strict=True))
+        covered = records.read(record).part(first, last + dtype.itemsize).map()
+        values = np.ndarray(rows, bits, covered.data, 0, strides)
         return values.astype(bits.newbyteorder("="), copy=False).view(dtype)
 
-    return StoredTensor(shape, dtype, read)
+    return StoredTensor(shape, dtype, load)

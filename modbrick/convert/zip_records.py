@@ -12,18 +12,17 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import numpy as np
-
-from modbrick.convert.stored_tensor import map_file
+from modbrick.convert.stored_tensor import FileBytes, open_file
 from modbrick.errors import InputError
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _ENCRYPTED, _UTF8 = 0x1, 0x800
+_CHUNK = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    data: np.ndarray
+    data: FileBytes
     crc: int
 
 
@@ -38,7 +37,7 @@ class ZipRecords:
             of the same name or place, names outside its folder, or more than one folder.
         """
         self.path = path
-        data = map_file(path)
+        data = open_file(path)
         try:
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
@@ -67,7 +66,7 @@ class ZipRecords:
             if name in self._records:
                 raise InputError(f"{path}: the record {name!r} stands there twice")
             places.append((entry.header_offset, end, name))
-            self._records[name] = _Record(data[start:end], entry.CRC)
+            self._records[name] = _Record(data.part(start, end), entry.CRC)
         places.sort()
         for (_, end, name), (start, _, other) in itertools.pairwise(places):
             if start < end:
@@ -84,15 +83,15 @@ class ZipRecords:
         """
         return len(self._record(name).data)
 
-    def read(self, name: str) -> np.ndarray:
-        """Returns a record's bytes, read-only and in place, after checking its checksum once.
+    def read(self, name: str) -> FileBytes:
+        """Returns a record's bytes in place, after checking its checksum once.
 
         Raises:
           InputError: there is no such record, or its checksum differs.
         """
         record = self._record(name)
         if name not in self._verified:
-            if zlib.crc32(record.data.data) != record.crc:
+            if _crc(record.data) != record.crc:
                 raise InputError(
                     f"{self.path}: the record {name!r} fails its checksum; the file is damaged "
                     "(or was saved without checksums: save it again with them)"
@@ -113,7 +112,7 @@ class ZipRecords:
             raise InputError(f"{self.path}: the record name {name!r} is not a path in one folder")
         return parts[0], "/".join(parts[1:])
 
-    def _place(self, data: np.ndarray, entry: zipfile.ZipInfo) -> tuple[int, int]:
+    def _place(self, data: FileBytes, entry: zipfile.ZipInfo) -> tuple[int, int]:
         """Returns where the record's bytes start and end, by its local header."""
         where = f"{self.path}: the record {entry.orig_filename!r}"
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
@@ -122,12 +121,12 @@ class ZipRecords:
         if offset < 0 or offset + _LOCAL_HEADER.size > len(data):
             raise InputError(f"{where} lies outside the file")
         signature, _, flags, method, *_, name_size, extra_size = _LOCAL_HEADER.unpack(
-            data[offset : offset + _LOCAL_HEADER.size].tobytes()
+            data.part(offset, offset + _LOCAL_HEADER.size).map().tobytes()
         )
         if (entry.flag_bits | flags) & _ENCRYPTED:
             raise InputError(f"{where} is encrypted")
         start = offset + _LOCAL_HEADER.size
-        name = data[start : start + name_size].tobytes()
+        name = data.part(start, min(start + name_size, len(data))).map().tobytes()
         expected = entry.orig_filename.encode("utf-8" if entry.flag_bits & _UTF8 else "cp437")
         if signature != b"PK\3\4" or method != entry.compress_type or name != expected:
             raise InputError(f"{where} is described in two ways that disagree")
@@ -135,3 +134,10 @@ class ZipRecords:
         if start + entry.file_size > len(data):
             raise InputError(f"{where} is truncated")
         return start, start + entry.file_size
+
+
+def _crc(data: FileBytes) -> int:
+    crc = 0
+    for start in range(0, len(data), _CHUNK):
+        crc = zlib.crc32(data.part(start, min(start + _CHUNK, len(data))).map().data, crc)
+    return crc

@@ -15,7 +15,7 @@ import pytest
 
 from modbrick.addresses import flatten
 from modbrick.checkpoints import describe, load_parameters, tokenizer_file
-from modbrick.convert import import_checkpoint
+from modbrick.convert import open_checkpoint
 from modbrick.data import load_tokenizer
 from modbrick.errors import InputError
 
@@ -46,12 +46,15 @@ def test_import_keeps_the_model_and_every_value(
     source = FIXTURES / "multihead_padded"
     main("import", source, tmp_path / "out")
     report = last_line(capsys)
-    config, objective, parameters = import_checkpoint(source)
+    checkpoint = open_checkpoint(source)
+    config, objective = checkpoint.model, checkpoint.translation.objective
     assert report["objective"] == objective == {"switch": 0.02, "router_z": pytest.approx(0.002)}
     found, description = load_parameters(tmp_path / "out")
     assert description.metadata.model == config
     assert description.metadata.extra == {"imported": "moduleformer", "objective": objective}
-    wanted = flatten(parameters)
+    wanted = {
+        info.path: checkpoint.read(info.path) for info in checkpoint.correspondence.parameters
+    }
     assert report["parameters"] == sum(value.size for value in wanted.values())
     assert flatten(found).keys() == wanted.keys()
     for path, value in flatten(found).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -13,18 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from modbrick.addresses import flatten
 from modbrick.config import ModelConfig
-from modbrick.convert import import_checkpoint, open_checkpoint
-from modbrick.convert.moduleformer import rows
-from modbrick.convert.moduleformer_config import (
-    ModuleFormerConfig,
-    model_config,
-    objective_weights,
-    read_config,
-)
+from modbrick.convert import open_checkpoint
+from modbrick.convert.moduleformer import FORMAT, ModuleFormerConfig
 from modbrick.errors import InputError
-from modbrick.layers.parameter_table import parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.schema import from_mapping
 
@@ -53,9 +46,9 @@ def changed(
 
 
 def translated(**settings: Any) -> tuple[ModelConfig, dict[str, float]]:
-    data = {"model_type": "moduleformer", "n_embd": 64, "att_hidden": 48, "n_head": 3, **settings}
-    original = read_config(data, "config.json")
-    return model_config(original, "config.json"), objective_weights(original, "config.json")
+    data = {"n_embd": 64, "att_hidden": 48, "n_head": 3, **settings}
+    translation = FORMAT.read_config(data, "config.json")
+    return translation.model, dict(translation.objective)
 
 
 def test_settings_become_a_model() -> None:
@@ -139,21 +132,18 @@ def test_router_losses() -> None:
 
 
 def test_defaults_are_those_of_the_original() -> None:
-    original = read_config({"model_type": "moduleformer"}, "config.json")
-    assert original == ModuleFormerConfig()
-    model = model_config(original, "config.json")
+    model = FORMAT.read_config({}, "config.json").model
+    assert model == FORMAT.read_config(dataclasses.asdict(ModuleFormerConfig()), "").model
     assert (len(model.layers), model.width, model.vocabulary) == (24, 1024, 50295)
 
 
 def test_aliases() -> None:
     data = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3}
-    original = read_config({"model_type": "moduleformer", **data}, "config.json")
-    assert (original.n_embd, original.n_head, original.n_layer) == (64, 2, 3)
+    model = FORMAT.read_config(data, "config.json").model
+    assert (model.width, model.layers[0].attention.heads, len(model.layers)) == (64, 2, 3)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "another model": ({"model_type": "llama"}, "model_type is 'llama'"),
-    "no model": ({"model_type": None}, "model_type is None"),
     "another head": ({"architectures": ["ModuleFormerForSequenceClassification"]}, "architectures"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
     "pruned": ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
@@ -187,9 +177,18 @@ def test_settings_that_are_refused(case: str) -> None:
         translated(**settings)
 
 
-@pytest.mark.parametrize("name", ["vocab_size", "ffd_hidden", "n_att_experts", "n_layer"])
-def test_sizes_beyond_the_files_allocate_nothing(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=f"{name} is 1000000000000000,"):
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("vocab_size", "the vocabulary"),
+        ("n_embd", "the width"),
+        ("ffd_hidden", "the hidden width"),
+        ("n_att_experts", "the number of attention experts"),
+        ("n_layer", "n_layer"),
+    ],
+)
+def test_sizes_beyond_the_files_allocate_nothing(tmp_path: Path, name: str, meaning: str) -> None:
+    with pytest.raises(InputError, match=f"{meaning} is 1000000000000000,"):
         open_checkpoint(changed(tmp_path / "a", {name: 10**15}))
 
 
@@ -226,20 +225,13 @@ def test_another_gate_type_does_not_fit(tmp_path: Path) -> None:
 def test_half_precision_widens_exactly(tmp_path: Path, dtype: type) -> None:
     stored = load_file(PADDED / "model.safetensors")
     halves: dict[str, np.ndarray] = {name: value.astype(dtype) for name, value in stored.items()}
-    _, _, parameters = import_checkpoint(changed(tmp_path / "a", tensors=halves))
-    found = parameters["segments"]["0"]["attention"]["key"]["weight"]
-    assert found.dtype == np.float32
+    checkpoint = open_checkpoint(changed(tmp_path / "a", tensors=halves))
+    path = "segments.0.attention.key.weight"
+    assert checkpoint.read(path).dtype == dtype
+    found = checkpoint.read(path, dtype=np.float32)
     for layer, value in enumerate(found):
         name = f"transformer.h.{layer}.attn.k_proj.weight"
         assert np.array_equal(value.T, halves[name].astype(np.float32))
-
-
-def test_layers_can_be_read_a_few_at_a_time() -> None:
-    checkpoint = open_checkpoint(FIXTURES / "molm_like")
-    path = "segments.0.feed_forward.up.weight"
-    whole = checkpoint.read(path)
-    assert whole.shape[0] == 3
-    assert np.array_equal(checkpoint.read(path, slice(1, 3)), whole[1:])
 
 
 @pytest.mark.parametrize("kept", ["both", "embedding", "head", "different"])
@@ -258,23 +250,10 @@ def test_tied_heads(tmp_path: Path, kept: str) -> None:
         with pytest.raises(InputError, match="differ"):
             open_checkpoint(path)
         return
-    config, _, parameters = import_checkpoint(path)
-    assert config.tied_head
-    assert "head" not in parameters
-    assert np.array_equal(parameters["embedding"], values)
-
-
-@pytest.mark.parametrize(
-    "directory", sorted(p for p in FIXTURES.iterdir() if p.is_dir()), ids=lambda path: path.name
-)
-def test_rows_and_parameters_correspond_one_to_one(directory: Path) -> None:
-    original = read_config(config_of(directory), "config.json")
-    config, _, parameters = import_checkpoint(directory)
-    listed = rows(original)
-    assert len({row.path for row in listed}) == len({row.name for row in listed}) == len(listed)
-    shapes = {info.path: info.shape for info in parameter_table(config)}
-    assert {row.path for row in listed} == set(shapes)
-    assert {path: value.shape for path, value in flatten(parameters).items()} == shapes
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.model.tied_head
+    assert "head.weight" not in checkpoint.correspondence.parameters
+    assert np.array_equal(checkpoint.read("embedding"), values)
 
 
 def test_shards_may_be_in_any_order(tmp_path: Path) -> None:
@@ -291,6 +270,6 @@ def test_shards_may_be_in_any_order(tmp_path: Path) -> None:
     for old, new in ((names[0], "first"), (names[1], names[0]), ("first", names[1])):
         text = text.replace(old, new)
     index.write_text(text)
-    wanted, found = (flatten(import_checkpoint(path)[2]) for path in (source, swapped))
-    for path, value in wanted.items():
-        assert np.array_equal(found[path], value), path
+    wanted, found = open_checkpoint(source), open_checkpoint(swapped)
+    for info in wanted.correspondence.parameters:
+        assert np.array_equal(found.read(info.path), wanted.read(info.path)), info.path

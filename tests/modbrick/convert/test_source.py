@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from modbrick.convert.source import open_source
+from modbrick.convert.source import open_directory
 from modbrick.convert.strict_json import LARGEST_FILE
 from modbrick.errors import InputError
 
@@ -30,7 +30,7 @@ def directory(path: Path, index: Any = None) -> Path:
 
 
 def test_shards_are_joined(tmp_path: Path) -> None:
-    source = open_source(directory(tmp_path))
+    source = open_directory(directory(tmp_path))
     assert source.config == {"model_type": "any"}
     assert source.tensors.keys() == {"one", "two"}
     assert np.array_equal(source.tensors["two"].read(), TWO["two"])
@@ -38,7 +38,7 @@ def test_shards_are_joined(tmp_path: Path) -> None:
 
 def test_a_single_file_is_preferred_to_shards(tmp_path: Path) -> None:
     save_file(ONE, directory(tmp_path) / "model.safetensors")
-    assert open_source(tmp_path).tensors.keys() == {"one"}
+    assert open_directory(tmp_path).tensors.keys() == {"one"}
 
 
 def test_links_to_files_are_followed(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_links_to_files_are_followed(tmp_path: Path) -> None:
     cache.mkdir()
     for file in source.iterdir():
         (cache / file.name).symlink_to(file)
-    assert open_source(cache).tensors.keys() == {"one", "two"}
+    assert open_directory(cache).tensors.keys() == {"one", "two"}
 
 
 MAP = {"one": "a.safetensors", "two": "b.safetensors"}
@@ -77,14 +77,14 @@ INDICES = {
 def test_indices_that_lie(tmp_path: Path, case: str) -> None:
     index, message = INDICES[case]
     with pytest.raises(InputError, match=message):
-        open_source(directory(tmp_path, index))
+        open_directory(directory(tmp_path, index))
 
 
 def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
     directory(tmp_path)
     save_file({**TWO, **ONE}, tmp_path / "b.safetensors")
     with pytest.raises(InputError, match=r"b\.safetensors holds one besides"):
-        open_source(tmp_path)
+        open_directory(tmp_path)
 
 
 def test_a_name_twice_in_the_index(tmp_path: Path) -> None:
@@ -92,21 +92,21 @@ def test_a_name_twice_in_the_index(tmp_path: Path) -> None:
     text = '{"weight_map": {"one": "a.safetensors", "one": "b.safetensors"}}'
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(InputError, match="'one' stands there twice"):
-        open_source(tmp_path)
+        open_directory(tmp_path)
 
 
 def test_directories_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such directory"):
-        open_source(tmp_path / "nowhere")
+        open_directory(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"config\.json: cannot be read"):
-        open_source(tmp_path)
+        open_directory(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"holds no weights; expected one of model\.safetensors"):
-        open_source(tmp_path)
+        open_directory(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match="expected a JSON object"):
-        open_source(tmp_path)
+        open_directory(tmp_path)
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(LARGEST_FILE + 1)
     with pytest.raises(InputError, match="too many"):
-        open_source(tmp_path)
+        open_directory(tmp_path)

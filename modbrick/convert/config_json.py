@@ -1,0 +1,126 @@
+"""Reading `config.json` as the original libraries do: typed fields, defaults, aliases, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from modbrick.config import Activation
+from modbrick.errors import InputError
+from modbrick.schema import from_mapping
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "relu2": "relu_squared",
+    "tanh": "tanh",
+    "linear": "identity",
+}
+"""Names in `transformers`; the first of several for the same function is the one to write."""
+
+_COMPUTATION: Mapping[str | None, Literal["float32", "bfloat16"]] = {
+    None: "float32",
+    "float32": "float32",
+    "float16": "float32",
+    "bfloat16": "bfloat16",
+}
+
+_UNSUPPORTED = (
+    "quantization_config",
+    "pruned_heads",
+    "is_encoder_decoder",
+    "add_cross_attention",
+)
+
+
+def read_fields[T](
+    cls: type[T],
+    data: Mapping[str, Any],
+    where: str,
+    *,
+    architecture: str,
+    aliases: Mapping[str, str] | None = None,
+) -> T:
+    """Returns the fields of a `config.json` that the original reads.
+
+    Keys that it does not read are left aside, as it leaves them, unless they look like a
+    misspelling of one that is missing. A missing one takes the original's default.
+
+    Args:
+      cls: a frozen dataclass of the original's fields, under its names and with its defaults.
+      data: the parsed file.
+      where: begins every message.
+      architecture: the only one of `architectures` that is meant.
+      aliases: other names of fields; `torch_dtype` can always be called `dtype`.
+
+    Raises:
+      InputError: another architecture, quantised or pruned weights, a key that is misspelt or
+        contradicted by its alias, or a value of the wrong type.
+    """
+    architectures = data.get("architectures")
+    if architectures is not None and architectures != [architecture]:
+        raise InputError(
+            f"{where}: architectures is {architectures!r}, expected [{architecture!r}]"
+        )
+    for key in _UNSUPPORTED:
+        if data.get(key):
+            raise InputError(f"{where}: {key} is {data[key]!r}, which is not supported")
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {key: value for key, value in data.items() if key in fields}
+    aliases = {"dtype": "torch_dtype", **(aliases or {})}
+    for alias, name in aliases.items():
+        if alias in data and name in fields and known.setdefault(name, data[alias]) != data[alias]:
+            raise InputError(f"{where}: {alias} and {name} are the same thing, and differ")
+    for key in data.keys() - fields - aliases.keys():
+        meant = difflib.get_close_matches(key, fields - known.keys(), n=1, cutoff=0.85)
+        if meant:
+            raise InputError(f"{where}: unknown key {key!r}; did you mean {meant[0]!r}?")
+    return from_mapping(cls, known, where)
+
+
+def choice[T](value: Any, choices: Mapping[Any, T], name: str, where: str) -> T:
+    """Returns what a setting means.
+
+    Args:
+      value: of the setting.
+      choices: what each possible value means.
+      name: of the setting.
+      where: begins the message.
+
+    Raises:
+      InputError: another value.
+    """
+    if not isinstance(value, str | int | float | None) or value not in choices:
+        known = ", ".join(str(option) for option in choices if option is not None)
+        raise InputError(f"{where}: {name} {value!r} is not supported; it can be {known}")
+    return choices[value]
+
+
+def computation_dtype(torch_dtype: str | None, where: str) -> Literal["float32", "bfloat16"]:
+    """Returns the dtype to compute in; float16, which has no equal here, becomes float32.
+
+    Raises:
+      InputError: another dtype.
+    """
+    return choice(torch_dtype, _COMPUTATION, "torch_dtype", where)
+
+
+def name_of[T](value: T, choices: Mapping[str, T], what: str) -> str:
+    """Returns the first name that means `value`, the inverse of `choice`.
+
+    Raises:
+      InputError: there is none.
+    """
+    for name, meaning in choices.items():
+        if meaning == value:
+            return name
+    raise InputError(f"{what} {value!r} has no name in this format")

@@ -1,0 +1,141 @@
+"""What a checkpoint format is: one table of rows, and a translation of the config both ways.
+
+A format is one file of this package with one `Format` in it, listed in `registry.py`. Everything
+else (reading, writing, streaming, sharding, comparing, refusing, progress) is shared and follows
+from the table. To write one:
+
+1. **Rows.** `outer` holds the rows outside of layers, `layer(config)` returns those of a layer.
+
+       row("feed_forward.down.weight", "model.layers.{layer}.mlp.down_proj.weight", TRANSPOSED)
+
+   says that our parameter (by its path in a layer, without `segments.N`; `parameter_table(model)`
+   lists them) is that tensor, with the axes (out, in). The name has `{layer}`, the absolute index
+   of the layer. With `{expert}` too, a bank `[E, in, out]` here is one tensor an expert there; a
+   bank without it is one tensor `[E, ...]`.
+
+       fused(("feed_forward.gate.weight", "feed_forward.up.weight"),
+             "model.layers.{layer}.mlp.input_linear.weight", TRANSPOSED, axis=1)
+
+   says that one tensor holds several of our parameters one after the other along *its* axis `axis`,
+   in that order, each in that layout (gate and up; query, key and value). Layouts are in
+   `layouts.py`; another one is a class with the same methods.
+
+   *A row applies where the model has its parameters*: biases, query/key norms, routers and an
+   untied head need no condition, they are simply listed. Only where one parameter has different
+   names does `layer` look at the layer's config (dense or sparse, the kind of router).
+
+   `correspondence.py` refuses a table that leaves a parameter out or names anything twice, so that
+   the same rows serve import and export, each value exactly once.
+
+2. **Config.** `read_config(config, where)` turns the parsed `config.json` (GGUF: the metadata) into
+   a `Translation`: `ModelConfig` and the weights of the router losses. It raises `InputError`,
+   beginning with `where`, for every setting that this library would compute otherwise, by name.
+   `config_json.py` has what all need: typed fields with the original's defaults, aliases,
+   activations, refusals. Layers of different kinds are different segments.
+
+   `write_config(translation)` returns the `config.json` of a model, without `model_type`,
+   `architectures` and `torch_dtype`, which are added. It may be naive: whatever it writes is read
+   back with `read_config`, and an export whose config does not read back as the same model is
+   refused with the list of what differs. Where a field has no way to be written at all
+   (`layer.attention.experts` of a dense format), leave it out. None: import only.
+
+   An exported checkpoint that was imported from the same format and not changed since gets its
+   original `config.json` back.
+
+3. **Tests.** `tests/modbrick/convert/test_FORMAT.py` calls the contract `tests/contracts/
+   conversion.py`: rows cover everything once, import, export and import again are byte-equal, the
+   config survives, damage is refused.
+
+A container other than a directory (GGUF) is opened by a function that returns a `Source`
+(`source.py`) whose tensors are `StoredTensor`s; `opening.py: open_source` calls it.
+
+Tied heads need nothing: where `model.tied_head`, the rows of `embedding` and `head.weight` are
+known as two names of one tensor; files may hold either or both, and both must be equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from modbrick.config import LayerConfig, ModelConfig
+from modbrick.convert.layouts import SAME, Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One tensor of the original and the parameters here that it holds; see `row` and `fused`.
+
+    Attributes:
+      paths: of the parameters, in the order in which the tensor holds them.
+      name: of the tensor, with `{layer}` and `{expert}` where it has such indices.
+      layout: of each part.
+      axis: of the tensor, along which several parts follow each other.
+    """
+
+    paths: tuple[str, ...]
+    name: str
+    layout: Layout = SAME
+    axis: int = 0
+
+    @property
+    def by_expert(self) -> bool:
+        """Whether every expert has a tensor of its own."""
+        return "{expert}" in self.name
+
+
+def row(path: str, name: str, layout: Layout = SAME) -> Row:
+    """Returns the row of a tensor that holds one parameter."""
+    return Row((path,), name, layout)
+
+
+def fused(paths: tuple[str, ...], name: str, layout: Layout = SAME, *, axis: int) -> Row:
+    """Returns the row of a tensor that holds several parameters along its axis `axis`."""
+    return Row(paths, name, layout, axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """What a foreign config says.
+
+    Attributes:
+      model: the model.
+      objective: weights of the router losses that it was trained with, those that are not zero, by
+        the names of `ObjectiveConfig`.
+    """
+
+    model: ModelConfig
+    objective: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A checkpoint format; the module's docstring says how to write one.
+
+    Attributes:
+      name: of `--format`.
+      model_type: by which a source is recognised: `model_type` of its `config.json`, or a GGUF's
+        `general.architecture`.
+      architecture: the class of the original, in `architectures` of `config.json`.
+      outer: rows of parameters outside of layers.
+      layer: returns the rows of a layer.
+      read_config: translates a config; see the module's docstring.
+      write_config: the inverse; None: the format is only read.
+      layers_key: the key of a config that counts layers. It is compared with the number of tensors
+        before anything of such a size is made.
+      ignored: matches the names of tensors that carry nothing (constant buffers) in files.
+      container: what the source is: a directory of `config.json` and weights, or a GGUF file.
+    """
+
+    name: str
+    model_type: str
+    architecture: str
+    outer: tuple[Row, ...]
+    layer: Callable[[LayerConfig], tuple[Row, ...]]
+    read_config: Callable[[Mapping[str, Any], str], Translation]
+    write_config: Callable[[Translation], dict[str, Any]] | None
+    layers_key: str = "num_hidden_layers"
+    ignored: re.Pattern[str] | None = None
+    container: Literal["directory", "gguf"] = "directory"

@@ -1,0 +1,213 @@
+"""Opening a source: recognising its format, and comparing all it holds with what it should hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from modbrick.config import ModelConfig
+from modbrick.convert.correspondence import Correspondence, correspondence
+from modbrick.convert.format import Format, Translation
+from modbrick.convert.registry import recognise
+from modbrick.convert.source import Source, open_directory
+from modbrick.convert.stored_tensor import StoredTensor
+from modbrick.errors import InputError
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(jnp.bfloat16))
+"""Of the weights; each is exact in float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedSource:
+    """A source whose tensors are all there and fit; none of them is read yet.
+
+    Attributes:
+      source: the files.
+      form: their format.
+      translation: what the config says.
+      correspondence: which tensor holds what.
+      tensors: by name, exactly those of the correspondence.
+    """
+
+    source: Source
+    form: Format
+    translation: Translation
+    correspondence: Correspondence
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model."""
+        return self.translation.model
+
+    def dtype(self, path: str) -> np.dtype:
+        """Returns the dtype of a parameter's tensors; float32 if they differ."""
+        parts = self.correspondence.parts[path].values()
+        dtypes = {self.tensors[place.name].dtype for place, _ in parts}
+        return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+    def read(
+        self,
+        path: str,
+        index: tuple[slice, ...] | None = None,
+        *,
+        dtype: jax.typing.DTypeLike | None = None,
+    ) -> np.ndarray:
+        """Reads a slice of a parameter, and of the files no more than it needs.
+
+        Args:
+          path: of the parameter.
+          index: a slice without step for each axis (such as `make_array_from_callback` asks for);
+            None: everything.
+          dtype: of the result; None: as `dtype(path)`.
+
+        Raises:
+          InputError: a file proves damaged in reading.
+        """
+        shape = self.correspondence.parameters[path].shape
+        index = (slice(None),) * len(shape) if index is None else index
+        spans = [slice(*s.indices(n)) for s, n in zip(index, shape, strict=True)]
+        parts = self.correspondence.parts[path]
+        depth = len(next(iter(parts)))
+        values = np.empty(
+            [span.stop - span.start for span in spans],
+            self.dtype(path) if dtype is None else jnp.dtype(dtype),
+        )
+        for bank in np.ndindex(values.shape[:depth]):
+            where = tuple(span.start + i for span, i in zip(spans, bank, strict=False))
+            place, number = parts[where]
+            values[bank] = place.read(self.tensors[place.name], number, tuple(spans[depth:]))
+        return values
+
+
+def open_source(path: str | Path) -> Source:
+    """Opens a source of any kind; no weights are read.
+
+    Raises:
+      InputError: anything that is missing, damaged, contradictory or named twice.
+    """
+    return open_directory(Path(path))
+
+
+def open_checkpoint(path: str | Path) -> OpenedSource:
+    """Recognises the format of a source, reads its config and headers, and compares them.
+
+    Args:
+      path: a directory with `config.json` and weights (safetensors or `.bin`, sharded or not).
+
+    Raises:
+      InputError: what `open_source` refuses; an unknown format; a model that cannot be represented
+        exactly; or tensors that are missing, unexpected, or of the wrong shape or dtype, each of
+        them by name.
+    """
+    source = open_source(path)
+    form = recognise(source.container, source.model_type, source.where)
+    _check_layers(form, source)
+    translation = form.read_config(source.config, source.where)
+    _check_sizes(translation.model, source)
+    try:
+        places = correspondence(form, translation.model)
+    except InputError as error:
+        raise InputError(f"{source.where}: {error}") from None
+    tensors = _without_alias(places, source)
+    problems, found = [], {}
+    for name, place in places.places.items():
+        tensor = tensors.pop(name, None)
+        problems += [f"{name} {problem}" for problem in _problems(tensor, place.shape)]
+        if tensor is not None:
+            found[name] = tensor
+    problems += [
+        f"{name} is not expected"
+        for name in tensors
+        if form.ignored is None or not form.ignored.fullmatch(name)
+    ]
+    if problems:
+        raise InputError(f"{path}: {len(problems)} tensors do not fit: {'; '.join(problems)}")
+    return OpenedSource(source, form, translation, places, found)
+
+
+def _problems(tensor: StoredTensor | None, expected: tuple[int, ...]) -> list[str]:
+    if tensor is None:
+        return ["is missing"]
+    if tensor.shape != expected:
+        return [f"has shape {list(tensor.shape)}, expected {list(expected)}"]
+    if tensor.dtype not in DTYPES:
+        known = ", ".join(map(str, DTYPES))
+        return [f"has dtype {tensor.dtype}, expected one of {known}"]
+    return []
+
+
+def _check_layers(form: Format, source: Source) -> None:
+    """Refuses more layers than there are tensors before something of such a length is made."""
+    for key in {form.layers_key, "num_hidden_layers"}:
+        layers = source.config.get(key)
+        if isinstance(layers, int | float) and layers > len(source.tensors):
+            raise InputError(
+                f"{source.where}: {key} is {layers}, "
+                f"but the checkpoint has only {len(source.tensors)} tensors"
+            )
+
+
+def _check_sizes(model: ModelConfig, source: Source) -> None:
+    """Refuses sizes beyond those of any tensor before something of such a size is made."""
+    largest = max((size for t in source.tensors.values() for size in t.shape), default=0)
+    sizes = {"vocabulary": model.vocabulary, "width": model.width}
+    layers = sum(segment.repeats for segment in model.segments)
+    if layers > len(source.tensors):
+        raise InputError(
+            f"{source.where}: it has {layers} layers, "
+            f"but the checkpoint has only {len(source.tensors)} tensors"
+        )
+    for segment in model.segments:
+        attention, feed_forward = segment.layer.attention, segment.layer.feed_forward
+        sizes["attention width"] = max(attention.query_width, attention.key_width)
+        sizes["hidden width"] = feed_forward.hidden
+        for bank, experts in (
+            ("attention experts", attention.experts),
+            ("feed-forward experts", feed_forward.experts),
+        ):
+            if experts is not None:
+                sizes[f"number of {bank}"] = experts.count
+                if experts.router.kind != "linear":
+                    sizes["router width"] = experts.router.hidden
+        for name, size in sizes.items():
+            if size > largest:
+                raise InputError(
+                    f"{source.where}: the {name} is {size}, "
+                    f"but no tensor of the checkpoint is larger than {largest} along any axis"
+                )
+
+
+def _without_alias(places: Correspondence, source: Source) -> dict[str, StoredTensor]:
+    """Returns the tensors without a tied head, which must be a copy of the embedding, if there.
+
+    Writers keep one of the two, either of them.
+    """
+    tensors = dict(source.tensors)
+    for alias, name in places.aliases.items():
+        stored = tensors.pop(alias, None)
+        if stored is None:
+            continue
+        if name not in tensors:
+            tensors[name] = stored
+        elif not _equal(tensors[name], stored):
+            raise InputError(f"{source.path}: the head is tied, but {alias} and {name} differ")
+    return tensors
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Compares two tensors bit for bit, a few rows at a time."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    rows = one.shape[0] if one.shape else 1
+    step = max(1, (16 << 20) * rows // max(1, one.nbytes))
+    return all(
+        one.read(start, min(start + step, rows)).tobytes()
+        == other.read(start, min(start + step, rows)).tobytes()
+        for start in range(0, rows, step)
+    )
