@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ H100_MULTIPROCESSORS = 132
 
 # Read when libtpu loads: no search for a cloud machine (nor complaints that there is none), and no
 # lock that one process holds.
-_LIBTPU_ENVIRONMENT = {
+LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -51,7 +52,7 @@ def tpu_devices(topology: str = "v5p:2x2x1") -> Sequence[jax.Device]:
         raise CompilerUnavailableError(
             "compiling for TPUs needs libtpu: install jax[tpu] of jax's own version"
         )
-    for name, value in _LIBTPU_ENVIRONMENT.items():
+    for name, value in LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -131,7 +132,8 @@ def abstract_device(device: jax.Device) -> AbstractDevice:
     return AbstractDevice(device_kind=device.device_kind, num_cores=cores, platform=device.platform)
 
 
-def _trace_for(device: AbstractDevice) -> contextlib.AbstractContextManager[Any]:
+def trace_for(device: AbstractDevice) -> contextlib.AbstractContextManager[Any]:
+    """A context in which kernels that ask are told of `device`."""
     return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
 
 
@@ -158,10 +160,13 @@ def compile_for(
     )
     gpu = device.platform == "gpu"
     compilers = _own_cuda_compilers() if gpu else contextlib.nullcontext()
-    with compilers, jax.default_device(device), _trace_for(abstract_device(device)):
+    with compilers, jax.default_device(device), trace_for(abstract_device(device)):
         traced = jax.jit(function, **options).trace(*placed)
         lowered = traced.lower(lowering_platforms=("cuda",) if gpu else ("tpu",))
-        return lowered.compile()
+        with warnings.catch_warnings():
+            # Programs for absent devices are written to jax's cache, but cannot be read from it.
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
+            return lowered.compile()
 
 
 def lower_for_h100(function: Callable[..., Any], *avals: Any) -> str:
@@ -184,5 +189,5 @@ def _lower(
     function: Callable[..., Any], avals: tuple[Any, ...], platform: str, device: AbstractDevice
 ) -> str:
     shapes = jax.tree.map(lambda aval: jax.ShapeDtypeStruct(aval.shape, aval.dtype), avals)
-    with _trace_for(device):
+    with trace_for(device):
         return export.export(jax.jit(function), platforms=[platform])(*shapes).mlir_module()

@@ -1,0 +1,358 @@
+"""Bytes that the operations of an optimised TPU program move from and to HBM.
+
+Read from the text of the program that the compiler ends with. An operation moves what it reads of
+its operands and what it writes of its results, in the physical layout, tiles padded; buffers that
+the compiler placed in VMEM move nothing, and the copies between the two memories are operations of
+their own. Inside a fusion nothing moves. A gather, slice or scatter moves the rows it touches.
+Kernels are left to the caller, who knows what they do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([^\s]+) = ")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
+_ARRAY = re.compile(r"\b(pred|bf16|token|[a-z]+?\d+[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
+_LAYOUT = re.compile(r"\{([\d,]*)(?::(?:T\(([\d,]+)\))?[^S]*(?:S\((\d+)\))?.*)?\}")
+_CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?(%[^\s,}]+(?:, ?%[^\s,}]+)*)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_KERNEL = "tpu_custom_call"
+
+# Names for what is there already, and ends of what was counted at its start.
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "add-dependency",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """One array of the program: its bytes in its layout, and whether it lies in HBM."""
+
+    bytes: int
+    in_hbm: bool
+
+    @property
+    def moved(self) -> int:
+        """Bytes that reading or writing it all moves."""
+        return self.bytes if self.in_hbm else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+        name: without the percent sign.
+        opcode: such as "fusion".
+        type: the text of its type.
+        operands: names of the instructions it takes.
+        attributes: the rest of its text.
+        is_root: whether its computation returns it.
+    """
+
+    name: str
+    opcode: str
+    type: str
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """The arrays it results in."""
+        return tuple(_buffers(self.type))
+
+    @property
+    def shape(self) -> tuple[str, ...]:
+        """Element types and dimensions of its results: "bf16[8,128]"."""
+        return tuple(f"{match[1]}[{match[2]}]" for match in _ARRAY.finditer(self.type))
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The computations it calls, conditions of loops left out."""
+        names = _CALLED.findall(self.attributes)
+        return tuple(name.strip().lstrip("%") for group in names for name in group.split(","))
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a Pallas kernel."""
+        target = _TARGET.search(self.attributes)
+        return self.opcode == "custom-call" and bool(target) and target[1] == _KERNEL  # type: ignore[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class Movement:
+    """What one instruction moves, all its executions together.
+
+    Attributes:
+        name: of the instruction.
+        category: "kernel", "gather", "scatter", "copy", "sort" or "other".
+        executions: how often it runs.
+        bytes: read and written; 0 for kernels.
+    """
+
+    name: str
+    category: str
+    executions: int
+    bytes: int
+
+
+class HloProgram:
+    """An optimised program, parsed from its text."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry = ""
+        self._parse(text)
+
+    def _parse(self, text: str) -> None:
+        current: dict[str, Instruction] = {}
+        pending: list[str] = []
+
+        def finish() -> None:
+            if pending:
+                instruction = _parse_instruction(re.sub(r"/\*.*?\*/", "", "".join(pending)))
+                current[instruction.name] = instruction
+                pending.clear()
+
+        for line in text.splitlines():
+            if _INSTRUCTION.match(line):
+                finish()
+                pending.append(line)
+            elif _END.match(line):
+                finish()
+            elif match := _COMPUTATION.match(line):
+                current = {}
+                self.computations[match[2]] = current
+                if match[1]:
+                    self.entry = match[2]
+            elif pending:
+                pending.append(line)
+        if not self.entry:
+            raise ValueError("the text is no optimised HLO module: it has no entry computation")
+
+    def kernels(self) -> list[Instruction]:
+        """The Pallas kernels, in program order."""
+        return [
+            instruction
+            for computation in self.computations.values()
+            for instruction in computation.values()
+            if instruction.is_kernel
+        ]
+
+    def operand_buffers(self, instruction: Instruction) -> list[Buffer]:
+        """The arrays that an instruction takes."""
+        for computation in self.computations.values():
+            if computation.get(instruction.name) is instruction:
+                return [b for name in instruction.operands for b in computation[name].buffers]
+        raise ValueError(f"no instruction {instruction.name}")
+
+    def movements(self) -> list[Movement]:
+        """What every instruction that runs moves, in program order."""
+        return list(self._movements(self.entry, 1))
+
+    def _movements(self, name: str, executions: int) -> Iterator[Movement]:
+        computation = self.computations[name]
+        for instruction in computation.values():
+            opcode = instruction.opcode
+            if opcode in _FREE or opcode.endswith("-done"):
+                continue
+            if opcode == "while":
+                trips = _TRIPS.search(instruction.attributes)
+                # A loop of unknown length counts once.
+                times = executions * (int(trips[1]) if trips else 1)
+                for called in instruction.called:
+                    yield from self._movements(called, times)
+            elif opcode == "conditional":
+                branches = [
+                    list(self._movements(called, executions)) for called in instruction.called
+                ]
+                yield from max(branches, key=lambda moves: sum(move.bytes for move in moves))
+            elif opcode in ("call", "call-start", "async-start"):
+                for called in instruction.called:
+                    yield from self._movements(called, executions)
+            elif instruction.is_kernel:
+                yield Movement(instruction.name, "kernel", executions, 0)
+            else:
+                size = self._bytes(instruction, computation)
+                category = self._category(instruction)
+                yield Movement(instruction.name, category, executions, size * executions)
+
+    def _category(self, instruction: Instruction) -> str:
+        opcodes = {instruction.opcode}
+        for called in instruction.called:
+            opcodes |= {self._category(inner) for inner in self.computations[called].values()}
+        for category in ("scatter", "gather", "sort", "copy"):
+            if any(opcode.startswith(category) for opcode in opcodes):
+                return category
+        return instruction.opcode if instruction.opcode.startswith("copy") else "other"
+
+    def _bytes(self, instruction: Instruction, computation: dict[str, Instruction]) -> int:
+        operands = [computation[name] for name in instruction.operands]
+        if instruction.opcode == "copy-start":
+            # Its type is the destination, the source, and a flag.
+            return sum(buffer.moved for buffer in instruction.buffers[:2])
+        if instruction.opcode == "fusion":
+            called = self.computations[instruction.called[0]]
+            reads = self._parameter_reads(called)
+            total = sum(
+                min(reads.get(i, 0), _size(operand)) if _in_hbm(operand) else 0
+                for i, operand in enumerate(operands)
+            )
+            return total + self._writes(instruction, called)
+        reads_written = _rows(instruction, computation)
+        if reads_written is not None:
+            reads_by_operand, written = reads_written
+            total = sum(
+                size
+                for size, operand in zip(reads_by_operand, operands, strict=True)
+                if _in_hbm(operand)
+            )
+            return total + (written if _in_hbm(instruction) else 0)
+        outputs = sum(buffer.moved for buffer in instruction.buffers)
+        return outputs + sum(b.moved for operand in operands for b in operand.buffers)
+
+    def _writes(self, instruction: Instruction, called: dict[str, Instruction]) -> int:
+        """Bytes that a fusion writes: of an array updated in place only the rows it touches."""
+        [root] = [inner for inner in called.values() if inner.is_root]
+        results = [called[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        if len(results) != len(instruction.buffers):
+            return sum(buffer.moved for buffer in instruction.buffers)
+        total = 0
+        for result, buffer in zip(results, instruction.buffers, strict=True):
+            rows = _rows(_behind_bitcasts(result, called), called)
+            total += min(rows[1], buffer.bytes) * buffer.in_hbm if rows else buffer.moved
+        return total
+
+    def _parameter_reads(self, called: dict[str, Instruction]) -> dict[int, int]:
+        """Bytes that a fused computation reads of each parameter."""
+        reads = {}
+        for parameter in called.values():
+            if parameter.opcode == "parameter":
+                number = int(parameter.attributes.split(")")[0] or 0)
+                reads[number] = self._reads_of(parameter, called)
+        return reads
+
+    def _reads_of(self, value: Instruction, called: dict[str, Instruction]) -> int:
+        whole, total = _size(value), 0
+        for user in called.values():
+            for position, name in enumerate(user.operands):
+                if name != value.name:
+                    continue
+                rows = _rows(user, called)
+                if user.opcode in ("bitcast", "reshape"):
+                    total += self._reads_of(user, called)
+                elif user.opcode == "fusion":
+                    inner = self.computations[user.called[0]]
+                    total += self._parameter_reads(inner).get(position, 0)
+                elif rows is not None:
+                    total += rows[0][position]
+                else:
+                    total += whole
+        return min(total, whole)
+
+
+def _parse_instruction(text: str) -> Instruction:
+    head = _INSTRUCTION.match(text)
+    if head is None:
+        raise ValueError(f"not an instruction: {text[:80]!r}")
+    rest = text[head.end() :]
+    end = _balanced(rest, 0) if rest.startswith("(") else rest.index(" ")
+    type_, rest = rest[:end], rest[end:].lstrip()
+    opcode, rest = rest.split("(", 1)
+    end = _balanced("(" + rest, 0) - 1
+    inside, attributes = rest[: end - 1], rest[end:]
+    operands = tuple(re.findall(r"%([^\s,)]+)", inside))
+    if opcode == "parameter":
+        attributes = inside + ")" + attributes
+    return Instruction(head[2], opcode, type_, operands, attributes, bool(head[1]))
+
+
+def _balanced(text: str, start: int) -> int:
+    """The index after the parenthesis that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if not depth:
+            return i + 1
+    raise ValueError(f"unbalanced parentheses: {text[:80]!r}")
+
+
+def _buffers(type_: str) -> Iterator[Buffer]:
+    for match in _ARRAY.finditer(type_):
+        element, dimensions, layout = match.groups()
+        dims = [int(d) for d in dimensions.split(",") if d]
+        space = None
+        if layout and (parsed := _LAYOUT.match(layout)):
+            order, tile, space = parsed.groups()
+            if order and tile:
+                dims = _padded(dims, order, tile)
+        yield Buffer(math.prod(dims) * _bits(element) // 8, space in (None, "0"))
+
+
+def _padded(dims: list[int], order: str, tile: str) -> list[int]:
+    """Dimensions from major to minor, those that tiles cover rounded up to whole tiles."""
+    physical = [dims[int(i)] for i in order.split(",")][::-1]
+    tiles = [int(t) for t in tile.split(",")]
+    if len(physical) < len(tiles):
+        physical = [1] * (len(tiles) - len(physical)) + physical
+    for i, unit in zip(range(-len(tiles), 0), tiles, strict=True):
+        physical[i] = -(-physical[i] // unit) * unit
+    return physical
+
+
+def _bits(element: str) -> int:
+    if element in ("pred", "token"):
+        return 8 if element == "pred" else 0
+    digits = re.search(r"\d+", element)
+    return int(digits[0]) if digits else 0
+
+
+def _size(instruction: Instruction) -> int:
+    return sum(buffer.bytes for buffer in instruction.buffers)
+
+
+def _in_hbm(instruction: Instruction) -> bool:
+    return any(buffer.in_hbm for buffer in instruction.buffers)
+
+
+def _behind_bitcasts(value: Instruction, called: dict[str, Instruction]) -> Instruction:
+    while value.opcode in ("bitcast", "reshape") and value.operands[0] in called:
+        value = called[value.operands[0]]
+    return value
+
+
+def _rows(
+    instruction: Instruction, computation: dict[str, Instruction]
+) -> tuple[list[int], int] | None:
+    """Bytes read of each operand, and written, by operations that touch only some rows."""
+    sizes = [_size(computation[name]) for name in instruction.operands]
+    out = _size(instruction)
+    match instruction.opcode:
+        case "gather":
+            return [out, sizes[1]], out
+        case "dynamic-slice" | "slice":
+            return [out, *sizes[1:]], out
+        case "dynamic-update-slice":
+            return [0, *sizes[1:]], sizes[1]
+        case "scatter":
+            # Touched rows are read, combined with the updates, and written.
+            n = (len(sizes) - 1) // 2
+            updates = sizes[n + 1 :]
+            return [*updates, sizes[n], *updates], sum(updates)
+    return None

@@ -1,0 +1,229 @@
+"""The compiler's own schedule of a TPU kernel: bundles and use of their slots, by loop.
+
+A TensorCore runs one bundle, a very long instruction word, a cycle; its slots are the units of the
+core. libtpu writes the final bundles of a kernel, and how many units of each kind every bundle
+keeps busy, when it is told to (`DUMP_FLAGS`). What it writes is text, one bundle a line; loops and
+predicated regions are found by their branches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+# Only the last pass: the folder is twenty times smaller and compiling twice as fast.
+DUMP_FLAGS = (
+    "--xla_jf_dump_to={folder}",
+    "--xla_jf_dump_llo_text=true",
+    "--xla_jf_dump_llo_pass_label_regex=final",
+)
+
+_BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:(.*)$")
+_BRANCH = re.compile(r"sbr\.\w+ (\([^)]*\) )?target = \$region(\d+)")
+_START = re.compile(r"Start(?:/End empty)? region (\d+)")
+_COPY = re.compile(r"= dma\.(?!done)")
+_ALLOCATION = re.compile(r"#allocation\d+ \[.*?space=vmem, size = (0x[0-9a-f]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A kernel, a loop in it, or a part that a branch can skip.
+
+    Attributes:
+        kind: "kernel", "loop" or "branch".
+        start: the first bundle.
+        end: one past the last.
+        bundles: how many there are, inner regions included.
+        slots: units kept busy, summed over the bundles, by kind of unit, inner regions included.
+        copies: instructions that start a copy between memories, inner regions included.
+        children: the regions directly inside, in order.
+    """
+
+    kind: str
+    start: int
+    end: int
+    bundles: int
+    slots: dict[str, int]
+    copies: int = 0
+    children: tuple[Region, ...] = ()
+
+    def walk(self) -> Iterator[Region]:
+        """This region and all inside, outer ones first."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    @property
+    def steady(self) -> tuple[int, dict[str, int]]:
+        """Bundles and slots without what a branch skips that neither multiplies nor starts copies.
+
+        Such parts start and finish a block of the output; most steps skip them.
+        """
+        bundles, slots = self.bundles, dict(self.slots)
+        for child in self.children:
+            inner_bundles, inner_slots = child.steady
+            if child.is_rare:
+                inner_bundles, inner_slots = 0, dict.fromkeys(slots, 0)
+            bundles -= child.bundles - inner_bundles
+            for name in slots:
+                slots[name] -= child.slots[name] - inner_slots[name]
+        return bundles, slots
+
+    @property
+    def is_rare(self) -> bool:
+        """Whether it is a part that most steps skip, see `steady`."""
+        return self.kind == "branch" and not self.slots["MXU"] and not self.copies
+
+    @property
+    def has_loops(self) -> bool:
+        """Whether there is a loop inside."""
+        return any(region.kind == "loop" for region in self.walk() if region is not self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The schedule of one kernel.
+
+    Attributes:
+        name: the name of its instruction in the optimised program.
+        capacity: units of each kind.
+        kernel: its regions.
+        vmem: bytes of VMEM for blocks, scratch and spills.
+    """
+
+    name: str
+    capacity: dict[str, int]
+    kernel: Region
+    vmem: int
+
+    @property
+    def inner_loop(self) -> Region:
+        """The loop without loops in it that multiplies most; the kernel if there is no loop."""
+        loops = [r for r in self.kernel.walk() if r.kind == "loop" and not r.has_loops]
+        return max(
+            loops, key=lambda region: (region.slots["MXU"], region.bundles), default=self.kernel
+        )
+
+    @property
+    def matmul_regions(self) -> tuple[Region, ...]:
+        """The innermost parts of the kernel that multiply, in order; at least one region."""
+
+        def leaves(region: Region) -> Iterator[Region]:
+            inner = [child for child in region.children if child.slots["MXU"]]
+            # A few products in a branch beside the main ones make that branch no main part.
+            main = sum(child.slots["MXU"] for child in inner) * 2 > region.slots["MXU"]
+            if not main:
+                yield region
+            else:
+                for child in inner:
+                    yield from leaves(child)
+
+        return tuple(leaves(self.kernel))
+
+    def use(self, region: Region, unit: str, steady: bool = True) -> float:
+        """The part of the slots of `unit` that `region` uses."""
+        bundles, slots = region.steady if steady else (region.bundles, region.slots)
+        return slots[unit] / (bundles * self.capacity[unit]) if bundles else 0.0
+
+
+def read_schedules(folder: Path, branch_delay: int) -> dict[str, Schedule]:
+    """The schedules that libtpu left in `folder`, by the name of the instruction.
+
+    Args:
+        folder: what `DUMP_FLAGS` named.
+        branch_delay: of the generation, see `chips.TpuChip`.
+    """
+    found = {}
+    for path in sorted(folder.glob("*-final_bundles.txt")):
+        if "schedule-analysis" in path.name:
+            continue
+        name = re.sub(r"^\d+-(.*)-\d+-final_bundles\.txt$", r"\1", path.name)
+        prefix = re.sub(r"\d+-final_bundles\.txt$", "", path.name)
+        uses = list(folder.glob(f"{_escape(prefix)}*-final_hlo-static-per-bundle-utilization.txt"))
+        allocations = list(folder.glob(f"{_escape(prefix)}*-pre-finalize-registers*.txt"))
+        if len(uses) != 1:
+            raise ValueError(f"{folder}: {len(uses)} files of slot use belong to {path.name}")
+        vmem = 0
+        for allocation in allocations:
+            vmem = sum(int(size, 16) for size in _ALLOCATION.findall(allocation.read_text()))
+        found[name] = parse_schedule(
+            name, path.read_text(), uses[0].read_text(), branch_delay, vmem
+        )
+    return found
+
+
+def _escape(name: str) -> str:
+    return re.sub(r"([\[\]*?])", r"[\1]", name)
+
+
+def parse_schedule(name: str, bundles: str, use: str, branch_delay: int, vmem: int = 0) -> Schedule:
+    """The schedule of one kernel from the two texts about it.
+
+    Raises:
+        ValueError: the texts do not fit each other or are of an unknown form.
+    """
+    units, capacity, rows = _parse_use(use)
+    texts = _parse_bundles(bundles)
+    if len(texts) > len(rows):
+        raise ValueError(f"{name}: {len(texts)} bundles, and slot use of {len(rows)}")
+    rows = rows[: len(texts)]
+    copies = [0]
+    for text in texts:
+        copies.append(copies[-1] + len(_COPY.findall(text)))
+    sums = [dict.fromkeys(units, 0)]
+    for row in rows:
+        sums.append({unit: sums[-1][unit] + n for unit, n in zip(units, row, strict=True)})
+
+    def region(kind: str, start: int, end: int, inside: list[tuple[int, int, str]]) -> Region:
+        children = []
+        rest = sorted(inside, key=lambda span: (span[0], -span[1]))
+        while rest:
+            first, last, inner_kind = rest.pop(0)
+            nested = [span for span in rest if span[0] < last]
+            # A span that straddles an end (a jump out of two levels) is cut at the outer end.
+            nested = [(a, min(b, last), k) for a, b, k in nested]
+            rest = [span for span in rest if span[0] >= last]
+            children.append(region(inner_kind, first, last, nested))
+        slots = {unit: sums[end][unit] - sums[start][unit] for unit in units}
+        started = copies[end] - copies[start]
+        return Region(kind, start, end, end - start, slots, started, tuple(children))
+
+    spans = list(_spans(texts, branch_delay))
+    return Schedule(name, capacity, region("kernel", 0, len(texts), spans), vmem)
+
+
+def _parse_use(text: str) -> tuple[list[str], dict[str, int], list[list[int]]]:
+    lines = text.splitlines()
+    if len(lines) < 4 or not lines[0].startswith("== CAP") or not lines[3].startswith("== UTIL"):
+        raise ValueError("the file of slot use does not have the known form")
+    units = [unit.strip() for unit in lines[1].split(",")]
+    capacity = dict(zip(units, map(int, lines[2].split()), strict=True))
+    return units, capacity, [list(map(int, line.split())) for line in lines[4:] if line.strip()]
+
+
+def _parse_bundles(text: str) -> list[str]:
+    """The text of each bundle, with the comment lines that follow it."""
+    bundles: list[str] = []
+    for line in text.splitlines():
+        match = _BUNDLE.match(line)
+        if match and int(match[1], 16) == len(bundles):
+            bundles.append(match[2])
+        elif bundles:
+            bundles[-1] += "\n" + line
+    return bundles
+
+
+def _spans(bundles: list[str], branch_delay: int) -> Iterator[tuple[int, int, str]]:
+    """Start, end and kind of each loop and each part that a branch skips."""
+    starts = {int(n): i for i, text in enumerate(bundles) for n in _START.findall(text)}
+    for i, text in enumerate(bundles):
+        for _, target in _BRANCH.findall(text):
+            start, after = starts.get(int(target)), min(i + 1 + branch_delay, len(bundles))
+            if start is None:
+                continue
+            if start <= i:
+                yield start, after, "loop"
+            elif start > after:
+                yield after, start, "branch"

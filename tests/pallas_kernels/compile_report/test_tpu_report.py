@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.compile_report import chips
+from pallas_kernels.compile_report.program import Program, ProgramReference
+from pallas_kernels.compile_report.tpu_report import CompileError, TpuReport, tpu_reports
+
+THIS = f"{__file__}:"
+
+
+def matmul_kernel(x_ref, w_ref, o_ref):
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        o_ref[...] = jnp.zeros_like(o_ref)
+
+    o_ref[...] += jnp.dot(x_ref[...], w_ref[...], preferred_element_type=jnp.float32)
+
+
+def matmul(size: int) -> Program:
+    """A product in blocks of 256 rows and 512 summands."""
+
+    def run(x, w):
+        return pl.pallas_call(
+            matmul_kernel,
+            grid=(size // 256, size // 512),
+            in_specs=[
+                pl.BlockSpec((256, 512), lambda i, k: (i, k)),
+                pl.BlockSpec((512, 512), lambda i, k: (k, 0)),
+            ],
+            out_specs=pl.BlockSpec((256, 512), lambda i, k: (i, 0)),
+            out_shape=jax.ShapeDtypeStruct((size, 512), jnp.float32),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+            name="product",
+        )(x, w)
+
+    shapes = (size, size), (size, 512)
+    return Program(run, tuple(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes))
+
+
+def refused() -> Program:
+    """Its scratch does not fit into VMEM."""
+
+    def fill(o_ref, scratch_ref):
+        scratch_ref[0] = jnp.ones_like(o_ref)
+        o_ref[...] = scratch_ref[0]
+
+    tile = jax.ShapeDtypeStruct((8, 128), jnp.float32)
+    scratch = [pltpu.VMEM((1 << 16, 8, 128), jnp.float32)]
+    return Program(pl.pallas_call(fill, out_shape=tile, scratch_shapes=scratch), ())
+
+
+@pytest.mark.parametrize("generation", ["v5p", "v6e"])
+def test_report_of_a_product(generation: str) -> None:
+    done: list[int] = []
+    programs = [
+        ProgramReference(THIS + "matmul", {"size": 2048}),
+        ProgramReference(THIS + "refused"),
+    ]
+    report, refusal = tpu_reports(generation, programs, on_done=lambda: done.append(1))
+    assert len(done) == 2
+    assert isinstance(refusal, CompileError)
+    assert "vmem" in str(refusal).lower()
+    assert isinstance(report, TpuReport)
+    [kernel] = report.kernels
+    assert kernel.name.startswith("product")
+    assert kernel.grid == (8, 4)
+    moved = 2048 * 2048 * 2 + 8 * 2048 * 512 * 2 + 2048 * 512 * 4
+    assert kernel.hbm_bytes == moved
+    assert report.hbm_bytes == moved == report.bytes_by_category["kernel"]
+    assert kernel.flops == 2 * 2048 * 2048 * 512
+    assert kernel.matmul_runs == (32,)
+    assert 0.3 < kernel.matmul_use <= 1
+    assert 0 < kernel.loop_bundles < kernel.bundles
+    # Two blocks of each operand and of the result.
+    assert kernel.vmem_bytes >= 2 * (256 * 512 * 2 + 512 * 512 * 2 + 256 * 512 * 4)
+    chip = chips.find_chip(generation)
+    assert kernel.predicted_seconds >= kernel.flops / chip.matmul_flops
+    assert kernel.seconds["bytes"] == pytest.approx(moved / chip.hbm_bandwidth)
+    steps = kernel.seconds["bundles"] * chip.clock * chip.cores
+    assert 32 * max(kernel.matmul_bundles) <= steps <= 32 * kernel.bundles
+    assert kernel.exact
+
+
+def test_an_unknown_generation_is_named() -> None:
+    with pytest.raises(ValueError, match="generation='v1' is unknown; known are v5e"):
+        tpu_reports("v1", [])

@@ -1,0 +1,187 @@
+"""Bytes counted by hand beside bytes counted by the program."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas.ops.tpu.megablox import gmm
+
+from pallas_kernels.compile_report.traffic import KernelTraffic, kernel_traffic
+
+Shape = jax.ShapeDtypeStruct
+BF16, F32 = jnp.bfloat16, jnp.float32
+
+
+def only(kernels: list[KernelTraffic]) -> KernelTraffic:
+    [kernel] = kernels
+    return kernel
+
+
+def matmul_kernel(x_ref, w_ref, o_ref):
+    o_ref[...] += jnp.dot(x_ref[...], w_ref[...], preferred_element_type=F32)
+
+
+def matmul(x, w, *, bm=128, bn=256, bk=128):
+    (m, k), n = x.shape, w.shape[1]
+    return pl.pallas_call(
+        matmul_kernel,
+        grid=(m // bm, n // bn, k // bk),
+        in_specs=[
+            pl.BlockSpec((bm, bk), lambda i, j, k: (i, k)),
+            pl.BlockSpec((bk, bn), lambda i, j, k: (k, j)),
+        ],
+        out_specs=pl.BlockSpec((bm, bn), lambda i, j, k: (i, j)),
+        out_shape=Shape((m, n), F32),
+        name="matmul",
+    )(x, w)
+
+
+def test_blocks_are_fetched_when_they_change() -> None:
+    kernel = only(kernel_traffic(matmul, Shape((256, 512), BF16), Shape((512, 512), BF16)))
+    assert kernel.grid == (2, 2, 4)
+    # Every step has another block of both operands; a result stays for the 4 steps of its sum.
+    assert kernel.read == (16 * 128 * 128 * 2, 16 * 128 * 256 * 2, 0)
+    assert kernel.written == (0, 0, 4 * 128 * 256 * 4)
+    assert kernel.copies == 16 + 16 + 4
+    assert kernel.product_runs == (16,)
+    assert kernel.flops == 2 * 256 * 512 * 512
+    assert kernel.signature == ("f32[256,512]",)
+    assert kernel.exact
+
+
+def test_a_block_that_stays_is_fetched_once() -> None:
+    operands = Shape((512, 128), BF16), Shape((128, 256), BF16)
+    kernel = only(kernel_traffic(matmul, *operands))
+    assert kernel.read == (512 * 128 * 2, 128 * 256 * 2, 0)
+
+
+def test_blocks_over_the_edge_move_what_is_inside() -> None:
+    def copy(x_ref, o_ref):
+        o_ref[...] = x_ref[...]
+
+    def run(x):
+        spec = pl.BlockSpec((128, 128), lambda i: (i, 0))
+        return pl.pallas_call(
+            copy, grid=(2,), in_specs=[spec], out_specs=spec, out_shape=Shape((200, 128), F32)
+        )(x)
+
+    kernel = only(kernel_traffic(run, Shape((200, 128), F32)))
+    assert kernel.read[0] == kernel.written[1] == 200 * 128 * 4
+
+
+@pytest.mark.parametrize(("sizes", "fetches"), [((128, 384, 0), 2), ((200, 200, 112), 5)])
+def test_block_maps_read_tables_that_the_program_computes(sizes, fetches: int) -> None:
+    x, w = Shape((512, 128), BF16), Shape((3, 128, 128), BF16)
+    run = functools.partial(gmm, tiling=(128, 128, 128))
+    kernel = only(kernel_traffic(run, x, w, np.array(sizes, np.int32)))
+    # A tile of rows that holds the end of a group and the start of another runs once for each.
+    steps = 4 if fetches == 2 else 6
+    assert kernel.grid == (1, steps, 1)
+    weights = kernel.read[-2]
+    assert weights == {2: 2, 5: 3}[fetches] * 128 * 128 * 2
+    assert kernel.read[-3] == 512 * 128 * 2
+    assert kernel.product_runs[-1] + kernel.product_runs[0] == steps
+
+
+def gather_kernel(index_ref, x_ref, o_ref, buffer, semaphore, *, rows, skip):
+    def copy(j):
+        row = index_ref[pl.program_id(0) * rows + j]
+        return pltpu.make_async_copy(x_ref.at[row], buffer.at[j], semaphore)
+
+    @pl.loop(0, rows)
+    def _(j):
+        @pl.when(index_ref[pl.program_id(0) * rows + j] >= skip)
+        def _():
+            copy(j).start()
+
+    @pl.when(pl.program_id(0) == 1)
+    def _():
+        copy(0).start()
+
+    o_ref[...] = buffer[...].reshape(o_ref.shape)
+
+
+def gather(x, indices, *, rows=8, skip=0):
+    steps = indices.shape[0] // rows
+    return pl.pallas_call(
+        functools.partial(gather_kernel, rows=rows, skip=skip),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(steps,),
+            in_specs=[pl.BlockSpec(memory_space=pl.ANY)],
+            out_specs=pl.BlockSpec((rows, 128), lambda i, index: (i, 0)),
+            scratch_shapes=[pltpu.VMEM((rows, 1, 128), F32), pltpu.SemaphoreType.DMA],
+        ),
+        out_shape=Shape((indices.shape[0], 128), F32),
+    )(indices, x)
+
+
+def test_copies_of_the_kernel_count_where_their_predicates_hold() -> None:
+    indices = np.arange(32, dtype=np.int32)
+    x = Shape((64, 1, 128), F32)
+    kernel = only(kernel_traffic(functools.partial(gather, skip=4), x, indices))
+    # Rows 0 to 3 are skipped; one row is copied again in step 1.
+    assert kernel.read == (32 * 4, (28 + 1) * 128 * 4, 0)
+    assert kernel.written == (0, 0, 32 * 128 * 4)
+    assert kernel.copies == 28 + 1 + 4
+    assert kernel.exact
+
+
+def test_loops_whose_steps_are_alike_count_for_all() -> None:
+    def kernel(n_ref, x_ref, o_ref, buffer, semaphore):
+        def step(j, carry):
+            pltpu.make_async_copy(x_ref.at[j], buffer, semaphore).start()
+            return carry
+
+        jax.lax.fori_loop(0, n_ref[pl.program_id(0)], step, 0)
+        jax.lax.fori_loop(0, 3, step, 0)
+        jax.lax.fori_loop(0, 2, step, 0, unroll=True)
+        o_ref[...] = buffer[...]
+
+    def run(lengths, x):
+        return pl.pallas_call(
+            kernel,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=(2,),
+                in_specs=[pl.BlockSpec(memory_space=pl.ANY)],
+                out_specs=pl.BlockSpec((8, 128), lambda i, n: (0, 0)),
+                scratch_shapes=[pltpu.VMEM((8, 128), F32), pltpu.SemaphoreType.DMA],
+            ),
+            out_shape=Shape((8, 128), F32),
+        )(lengths, x)
+
+    lengths = np.array([5, 7], np.int32)
+    found = only(kernel_traffic(run, lengths, Shape((16, 8, 128), F32)))
+    copies = 5 + 7 + 2 * 3 + 2 * 2
+    assert found.read[1] == copies * 8 * 128 * 4
+    assert found.loop_runs == (5 + 7, 2 * 3)
+    assert found.exact
+    unknown = only(kernel_traffic(run, Shape((2,), jnp.int32), Shape((16, 8, 128), F32)))
+    assert not unknown.exact
+
+
+def test_unknown_block_maps_are_refused() -> None:
+    run = functools.partial(gmm, tiling=(128, 128, 128))
+    operands = Shape((512, 128), BF16), Shape((3, 128, 128), BF16), Shape((3,), jnp.int32)
+    with pytest.raises(ValueError, match="not known"):
+        kernel_traffic(run, *operands)
+
+
+def test_kernels_inside_gradients_are_found_in_order() -> None:
+    def loss(x, w, sizes):
+        return gmm(x, w, sizes, tiling=(128, 128, 128)).sum()
+
+    sizes = np.array([128, 384], np.int32)
+    operands = Shape((512, 128), F32), Shape((2, 128, 256), F32), sizes
+    kernels = kernel_traffic(jax.grad(loss, argnums=(0, 1)), *operands)
+    assert [kernel.signature for kernel in kernels][-2:] == [
+        ("f32[512,128]",),
+        ("f32[2,128,256]",),
+    ]
