@@ -1,0 +1,245 @@
+"""Forward kernel for TPUs: a block of rows walks over its blocks of keys, the nearest first.
+
+Keys and values stay in HBM and are fetched block by block, two buffers each, while the blocks
+before them are computed. The number of blocks is that of the walk, or less where the stick runs
+out: blocks that are not visited cost neither computation nor traffic (one block of keys at most is
+fetched in vain).
+
+The product of weights and values is delayed by one block. It then does not depend on anything else
+in its iteration, so that the compiler can keep the matrix unit busy with it, and with the products
+of keys and queries, while the vector units turn logits into weights. Measured on the compiler's
+schedule for v5p, 512 by 512, width 128: 1,277 bundles a block against 1,423 with the product in its
+own iteration.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.stickbreaking_attention import tpu_tile
+from pallas_kernels.stickbreaking_attention.tpu_layout import (
+    COLUMNS,
+    COUNT,
+    FULL_HIGH,
+    FULL_LOW,
+    STOP,
+    SUBLANES,
+    Walk,
+)
+
+
+def forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    walk: Walk,
+    *,
+    scale: float,
+    tolerance: float,
+    block: int,
+    dtype: jax.typing.DTypeLike,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Runs the kernel.
+
+    Args:
+      query: `[B, G, rows, d]`.
+      key: `[B, G, blocks, block, d]`, in running order.
+      value: `[B, G, blocks, dv, block]`, in running order.
+      walk: what rows see.
+      scale: of the logits.
+      tolerance: of the early exit.
+      block: rows of a block.
+      dtype: of the output.
+
+    Returns:
+      output `[B, G, dv, rows]`; float32 `[B, G, rows]`, minus the binary logarithm of the
+      remainder; int32 `[B, G, rows]`, how many blocks of keys were visited, or None without a
+      tolerance.
+    """
+    batch, groups, rows, width = query.shape
+    blocks, key_block = key.shape[2:4]
+    value_width = value.shape[3]
+    of_rows = lambda b, g, i, *_: (b, g, 0, i)  # noqa: E731
+    row = pl.BlockSpec((None, None, 1, block), of_rows)
+    inputs = {
+        "query": (query, pl.BlockSpec((None, None, block, width), lambda b, g, i, *_: (b, g, i, 0)))
+    }
+    inputs |= walk_inputs(walk, block)
+    inputs["key"] = (key, pl.BlockSpec(memory_space=pl.ANY))
+    inputs["value"] = (value, pl.BlockSpec(memory_space=pl.ANY))
+    out_specs = [pl.BlockSpec((None, None, value_width, block), of_rows), row]
+    out_shape = [
+        jax.ShapeDtypeStruct((batch, groups, value_width, rows), dtype),
+        jax.ShapeDtypeStruct((batch, groups, 1, rows), jnp.float32),
+    ]
+    if tolerance:
+        out_specs.append(row)
+        out_shape.append(jax.ShapeDtypeStruct((batch, groups, 1, rows), jnp.int32))
+    pairs = batch * groups * rows * blocks * key_block // 2
+    results = pl.pallas_call(
+        functools.partial(
+            _kernel,
+            names=tuple(inputs),
+            strides=walk_strides(walk, groups, rows // block),
+            scale=scale,
+            tolerance=tolerance,
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(batch, groups, rows // block),
+            in_specs=[spec for _, spec in inputs.values()],
+            out_specs=out_specs,
+            scratch_shapes=[
+                pltpu.VMEM((2, key_block, width), key.dtype),
+                pltpu.VMEM((2, value_width, key_block), value.dtype),
+                pltpu.VMEM((key_block, block), value.dtype),
+                pltpu.VMEM((value_width, block), jnp.float32),
+                pltpu.VMEM((SUBLANES, block), jnp.float32),
+                pltpu.SemaphoreType.DMA((2, 2)),
+            ],
+        ),
+        out_shape=out_shape,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            disable_bounds_checks=True,
+            vmem_limit_bytes=VMEM_LIMIT,
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * pairs * (width + value_width),
+            transcendentals=3 * pairs,
+            bytes_accessed=(query.size + key.size + value.size) * query.dtype.itemsize,
+        ),
+        name="stickbreaking_attention_forward",
+    )(walk.table, *(array for array, _ in inputs.values()))
+    output, spent, *visited = (result for result in results)
+    return output, spent[:, :, 0], visited[0][:, :, 0] if visited else None
+
+
+# The compilers' own default is 16 MiB; all chips since v4 have at least this.
+VMEM_LIMIT = 60 * 2**20
+
+
+def walk_inputs(walk: Walk, block: int) -> dict[str, tuple[jax.Array, pl.BlockSpec]]:
+    """The arrays of a walk that are there, and how a grid `(B, G, row blocks)` reads them."""
+    inputs = {"last": (walk.last, pl.BlockSpec((1, block), lambda b, g, i, *_: (0, i)))}
+    if walk.first is not None:
+        batch, groups = (size > 1 for size in walk.first.shape[:2])
+        inputs["first"] = (
+            walk.first,
+            pl.BlockSpec((None, None, 1, block), lambda b, g, i, *_: (b * batch, g * groups, 0, i)),
+        )
+    if walk.query_ids is not None and walk.key_ids is not None:
+        inputs["query_ids"] = (
+            walk.query_ids,
+            pl.BlockSpec((None, 1, block), lambda b, g, i, *_: (b, 0, i)),
+        )
+        inputs["key_ids"] = (
+            walk.key_ids,
+            pl.BlockSpec((None, *walk.key_ids.shape[1:]), lambda b, g, i, *_: (b, 0, 0, 0)),
+        )
+    return inputs
+
+
+def walk_strides(walk: Walk, groups: int, row_blocks: int) -> tuple[int, int]:
+    """How far apart the entries of two batch rows, and of two heads, lie in a walk's table."""
+    entries = walk.table.size // (row_blocks * COLUMNS)
+    of_heads = walk.first is not None and walk.first.shape[1] > 1
+    of_batch = entries > (groups if of_heads else 1)
+    group = row_blocks * COLUMNS if of_heads else 0
+    return (row_blocks * COLUMNS * (groups if of_heads else 1) if of_batch else 0), group
+
+
+def _kernel(
+    table: Any,
+    *refs: Any,
+    names: tuple[str, ...],
+    strides: tuple[int, int],
+    scale: float,
+    tolerance: float,
+) -> None:
+    inputs = dict(zip(names, refs, strict=False))
+    outputs = refs[len(names) :]
+    output, spent_of_rows = outputs[:2]
+    keys, values, weights, sums, spent, semaphores = refs[-6:]
+    query, key, value = inputs["query"], inputs["key"], inputs["value"]
+    b, g, i = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    entry = b * strides[0] + g * strides[1] + i * COLUMNS
+    stop, count = table[entry + STOP], table[entry + COUNT]
+    key_block = keys.shape[1]
+
+    def fetch_key(n: jax.Array) -> Any:
+        return pltpu.make_async_copy(
+            key.at[b, g, stop - n], keys.at[n & 1], semaphores.at[0, n & 1]
+        )
+
+    def fetch_value(n: jax.Array) -> Any:
+        return pltpu.make_async_copy(
+            value.at[b, g, stop - n], values.at[n & 1], semaphores.at[1, n & 1]
+        )
+
+    def add_outputs(n: jax.Array) -> None:
+        sums[...] += tpu_tile.dot("dk,kq->dq", values[n & 1], weights[...])
+
+    def compute(n: jax.Array, seen: tpu_tile.Sight | None) -> None:
+        products = tpu_tile.dot("kd,qd->kq", keys[n & 1], query[...])
+        add_outputs(n + 1)
+        tile, behind = tpu_tile.weights(products, spent[...], scale, seen)
+        weights[...] = tile.astype(weights.dtype)
+        spent[...] = behind
+
+    def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        n, _ = carry
+        pl.when(n + 1 < count)(lambda: fetch_key(n + 1).start())
+        fetch_value(n).start()
+        fetch_key(n).wait()
+        pl.when(n > 0)(lambda: fetch_value(n - 1).wait())
+        index = stop - n
+        full = (index >= table[entry + FULL_LOW]) & (index <= table[entry + FULL_HIGH])
+
+        pl.when(full)(lambda: compute(n, None))
+        pl.when(~full)(lambda: compute(n, sight_of(inputs, index, key_block)))
+        return n + 1, is_unfinished(spent, tolerance)
+
+    sums[...] = jnp.zeros_like(sums)
+    spent[...] = jnp.zeros_like(spent)
+    # The first iteration adds nothing, of values that must not be NaN.
+    weights[...] = jnp.zeros_like(weights)
+    values[1] = jnp.zeros_like(values[1])
+    pl.when(count > 0)(lambda: fetch_key(jnp.int32(0)).start())
+    visited, _ = jax.lax.while_loop(
+        lambda carry: (carry[0] < count) & carry[1], step, (jnp.int32(0), jnp.bool_(True))
+    )
+    pl.when(visited < count)(lambda: fetch_key(visited).wait())
+    pl.when(visited > 0)(lambda: fetch_value(visited - 1).wait())
+    add_outputs(visited + 1)
+    output[...] = sums[...].astype(output.dtype)
+    spent_of_rows[...] = spent[:1]
+    if tolerance:
+        outputs[2][...] = jnp.full(outputs[2].shape, visited, jnp.int32)
+
+
+def sight_of(inputs: dict[str, Any], index: jax.Array, key_block: int) -> tpu_tile.Sight:
+    """The sight of the rows in the key block of that index, from a kernel's inputs."""
+    first, query_ids, key_ids = (inputs.get(name) for name in ("first", "query_ids", "key_ids"))
+    return tpu_tile.sight(
+        index * key_block,
+        key_block // SUBLANES,
+        inputs["last"][...],
+        None if first is None else first[...],
+        None if query_ids is None else query_ids[...],
+        None if key_ids is None else key_ids[index],
+    )
+
+
+def is_unfinished(spent: Any, tolerance: float) -> jax.Array:
+    """Whether any row has more of its stick left than the tolerance; NaN goes on, to show."""
+    if not tolerance:
+        return jnp.bool_(True)
+    return ~(jnp.min(spent[...]) > -math.log2(tolerance))
