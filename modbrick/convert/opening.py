@@ -13,6 +13,8 @@ import numpy as np
 from modbrick.config import ModelConfig
 from modbrick.convert.correspondence import Correspondence, correspondence
 from modbrick.convert.format import Format, Translation
+from modbrick.convert.gguf import is_gguf
+from modbrick.convert.gguf_source import open_gguf
 from modbrick.convert.registry import recognise
 from modbrick.convert.source import Source, open_directory
 from modbrick.convert.stored_tensor import StoredTensor
@@ -91,14 +93,16 @@ def open_source(path: str | Path) -> Source:
     Raises:
       InputError: anything that is missing, damaged, contradictory or named twice.
     """
-    return open_directory(Path(path))
+    path = Path(path)
+    return open_gguf(path) if is_gguf(path) else open_directory(path)
 
 
 def open_checkpoint(path: str | Path) -> OpenedSource:
     """Recognises the format of a source, reads its config and headers, and compares them.
 
     Args:
-      path: a directory with `config.json` and weights (safetensors or `.bin`, sharded or not).
+      path: a directory with `config.json` and weights (safetensors or `.bin`, sharded or not), or a
+        GGUF file.
 
     Raises:
       InputError: what `open_source` refuses; an unknown format; a model that cannot be represented

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from modbrick.convert import moduleformer
+from modbrick.convert import gguf_llama, moduleformer
 from modbrick.convert.format import Format
 from modbrick.errors import InputError
 from modbrick.schema import nearest
 
-FORMATS: Mapping[str, Format] = {form.name: form for form in (moduleformer.FORMAT,)}
+FORMATS: Mapping[str, Format] = {
+    form.name: form for form in (moduleformer.FORMAT, gguf_llama.FORMAT)
+}
 """By name. A new format is a line here."""
 
 
