@@ -1,8 +1,8 @@
 """What the compilers for TPUs and Hopper GPUs make of a kernel, read without the hardware.
 
-`compile_for`, `lower_for_tpu` and `lower_for_h100` are for tests; `tpu_report` says what a program
-would cost on a TPU; `kernel_traffic` counts the bytes that it moves. docs/kernels.md explains how
-to read the report.
+`compile_for`, `lower_for_tpu` and `lower_for_h100` are for tests; `tpu_reports` say what a program
+would cost on a TPU, `h100_reports` what the assembler makes of its kernels; `kernel_traffic` counts
+the bytes that move. docs/kernels.md explains how to read the reports.
 """
 
 from pallas_kernels.compile_report.compilation import (
@@ -13,19 +13,25 @@ from pallas_kernels.compile_report.compilation import (
     lower_for_tpu,
     tpu_devices,
 )
+from pallas_kernels.compile_report.h100_report import (
+    H100KernelReport,
+    H100Report,
+    h100_reports,
+)
 from pallas_kernels.compile_report.program import Program, ProgramReference
 from pallas_kernels.compile_report.tpu_report import (
-    CompileError,
     KernelReport,
     TpuReport,
-    tpu_report,
     tpu_reports,
 )
 from pallas_kernels.compile_report.traffic import KernelTraffic, kernel_traffic
+from pallas_kernels.compile_report.worker_process import CompileError
 
 __all__ = [
     "CompileError",
     "CompilerUnavailableError",
+    "H100KernelReport",
+    "H100Report",
     "KernelReport",
     "KernelTraffic",
     "Program",
@@ -33,10 +39,10 @@ __all__ = [
     "TpuReport",
     "compile_for",
     "h100_device",
+    "h100_reports",
     "kernel_traffic",
     "lower_for_h100",
     "lower_for_tpu",
     "tpu_devices",
-    "tpu_report",
     "tpu_reports",
 ]

@@ -1,18 +1,22 @@
-"""Prints the TPU report of one program.
+"""Prints the report of one program.
 
-python -m pallas_kernels.compile_report BUILDER GENERATION [ARGUMENTS]
+python -m pallas_kernels.compile_report BUILDER TARGET [ARGUMENTS]
 
 BUILDER is package.module:function or file.py:function; the function returns a `Program`. ARGUMENTS
-is a JSON object of its keyword arguments.
+is a JSON object of its keyword arguments. TARGET is a TPU generation (v5e, v5p, v6e, tpu7x), or
+h100.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
+from pallas_kernels.compile_report.h100_report import h100_report
 from pallas_kernels.compile_report.program import ProgramReference
-from pallas_kernels.compile_report.tpu_report import CompileError, KernelReport, tpu_report
+from pallas_kernels.compile_report.tpu_report import KernelReport, tpu_report
+from pallas_kernels.compile_report.worker_process import CompileError
 
 
 def main(arguments: list[str]) -> int:
@@ -20,15 +24,19 @@ def main(arguments: list[str]) -> int:
     if len(arguments) not in (2, 3):
         print(__doc__, file=sys.stderr)
         return 2
-    builder, generation, *rest = arguments
+    builder, target, *rest = arguments
     try:
         program = ProgramReference(builder, json.loads(rest[0]) if rest else {})
-        report = tpu_report(generation, program)
+        if target == "h100":
+            for h100_kernel in h100_report(program).kernels:
+                print(json.dumps(dataclasses.asdict(h100_kernel)))
+            return 0
+        report = tpu_report(target, program)
     except (CompileError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{generation}: {report.hbm_bytes / 2**20:,.1f} MiB moved, "
+        f"{target}: {report.hbm_bytes / 2**20:,.1f} MiB moved, "
         f"{report.temp_bytes / 2**20:,.1f} MiB temporary, "
         f"predicted {report.predicted_seconds * 1e6:,.1f} us"
     )

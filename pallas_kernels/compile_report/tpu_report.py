@@ -10,28 +10,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pallas_kernels.compile_report.chips import TpuChip, find_chip
-from pallas_kernels.compile_report.compilation import LIBTPU_ENVIRONMENT, CompilerUnavailableError
 from pallas_kernels.compile_report.hlo import HloProgram
 from pallas_kernels.compile_report.program import ProgramReference
 from pallas_kernels.compile_report.schedule import DUMP_FLAGS, Region, Schedule, read_schedules
 from pallas_kernels.compile_report.traffic import KernelTraffic, program_traffic
+from pallas_kernels.compile_report.worker_process import CompileError, run_worker
 
 # The least that starting a copy costs in any schedule compiled so far (row gathers on v5p, double
 # buffered and unpredicated, beside a product).
 _BUNDLES_PER_COPY = 2
-
-
-class CompileError(RuntimeError):
-    """The compiler refused a program; the message is the compiler's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +130,17 @@ def tpu_reports(
     chip = find_chip(generation)
     with tempfile.TemporaryDirectory(prefix="tpu_report_") as name:
         folder = Path(name)
-        _compile(chip, programs, folder, on_done, timeout)
+        (folder / "dump").mkdir()
+        flags = " ".join(flag.format(folder=folder / "dump") for flag in DUMP_FLAGS)
+        run_worker(
+            "pallas_kernels.compile_report.tpu_worker",
+            folder,
+            programs,
+            request={"topology": chip.topology},
+            environment={"LIBTPU_INIT_ARGS": flags},
+            on_done=on_done,
+            timeout=timeout,
+        )
         return [_report(chip, folder / str(i)) for i in range(len(programs))]
 
 
@@ -151,50 +154,6 @@ def tpu_report(generation: str, program: ProgramReference) -> TpuReport:
     if isinstance(report, CompileError):
         raise report
     return report
-
-
-def _compile(
-    chip: TpuChip,
-    programs: Sequence[ProgramReference],
-    folder: Path,
-    on_done: Callable[[], None] | None,
-    timeout: float,
-) -> None:
-    (folder / "dump").mkdir()
-    request = {
-        "topology": chip.topology,
-        "programs": [dataclasses.asdict(program) for program in programs],
-    }
-    (folder / "request.json").write_text(json.dumps(request))
-    flags = " ".join(flag.format(folder=folder / "dump") for flag in DUMP_FLAGS)
-    environment = {
-        **os.environ,
-        **LIBTPU_ENVIRONMENT,
-        "JAX_PLATFORMS": "cpu",
-        "LIBTPU_INIT_ARGS": flags,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        # A cached executable would leave no schedule.
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-    }
-    command = [sys.executable, "-m", "pallas_kernels.compile_report.tpu_worker", str(folder)]
-    log = folder / "log"
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
-        try:
-            assert process.stdout
-            for line in process.stdout:
-                if line.startswith("done") and on_done is not None:
-                    on_done()
-            status = process.wait(timeout)
-        finally:
-            process.kill()
-            process.wait()
-    if status:
-        last = (log.read_text().strip().splitlines() or ["no message"])[-1]
-        kind = CompilerUnavailableError if "libtpu" in last else RuntimeError
-        raise kind(f"compiling for {chip.name} ended with status {status}: {last}")
 
 
 def _report(chip: TpuChip, folder: Path) -> TpuReport | CompileError:

@@ -8,7 +8,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.compile_report import chips
 from pallas_kernels.compile_report.program import Program, ProgramReference
-from pallas_kernels.compile_report.tpu_report import CompileError, TpuReport, tpu_reports
+from pallas_kernels.compile_report.tpu_report import TpuReport, tpu_reports
+from pallas_kernels.compile_report.worker_process import CompileError
 
 THIS = f"{__file__}:"
 
