@@ -12,6 +12,9 @@ import numpy as np
 from modbrick.convert.gguf_values import shown
 from modbrick.errors import InputError
 
+MOST_NAMED = 20
+"""Keys in one message."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
@@ -37,7 +40,10 @@ class Keys:
         present = (key for key in self.metadata if key.startswith(self.prefix))
         others = sorted(key for key in present if key.removeprefix(self.prefix) not in known)
         if others:
-            raise InputError(f"{self.where}: settings that are not supported: {', '.join(others)}")
+            named = ", ".join(
+                key if key.isprintable() else repr(key) for key in others[:MOST_NAMED]
+            )
+            raise InputError(f"{self.where}: settings that are not supported: {named}")
 
     def count(self, name: str, default: int | None = None) -> int:
         """Returns a count of 0 or more.

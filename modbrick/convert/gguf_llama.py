@@ -131,43 +131,46 @@ def read_config(config: Mapping[str, Any], where: str) -> Translation:
     _refuse_features(keys)
     _check_sizes(keys, tensors)
     _check_experts(tensors, where)
-    vocabulary = _vocabulary(keys, tensors)
-    width, context = keys.count("embedding_length"), keys.count("context_length")
-    heads = keys.count("attention.head_count")
-    if heads < 1 or (width % heads and "llama.attention.key_length" not in config):
+    try:
+        return Translation(_model(keys, tensors))
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if message.startswith(where) else f"{where}: {message}") from None
+
+
+def _model(keys: Keys, tensors: Mapping[str, StoredTensor]) -> ModelConfig:
+    context = keys.count("context_length")
+    norm = NormConfig("rms", keys.number("attention.layer_norm_rms_epsilon"), bias=False)
+    layer = LayerConfig(_attention(keys, tensors, context), _feed_forward(keys, tensors), norm)
+    return ModelConfig(
+        vocabulary=_vocabulary(keys, tensors),
+        width=keys.count("embedding_length"),
+        segments=(SegmentConfig(layer, keys.count("block_count")),),
+        norm=norm,
+        context=context,
+        tied_head=HEAD not in tensors,
+        dtype=_dtype(tensors),
+    )
+
+
+def _attention(keys: Keys, tensors: Mapping[str, StoredTensor], context: int) -> AttentionConfig:
+    heads, width = keys.count("attention.head_count"), keys.count("embedding_length")
+    if heads < 1 or (width % heads and f"{keys.prefix}attention.key_length" not in keys.metadata):
         raise keys.error("attention.head_count", f"the width {width} does not divide into it")
     head_width = keys.count("attention.key_length", width // heads)
     if keys.count("attention.value_length", head_width) != head_width:
         raise keys.error("attention.value_length", f"only that of keys, {head_width}, is supported")
     divisors = tensors[FREQUENCIES].read() if FREQUENCIES in tensors else None
-    norm = NormConfig("rms", keys.number("attention.layer_norm_rms_epsilon"), bias=False)
-    try:
-        layer = LayerConfig(
-            attention=AttentionConfig(
-                heads=heads,
-                head_width=head_width,
-                kind="softmax",
-                key_value_heads=keys.count("attention.head_count_kv", heads),
-                biases=_biases(tensors),
-                rope=gguf_rope.rope_config(keys, head_width, context, divisors),
-                scale=keys.number("attention.scale", 0.0) or None,
-            ),
-            feed_forward=_feed_forward(keys, tensors),
-            norm=norm,
-        )
-        model = ModelConfig(
-            vocabulary=vocabulary,
-            width=width,
-            segments=(SegmentConfig(layer, keys.count("block_count")),),
-            norm=norm,
-            context=context,
-            tied_head=HEAD not in tensors,
-            dtype=_dtype(tensors),
-        )
-    except InputError as error:
-        message = str(error)
-        raise InputError(message if message.startswith(where) else f"{where}: {message}") from None
-    return Translation(model)
+    names: dict[Projection, str] = {"query": "q", "key": "k", "value": "v", "output": "output"}
+    return AttentionConfig(
+        heads=heads,
+        head_width=head_width,
+        kind="softmax",
+        key_value_heads=keys.count("attention.head_count_kv", heads),
+        biases=tuple(side for side, name in names.items() if _has(tensors, f"attn_{name}.bias")),
+        rope=gguf_rope.rope_config(keys, head_width, context, divisors),
+        scale=keys.number("attention.scale", 0.0) or None,
+    )
 
 
 def _refuse_features(keys: Keys) -> None:
@@ -202,11 +205,6 @@ def _vocabulary(keys: Keys, tensors: Mapping[str, StoredTensor]) -> int:
     if keys.count("vocab_size", vocabulary) != vocabulary:
         raise keys.error("vocab_size", f"{EMBEDDING} has {vocabulary} rows")
     return vocabulary
-
-
-def _biases(tensors: Mapping[str, StoredTensor]) -> tuple[Projection, ...]:
-    names: dict[Projection, str] = {"query": "q", "key": "k", "value": "v", "output": "output"}
-    return tuple(side for side, name in names.items() if _has(tensors, f"attn_{name}.bias"))
 
 
 def _feed_forward(keys: Keys, tensors: Mapping[str, StoredTensor]) -> FeedForwardConfig:

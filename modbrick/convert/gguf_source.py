@@ -11,6 +11,7 @@ from absl import logging
 from modbrick.convert.gguf import read_gguf
 from modbrick.convert.gguf_llama import source_config
 from modbrick.convert.gguf_tokenizer import tokenizer_files, unsupported
+from modbrick.convert.gguf_values import shown
 from modbrick.convert.source import LARGEST_TOKENIZER_FILE, Source
 from modbrick.convert.stored_tensor import open_file
 from modbrick.errors import InputError
@@ -26,10 +27,11 @@ def open_gguf(path: Path) -> Source:
       InputError: what `read_gguf` refuses.
     """
     file = read_gguf(path)
+    architecture = file.metadata.get("general.architecture")
     return Source(
         path,
         str(path),
-        file.metadata.get("general.architecture"),
+        architecture if isinstance(architecture, str) else shown(architecture),
         source_config(file),
         file.tensors,
         container="gguf",

@@ -15,7 +15,7 @@ import numpy as np
 
 from modbrick.convert.gguf_keys import Keys
 from modbrick.convert.gguf_sentencepiece import sentencepiece_parts
-from modbrick.convert.gguf_values import StringArray
+from modbrick.convert.gguf_values import StringArray, shown
 from modbrick.errors import InputError
 
 PREFIX = "tokenizer."
@@ -76,14 +76,14 @@ def unsupported(metadata: Mapping[str, Any]) -> str | None:
     kind = metadata.get("tokenizer.ggml.model")
     if kind is None:
         return "there is no tokenizer in the file"
+    if not isinstance(kind, str) or kind not in ("gpt2", "llama"):
+        return f"its model is {shown(kind)}; gpt2 (BPE) and llama (SentencePiece) are read"
     if kind == "gpt2":
-        pre = metadata.get("tokenizer.ggml.pre")
+        pre = metadata.get("tokenizer.ggml.pre", "default")
         if isinstance(pre, str) and pre in PRE_TOKENIZERS:
             return None
-        return f"the pre-tokenizer {pre!r} is not one of {', '.join(PRE_TOKENIZERS)}"
-    if kind != "llama":
-        return f"tokenizer.ggml.model is {kind!r}; gpt2 (BPE) and llama (SentencePiece) are read"
-    if metadata.get("tokenizer.ggml.remove_extra_whitespaces"):
+        return f"the pre-tokenizer {shown(pre)} is not one of {', '.join(PRE_TOKENIZERS)}"
+    if metadata.get("tokenizer.ggml.remove_extra_whitespaces", False) is not False:
         return "it removes white space (tokenizer.ggml.remove_extra_whitespaces)"
     if "tokenizer.ggml.precompiled_charsmap" in metadata:
         return "it maps characters (tokenizer.ggml.precompiled_charsmap)"
@@ -136,8 +136,9 @@ def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         **{f"{name}_token": named[name] for name in ("bos", "eos")},
-        "unk_token": named["unknown"], "pad_token": named["padding"],
-        "chat_template": metadata.get("tokenizer.chat_template"),
+        "unk_token": named["unknown"],
+        "pad_token": named["padding"],
+        "chat_template": Keys(metadata, PREFIX, where).text("chat_template", "") or None,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     return {"tokenizer.json": _json(tokenizer), "tokenizer_config.json": _json(settings)}

@@ -206,6 +206,6 @@ def decoded(text: bytes, where: str) -> str:
 
 def shown(value: object) -> str:
     """Returns a value for a message, on one line and not long."""
-    if isinstance(value, str | bool | int | float):
+    if isinstance(value, str | bool | int | float | None):
         return reprlib.repr(value)
     return f"an array of {len(value)} values" if isinstance(value, Sized) else type(value).__name__

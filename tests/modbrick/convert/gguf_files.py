@@ -118,6 +118,13 @@ def write(path: Path, *arguments: Any, **options: Any) -> Path:
     return path
 
 
+def overwrite(path: Path, content: bytes | bytearray) -> None:
+    """Writes into the blocks that a file has, which is far quicker than freeing them first."""
+    with path.open("r+b") as file:
+        file.write(content)
+        file.truncate()
+
+
 def floats(*shape: int) -> Tensor:
     """A float32 tensor of ascending numbers."""
     return Tensor(shape, np.arange(int(np.prod(shape)), dtype="<f4").tobytes())

@@ -220,13 +220,6 @@ def small_file() -> bytes:
     return files.content(metadata, {**blocks, "scalar": floats()}, alignment=8)
 
 
-def overwrite(path: Path, content: bytes | bytearray) -> None:
-    """Writes into the blocks that a file has, which is far quicker than freeing them first."""
-    with path.open("r+b") as file:
-        file.write(content)
-        file.truncate()
-
-
 def fuzz(directory: Path, count: int, seed: int) -> None:
     draw, content = random.Random(seed), small_file()
     header = len(content) - 400  # about where the tensors begin
@@ -249,7 +242,7 @@ def fuzz(directory: Path, count: int, seed: int) -> None:
                 case 4 if draw.random() < 0.3:
                     del changed[position:]
             changed = changed or bytearray(1)
-        overwrite(path, changed)
+        files.overwrite(path, changed)
         try:
             found = read_gguf(path)
             for value in found.metadata.values():
@@ -277,6 +270,6 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
     short.write_bytes(content)
     read_gguf(short)
     for size in range(len(content)):
-        overwrite(short, content[:size])
+        files.overwrite(short, content[:size])
         with pytest.raises(InputError):
             read_gguf(short)

@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda m, t: m.update({"general.architecture": "qwen2"}),
         "model_type is 'qwen2', which is not read",
     ),
-    "no architecture": (lambda m, t: m.pop("general.architecture"), "model_type is None"),
+    "no architecture": (lambda m, t: m.pop("general.architecture"), "model_type is 'None'"),
     "an unknown setting": (setting("embedding_scale", 2.0), "not supported: llama.embedding_scale"),
     "a window": (setting("attention.sliding_window", 4096), r"window is 4096; only 0 is"),
     "windows": (setting("attention.sliding_window", [4, 4]), "window is an array of 2 values"),

@@ -184,9 +184,9 @@ def test_settings_for_other_libraries(tmp_path: Path) -> None:
     ("metadata", "reason"),
     [
         ({}, "no tokenizer in the file"),
-        ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model is 'bert'"),
-        ({"tokenizer.ggml.model": 3}, "tokenizer.ggml.model is 3"),
-        ({"tokenizer.ggml.model": "gpt2"}, "the pre-tokenizer None is not one of gpt-2"),
+        ({"tokenizer.ggml.model": "bert"}, "its model is 'bert'"),
+        ({"tokenizer.ggml.model": 3}, "its model is 3; gpt2"),
+        ({"tokenizer.ggml.model": "gpt2"}, "the pre-tokenizer 'default' is not one of gpt-2"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "viking"}, "'viking' is not one"),
         (
             {"tokenizer.ggml.model": "llama", "tokenizer.ggml.remove_extra_whitespaces": True},
