@@ -21,7 +21,6 @@ _PREFERENCES = {"tpu": ("tpu", "xla"), "cuda": ("gpu", "xla")}
 _NATIVE = {"tpu": "tpu", "gpu": "cuda"}
 _UNAVAILABLE = {
     "tpu": "there is no Pallas kernel for TPUs yet",
-    "gpu": "there is no Pallas kernel for GPUs yet",
 }
 
 
