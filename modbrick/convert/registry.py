@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from modbrick.convert import gguf_llama, moduleformer
+from modbrick.convert import (
+    gguf_llama,
+    granitemoe,
+    jetmoe,
+    llama,
+    mistral,
+    mixtral,
+    moduleformer,
+    olmoe,
+    qwen3_moe,
+)
 from modbrick.convert.format import Format
 from modbrick.errors import InputError
 from modbrick.schema import nearest
 
-FORMATS: Mapping[str, Format] = {
-    form.name: form for form in (moduleformer.FORMAT, gguf_llama.FORMAT)
-}
-"""By name. A new format is a line here."""
+_MODULES = (
+    moduleformer,
+    llama,
+    mistral,
+    mixtral,
+    granitemoe,
+    olmoe,
+    jetmoe,
+    qwen3_moe,
+    gguf_llama,
+)
+FORMATS: Mapping[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
+"""By name. A new format is a line above."""
 
 
 def format_named(name: str) -> Format:

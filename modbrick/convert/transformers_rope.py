@@ -1,0 +1,144 @@
+"""Rotary positions in a `config.json` of the transformers library.
+
+Files of release 4 hold `rope_theta` and `rope_scaling`, files of release 5 hold `rope_parameters`;
+both are read. What is written is the older form, which both releases read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from modbrick.config import RopeConfig
+from modbrick.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeFields:
+    """Fields of a config that say what its positions are, under the library's names."""
+
+    max_position_embeddings: int = 2048
+    rope_theta: float | None = None
+    rope_scaling: Mapping[str, Any] | None = None
+    rope_parameters: Mapping[str, Any] | None = None
+    partial_rotary_factor: float | None = None
+
+
+def read_rope(fields: RopeFields, where: str, *, theta: float = 10_000.0) -> RopeConfig:
+    """Returns the rotary positions, in whichever form they are written.
+
+    Args:
+      fields: of the config.
+      where: begins every message.
+      theta: the family's default base.
+
+    Raises:
+      InputError: a kind or an option of scaling that is not supported, or two forms that differ.
+    """
+    if fields.rope_scaling and fields.rope_parameters:
+        raise InputError(f"{where}: rope_scaling and rope_parameters are both set; keep one")
+    scaling = dict(fields.rope_parameters or fields.rope_scaling or {})
+    bases = {float(b) for b in (fields.rope_theta, scaling.pop("rope_theta", None)) if b}
+    if len(bases) > 1:
+        raise InputError(f"{where}: rope_theta has two values, {sorted(bases)}")
+    base = bases.pop() if bases else theta
+    kinds = {scaling.pop(key) for key in ("rope_type", "type") if scaling.get(key) is not None}
+    if len(kinds) > 1:
+        raise InputError(f"{where}: rope_type and type of the rope scaling differ: {sorted(kinds)}")
+    kind = kinds.pop() if kinds else "default"
+    for share in (fields.partial_rotary_factor, scaling.pop("partial_rotary_factor", None)):
+        if share not in (None, 1):
+            raise InputError(
+                f"{where}: partial_rotary_factor is {share}; heads are rotated whole here"
+            )
+    if kind not in _ROPE:
+        known = ", ".join(_ROPE)
+        raise InputError(f"{where}: rope scaling {kind!r} is not supported; it can be {known}")
+    options = {key: scaling.pop(key, None) for key in _ROPE[kind]}
+    if any(value is not None for value in scaling.values()):
+        raise InputError(f"{where}: unknown options of {kind!r} rope scaling: {scaling}")
+    for key, value in options.items():
+        if not (value is None or isinstance(value, bool if key == "truncate" else int | float)):
+            raise InputError(f"{where}: {key} of the rope scaling is {value!r}, not a number")
+    try:
+        return RopeConfig(base=base, **_rope_options(kind, options, fields, where))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+_ROPE: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
+}
+"""Options of each kind of scaling."""
+
+
+def _rope_options(
+    kind: str, options: dict[str, Any], fields: RopeFields, where: str
+) -> dict[str, Any]:
+    """Translates the options of a scaling."""
+    if kind == "default":
+        return {}
+    original = options.get("original_max_position_embeddings") or fields.max_position_embeddings
+    factor = options["factor"]
+    if factor is None and kind == "yarn":
+        factor = fields.max_position_embeddings / original
+    needed = ("low_freq_factor", "high_freq_factor") if kind == "llama3" else ()
+    for name in ("factor", *needed):
+        if (factor if name == "factor" else options[name]) is None:
+            raise InputError(f"{where}: {kind!r} rope scaling has no {name}")
+    if kind == "linear":
+        return {"scaling": "linear", "factor": float(factor)}
+    stretched = {"scaling": kind, "factor": float(factor), "original_context": int(original)}
+    if kind == "llama3":
+        return stretched | {
+            "low_frequency_factor": float(options["low_freq_factor"]),
+            "high_frequency_factor": float(options["high_freq_factor"]),
+        }
+    if options["truncate"] is False:
+        raise InputError(f"{where}: truncate of 'yarn' rope scaling is False: not supported")
+    attention_factor = options["attention_factor"]
+    one, all_dim = options["mscale"], options["mscale_all_dim"]
+    if attention_factor is None and one and all_dim:
+        growth = 0.1 * math.log(factor) if factor > 1 else 0.0
+        attention_factor = (growth * one + 1.0) / (growth * all_dim + 1.0)
+    return stretched | {
+        "beta_fast": float(options["beta_fast"] or 32.0),
+        "beta_slow": float(options["beta_slow"] or 1.0),
+        "attention_factor": None if attention_factor is None else float(attention_factor),
+    }
+
+
+def write_rope(rope: RopeConfig | None) -> dict[str, Any]:
+    """Returns `rope_theta` and `rope_scaling`; the inverse of `read_rope`."""
+    if rope is None:
+        return {}
+    scaling: dict[str, Any] = {"rope_type": rope.scaling, "factor": rope.factor}
+    if rope.scaling in ("llama3", "yarn"):
+        scaling["original_max_position_embeddings"] = rope.original_context
+    if rope.scaling == "llama3":
+        scaling["low_freq_factor"] = rope.low_frequency_factor
+        scaling["high_freq_factor"] = rope.high_frequency_factor
+    if rope.scaling == "yarn":
+        scaling |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
+        if rope.attention_factor is not None:
+            scaling["attention_factor"] = rope.attention_factor
+    return {"rope_theta": rope.base, "rope_scaling": None if rope.scaling == "none" else scaling}
