@@ -1,80 +1,149 @@
-r"""Turns a checkpoint of another format into one of modbrick.
+r"""Turns a checkpoint of another library into one of modbrick, and back.
 
     python scripts/convert_checkpoint.py import SOURCE TARGET
+    python scripts/convert_checkpoint.py export SOURCE TARGET --format=NAME
 
-SOURCE is a directory with config.json and the weights (safetensors, or PyTorch .bin files, which
-are read without PyTorch and without running anything in them; sharded or not) of the original
-ModuleFormer. TARGET is a new or empty directory, which evaluate.py and generate.py take as
---checkpoint. A tokenizer.json in SOURCE comes along.
+import: SOURCE is a directory with config.json and the weights (safetensors, or PyTorch .bin files,
+which are read without PyTorch and without running anything in them; sharded or not), or a GGUF
+file. Its format is recognised. The tokenizer comes along. TARGET is what evaluate.py, generate.py
+and training.initial_checkpoint take.
 
-The last line of standard output is one JSON object: what was converted, and the weights of the
-router losses with which the original was trained, for the objective of a run that goes on with it.
+export: SOURCE is a run's or a model's directory. TARGET gets config.json, sharded safetensors with
+their index, and the tokenizer, for the library that the format belongs to.
+
+TARGET is new or empty. Memory is bounded by a few slices of tensors, whatever the model's size.
+Interrupted or failed, TARGET is left as it was.
+
+The last line of standard output is one JSON object: what was converted; for an import also the
+weights of the router losses with which the original was trained, for the objective of a run that
+goes on with it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import re
+import signal
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
-import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from modbrick.addresses import flatten
-from modbrick.checkpoints import Metadata, save_model
 from modbrick.command_line import run
-from modbrick.convert import open_checkpoint, read_parameters
-from modbrick.data import Tokenizer, load_tokenizer
+from modbrick.convert import (
+    export_checkpoint,
+    format_named,
+    import_checkpoint,
+    open_checkpoint,
+    prepare_export,
+    stored_bytes,
+)
 from modbrick.errors import InputError
 
-USAGE = "expected: convert_checkpoint.py import SOURCE TARGET"
-FORMAT = "moduleformer"
+FORMAT = flags.DEFINE_string("format", None, "export: the format to write, such as moduleformer.")
+STEP = flags.DEFINE_integer("step", None, "export: which checkpoint of a run; none: the newest.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16", "float16"], "Of all weights; none: as in the source."
+)
+SHARD = flags.DEFINE_string("max_shard_size", "5GB", "export: of one file, such as 500MB or 2GiB.")
+NOT_FINITE = flags.DEFINE_boolean(
+    "allow_not_finite", False, "import: infinities and values that are no number come along."
+)
+
+USAGE = "expected: convert_checkpoint.py import SOURCE TARGET | export SOURCE TARGET --format=NAME"
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Imports the checkpoint that the arguments name."""
-    if len(argv) != 4 or argv[1] != "import":
+    """Converts as the arguments say."""
+    if len(argv) != 4 or argv[1] not in ("import", "export"):
         raise InputError(USAGE)
-    source, target = Path(argv[2]), argv[3]
+    signal.signal(signal.SIGTERM, _interrupt)
     began = time.perf_counter()
+    report = (_import if argv[1] == "import" else _export)(argv[2], argv[3])
+    print(json.dumps(report | {"seconds": round(time.perf_counter() - began, 3)}))
 
+
+def _import(source: str, target: str) -> dict[str, Any]:
     checkpoint = open_checkpoint(source)
-    config, objective = checkpoint.model, dict(checkpoint.translation.objective)
-    parameters = read_parameters(checkpoint, dtype="float32")
-    tokenizer = _tokenizer(source, config.vocabulary)
-    metadata = Metadata(
-        model=config,
-        tokenizer={} if tokenizer is None else dataclasses.asdict(tokenizer.identity),
-        extra={"imported": FORMAT, "objective": objective},
-    )
-    text = None if tokenizer is None else tokenizer.to_json()
-    path = save_model(target, parameters, metadata, tokenizer=text)
-
-    values = sum(int(np.size(value)) for value in flatten(parameters).values())
-    if tokenizer is None:
-        print(f"no tokenizer: {source} has no tokenizer.json")
-    report = {
-        "format": FORMAT,
-        "checkpoint": str(path),
-        "parameters": values,
-        "layers": len(config.layers),
-        "objective": objective,
-        "tokenizer": tokenizer is not None,
-        "seconds": round(time.perf_counter() - began, 3),
-    }
-    print(json.dumps(report))
-
-
-def _tokenizer(source: Path, vocabulary: int) -> Tokenizer | None:
-    if not (source / "tokenizer.json").is_file():
-        return None
-    tokenizer = load_tokenizer(str(source / "tokenizer.json"))
-    if tokenizer.vocabulary > vocabulary:
-        raise InputError(
-            f"{source}: tokenizer.json has {tokenizer.vocabulary} tokens, the model {vocabulary}"
+    with _progress(f"import {checkpoint.form.name}", stored_bytes(checkpoint, DTYPE.value)) as told:
+        result = import_checkpoint(
+            checkpoint,
+            target,
+            dtype=DTYPE.value,
+            allow_not_finite=NOT_FINITE.value,
+            progress=told,
         )
-    return tokenizer
+    if not result.tokenizer:
+        print(f"no tokenizer: {source} has no tokenizer.json")
+    if result.not_finite:
+        print(f"{result.not_finite} weights are not finite")
+    return {
+        "format": checkpoint.form.name,
+        "checkpoint": str(result.directory),
+        "parameters": result.values,
+        "bytes": result.bytes,
+        "layers": len(checkpoint.model.layers),
+        "objective": dict(checkpoint.translation.objective),
+        "tokenizer": result.tokenizer,
+    }
+
+
+def _export(source: str, target: str) -> dict[str, Any]:
+    if FORMAT.value is None:
+        raise InputError("export needs --format=NAME")
+    size = _bytes(SHARD.value)
+    export = prepare_export(source, format_named(FORMAT.value), step=STEP.value, dtype=DTYPE.value)
+    with _progress(f"export {export.form.name}", export.nbytes) as told:
+        files = export_checkpoint(export, target, max_shard_size=size, progress=told)
+    return {
+        "format": export.form.name,
+        "directory": target,
+        "tensors": len(export.tensors),
+        "bytes": export.nbytes,
+        "files": len(files),
+    }
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B|)", text.strip().upper())
+    if match is None:
+        raise InputError(f"--max_shard_size={text}: expected a size such as 500MB or 2GiB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a bar in bytes on a terminal, on standard error; yields what to tell of progress."""
+    bar = Progress(
+        TextColumn(what),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    bar.disable = not bar.console.is_terminal
+    with bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ends like Ctrl-C, so that what was begun is removed."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from modbrick.addresses import unflatten
+from modbrick.checkpoints.directory import write_text
 from modbrick.checkpoints.integrity import verify_inventory, write_inventory
 from modbrick.checkpoints.leaves import Leaf, as_array, checksums, is_key, named_leaves, stored
 from modbrick.checkpoints.metadata import (
@@ -82,6 +84,36 @@ def start_writing(
             write_inventory(path)
 
     return result
+
+
+def write_structure(path: epath.Path, pieces: Mapping[str, tuple[int, ...]]) -> None:
+    """Writes a checkpoint in which every parameter is one zero, for `slices.py` to replace.
+
+    Args:
+      path: of the new checkpoint, local.
+      pieces: shape of the pieces in which each parameter is going to be written, by dotted path.
+
+    Raises:
+      OSError, ValueError: it cannot be written.
+    """
+    zeros = {name: np.zeros((1,) * len(shape), np.float32) for name, shape in pieces.items()}
+    items = _as_items({"parameters": jax.tree.map(jnp.asarray, zeros)})
+    items[METADATA] = {}
+    with _context():
+        ocp.save_checkpointables(path, items)
+    # What Orbax notes of the way in which arrays were written.
+    tree = path / "parameters" / "_METADATA"
+    data = json.loads(tree.read_text())
+    for entry in data["tree_metadata"].values():
+        name = ".".join(key["key"] for key in entry["key_metadata"])
+        entry["value_metadata"]["write_shape"] = pieces[name]
+    write_text(tree, json.dumps(data))
+    for file in (path / "parameters" / "array_metadatas").iterdir():
+        data = json.loads(file.read_text())
+        for entry in data["array_metadatas"]:
+            array = entry["array_metadata"]
+            array["write_shape"] = array["chunk_shape"] = pieces[array["param_name"]]
+        write_text(file, json.dumps(data))
 
 
 def read_description(path: epath.Path) -> Description:

@@ -7,13 +7,15 @@ without the classes (optimizer states, for instance) that the tree was made of.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Int32, UInt, UInt32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,66 @@ def checksums(leaves: Mapping[str, Array]) -> dict[str, int]:
     return {name: int(value) for name, value in jax.device_get(sums).items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class SliceSummary:
+    """What a slice adds to its leaf's checksum, modulo 2³², and how many values are not finite."""
+
+    checksum: int
+    not_finite: int
+
+
+def slice_summary(values: np.ndarray, starts: Sequence[int], shape: Sequence[int]) -> SliceSummary:
+    """Summarises a slice; the checksums of slices that cover a leaf once add up to the leaf's.
+
+    Args:
+      values: of the slice, floating-point numbers of at most 32 bits.
+      starts: where the slice begins along each axis.
+      shape: of the whole leaf.
+    """
+    strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
+    first = sum(start * stride for start, stride in zip(starts, strides, strict=True)) % 2**32
+    bits = values.view(f"u{values.dtype.itemsize}")
+    infinity = int(np.array(np.inf, values.dtype).view(bits.dtype))
+    arguments = (bits, np.array(strides, np.uint32), np.uint32(first), infinity)
+    if values.nbytes <= _SMALL:
+        checksum, not_finite = _slice_summary(np, *arguments)
+    else:
+        with jax.default_device(_host()):
+            checksum, not_finite = jax.device_get(_COMPILED_SUMMARY(*arguments))
+    return SliceSummary(int(checksum), int(not_finite))
+
+
+_SMALL = 1 << 20
+"""Bytes up to which compiling for another shape costs more than it saves."""
+
+
+def _host() -> jax.Device | None:
+    """Returns where values in the host's memory are best worked on; None: wherever jax does."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the processor out
+        return None
+
+
+def _slice_summary(
+    xp: Any,
+    bits: UInt[Array, "..."] | np.ndarray,
+    strides: UInt32[Array, "axes"] | np.ndarray,
+    first: UInt32[Array, ""] | np.uint32,
+    infinity: int,
+) -> tuple[UInt32[Array, ""], Int32[Array, ""]]:
+    """Returns checksum and count; `xp` is `numpy` or `jax.numpy`."""
+    index = xp.broadcast_to(first, bits.shape)
+    for axis, size in enumerate(bits.shape):
+        steps = xp.arange(size, dtype=xp.uint32) * strides[axis]
+        index = index + steps.reshape((-1,) + (1,) * (bits.ndim - axis - 1))
+    # Infinities and everything that is no number have all bits of the exponent set.
+    return _sum_of_hashes(xp, bits, index), ((bits & infinity) == infinity).sum()
+
+
+_COMPILED_SUMMARY = jax.jit(functools.partial(_slice_summary, jnp), static_argnames="infinity")
+
+
 @jax.jit
 def _checksum(x: Array) -> UInt32[Array, ""]:
     """Sums a hash of (bits, index) over the values, modulo 2³².
@@ -114,11 +176,17 @@ def _checksum(x: Array) -> UInt32[Array, ""]:
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     else:
         unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-        bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(x, unsigned)
     index = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    mixed = bits ^ (index * jnp.uint32(0x9E3779B1) + jnp.uint32(1))
+    return _sum_of_hashes(jnp, bits, index)
+
+
+def _sum_of_hashes(
+    xp: Any, bits: UInt[Array, "..."] | np.ndarray, index: UInt32[Array, "..."] | np.ndarray
+) -> UInt32[Array, ""]:
+    mixed = bits.astype(xp.uint32) ^ (index * xp.uint32(0x9E3779B1) + xp.uint32(1))
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+        mixed = (mixed ^ (mixed >> shift)) * xp.uint32(factor)
+    return xp.sum(mixed ^ (mixed >> 16), dtype=xp.uint32)

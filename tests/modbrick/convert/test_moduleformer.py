@@ -18,8 +18,10 @@ from modbrick.config import ModelConfig
 from modbrick.convert import open_checkpoint
 from modbrick.convert.moduleformer import FORMAT, ModuleFormerConfig
 from modbrick.errors import InputError
+from modbrick.families import moduleformer
 from modbrick.objective import ObjectiveConfig
 from modbrick.schema import from_mapping
+from tests.contracts.conversion import check_own_config, check_round_trip, check_rows
 
 FIXTURES = Path(__file__).parents[2] / "fixtures/moduleformer"
 PADDED = FIXTURES / "multihead_padded"
@@ -273,3 +275,49 @@ def test_shards_may_be_in_any_order(tmp_path: Path) -> None:
     wanted, found = open_checkpoint(source), open_checkpoint(swapped)
     for info in wanted.correspondence.parameters:
         assert np.array_equal(found.read(info.path), wanted.read(info.path)), info.path
+
+
+each_fixture = pytest.mark.parametrize(
+    "directory", sorted(p for p in FIXTURES.iterdir() if p.is_dir()), ids=lambda path: path.name
+)
+
+
+@each_fixture
+def test_rows_cover_every_value_once(directory: Path) -> None:
+    check_rows(FORMAT, open_checkpoint(directory).model)
+
+
+@each_fixture
+def test_round_trips_are_byte_equal(directory: Path, tmp_path: Path) -> None:
+    check_round_trip(directory, FORMAT, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, "mixed"])
+def test_round_trips_keep_the_dtype_of_each_tensor(tmp_path: Path, dtype: Any) -> None:
+    stored = load_file(PADDED / "model.safetensors")
+    dtypes: list[Any] = [np.float32, np.float16, jnp.bfloat16] if dtype == "mixed" else [dtype]
+    tensors = {
+        name: value.astype(dtypes[number % len(dtypes)])
+        for number, (name, value) in enumerate(stored.items())
+    }
+    check_round_trip(changed(tmp_path / "source", tensors=tensors), FORMAT, tmp_path)
+
+
+@pytest.mark.parametrize("router", ["linear", "mlp", "gmm"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_models_made_here_have_a_config(router: str, heads: int) -> None:
+    model = moduleformer(
+        vocabulary=50,
+        width=16,
+        layers=3,
+        heads=heads,
+        attention_width=16,
+        feed_forward_width=24,
+        attention_experts=4,
+        feed_forward_experts=5,
+        top_k=2,
+        router=router,  # type: ignore[arg-type]
+        router_width=9,
+    )
+    check_own_config(FORMAT, model)
+    check_rows(FORMAT, model)

@@ -1,0 +1,248 @@
+"""Checkpoints written and read slice by slice, so that models larger than memory pass through.
+
+The arrays of a checkpoint lie where Orbax puts them: in `parameters`, an OCDBT store of TensorStore
+with one zarr array a leaf, under the leaf's dotted name. Orbax itself writes and reads whole trees
+of arrays in memory; here it writes everything but the values, which follow in slices, and what
+comes out is an ordinary checkpoint.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from etils import epath
+
+from modbrick.checkpoints import files
+from modbrick.checkpoints.directory import write_text
+from modbrick.checkpoints.integrity import verify_inventory, write_inventory
+from modbrick.checkpoints.leaves import Leaf, slice_summary
+from modbrick.checkpoints.metadata import (
+    DamagedError,
+    Description,
+    Metadata,
+    new_description,
+    seal,
+)
+
+SLICE = 8 << 20
+"""Bytes of a slice, about: what a reader that wants less still reads."""
+
+_IN_FLIGHT = 384 << 20
+"""Bytes handed to TensorStore and not yet on disk."""
+
+_DATA_FILE = 256 << 20
+"""Bytes of a file of values; TensorStore holds as much of it in memory until it is written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a leaf is stored: its shape, its dtype, and the shape of the pieces it is written in."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    piece: tuple[int, ...]
+
+    def pieces(self) -> Iterator[tuple[slice, ...]]:
+        """Yields the pieces, in order."""
+        counts = [-(-n // size) for n, size in zip(self.shape, self.piece, strict=True)]
+        for index in np.ndindex(*counts):
+            yield tuple(
+                slice(i * size, min((i + 1) * size, n))
+                for i, size, n in zip(index, self.piece, self.shape, strict=True)
+            )
+
+
+def piece_shape(
+    shape: tuple[int, ...], itemsize: int, axes: tuple[int, ...], limit: int = SLICE
+) -> tuple[int, ...]:
+    """Returns the shape of pieces of about `limit` bytes at most, equal but for the last.
+
+    Args:
+      shape: of the whole.
+      itemsize: bytes of a value.
+      axes: that may be divided, the first one first; it stays larger than `limit` if they do not
+        suffice.
+      limit: in bytes.
+    """
+    piece = list(shape)
+    for axis in axes:
+        size = int(np.prod(piece, dtype=np.int64)) * itemsize
+        if size <= limit:
+            break
+        most = max(1, limit * piece[axis] // size)
+        piece[axis] = -(-shape[axis] // -(-shape[axis] // most))
+    return tuple(piece)
+
+
+class SliceWriter:
+    """Writes the parameters of a checkpoint in slices; use it in `with`.
+
+    The checkpoint is whole only after `finish`; write it under a temporary name.
+    """
+
+    def __init__(self, path: epath.Path, layouts: Mapping[str, Layout]):
+        """Makes the checkpoint with arrays that have no values yet.
+
+        Args:
+          path: of the checkpoint, local; it must not exist.
+          layouts: of every parameter, by dotted path.
+
+        Raises:
+          OSError, ValueError: it cannot be written.
+        """
+        self._path, self._layouts = path, layouts
+        files.write_structure(path, {name: layout.piece for name, layout in layouts.items()})
+        self._context = _context()
+        self._sums = dict.fromkeys(layouts, 0)
+        self._pending: collections.deque[tuple[ts.Future, int]] = collections.deque()
+        self._bytes = 0
+        opened = {name: self._create(name, layout) for name, layout in layouts.items()}
+        self._arrays = {name: array.result() for name, array in opened.items()}
+
+    def __enter__(self) -> SliceWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # What is on its way to the disk must not arrive after the directory was removed.
+        for commit, _ in self._pending:
+            with contextlib.suppress(Exception):  # an error is on its way up already
+                commit.result()
+        self._pending.clear()
+
+    def write(self, name: str, index: tuple[slice, ...], values: np.ndarray) -> int:
+        """Writes one piece; returns how many of its values are not finite.
+
+        Returns when it is copied or written; waits if too much is on its way to the disk.
+        """
+        layout = self._layouts[name]
+        summary = slice_summary(values, [s.start for s in index], layout.shape)
+        self._sums[name] = (self._sums[name] + summary.checksum) % 2**32
+        self._wait(_IN_FLIGHT - values.nbytes)
+        written = self._arrays[name][index].write(values)
+        written.copy.result()
+        self._pending.append((written.commit, values.nbytes))
+        self._bytes += values.nbytes
+        return summary.not_finite
+
+    def finish(self, step: int, metadata: Metadata) -> Description:
+        """Waits until everything is on disk and writes what the checkpoint says about itself."""
+        self._wait(0)
+        table = {
+            name: Leaf(layout.shape, str(layout.dtype), self._sums[name])
+            for name, layout in self._layouts.items()
+        }
+        description = new_description(step, metadata, {}, table, None)
+        write_text(self._path / files.METADATA / "data.json", json.dumps(seal(description)))
+        # Values have the checksums of their leaves: reading all of them again would add nothing.
+        write_inventory(self._path, checksums_up_to=SLICE)
+        return description
+
+    def _create(self, name: str, layout: Layout) -> ts.Future:
+        spec = _spec(self._path, name) | {
+            "metadata": {
+                "shape": layout.shape,
+                "data_type": str(layout.dtype),
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": layout.piece}},
+                "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+            },
+            # Otherwise a slice of zeros could not be told from a slice that is missing.
+            "store_data_equal_to_fill_value": True,
+        }
+        return ts.open(spec, create=True, delete_existing=True, context=self._context)
+
+    def _wait(self, most: int) -> None:
+        while self._bytes > max(0, most):
+            commit, size = self._pending.popleft()
+            commit.result()
+            self._bytes -= size
+
+
+class SliceReader:
+    """Reads the parameters of a checkpoint in slices, and verifies them when all were read."""
+
+    def __init__(self, path: epath.Path, description: Description):
+        """Opens the arrays.
+
+        Args:
+          path: of the checkpoint, local.
+          description: its own.
+
+        Raises:
+          DamagedError: files are missing or of another size, or an array is not as described.
+        """
+        verify_inventory(path, without=("optimizer",), sizes_only=True)
+        self._table = description.parameters
+        context = _context()
+        self._arrays = {}
+        for name, leaf in self._table.items():
+            with _damage(name):
+                array = ts.open(_spec(path, name), open=True, read=True, context=context).result()
+            if array.shape != leaf.shape or array.dtype.name != leaf.dtype:
+                found = f"{array.dtype.name}{list(array.shape)}"
+                raise DamagedError(f"{name} is stored as {found}, and described as {leaf}")
+            self._arrays[name] = array
+        self._sums = dict.fromkeys(self._table, 0)
+
+    def start(self, name: str, index: tuple[slice, ...]) -> ts.Future:
+        """Starts to read a slice."""
+        return self._arrays[name][index].read()
+
+    def finish(self, name: str, index: tuple[slice, ...], pending: ts.Future) -> np.ndarray:
+        """Returns a slice whose reading was started, and adds it to the leaf's checksum.
+
+        Raises:
+          DamagedError: it cannot be read.
+        """
+        with _damage(name):
+            values = np.asarray(pending.result())
+        summary = slice_summary(values, [s.start for s in index], self._table[name].shape)
+        self._sums[name] = (self._sums[name] + summary.checksum) % 2**32
+        return values
+
+    def verify(self) -> None:
+        """Compares the checksums, after every value was read exactly once.
+
+        Raises:
+          DamagedError: names every parameter that is not what was written.
+        """
+        wrong = [name for name, leaf in self._table.items() if self._sums[name] != leaf.checksum]
+        if wrong:
+            raise DamagedError(f"parameters do not agree with their checksums: {', '.join(wrong)}")
+
+
+@contextlib.contextmanager
+def _damage(name: str) -> Iterator[None]:
+    """Turns what TensorStore raises at damaged files into `DamagedError`."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise DamagedError(f"{name}: {files.first_line(error)}") from error
+
+
+def _context() -> ts.Context:
+    return ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+
+
+def _spec(path: epath.Path, name: str) -> dict[str, Any]:
+    return {
+        "driver": "zarr3",
+        "kvstore": {
+            "driver": "ocdbt",
+            "base": f"file://{path / 'parameters'}/",
+            "path": f"{name}/",
+            "target_data_file_size": _DATA_FILE,
+        },
+    }

@@ -1,0 +1,204 @@
+"""Import: a foreign checkpoint becomes one of this library, slice by slice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from modbrick.checkpoints import Metadata
+from modbrick.checkpoints.directory import CHECKPOINTS
+from modbrick.checkpoints.files import first_line
+from modbrick.checkpoints.loading import TOKENIZER
+from modbrick.checkpoints.slices import Layout, SliceWriter, piece_shape
+from modbrick.convert.opening import OpenedSource
+from modbrick.convert.staging import staging
+from modbrick.convert.strict_json import parse_object
+from modbrick.data import Tokenizer, load_tokenizer
+from modbrick.errors import InputError
+
+MOST_NAMED = 20
+"""Tensors named in one message about values that are not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What an import wrote.
+
+    Attributes:
+      directory: that `load_model` takes.
+      values: number of parameters.
+      bytes: of the stored values.
+      not_finite: values that are infinite or no number.
+      tokenizer: whether there is one.
+    """
+
+    directory: Path
+    values: int
+    bytes: int
+    not_finite: int
+    tokenizer: bool
+
+
+def import_checkpoint(
+    checkpoint: OpenedSource,
+    target: str | Path,
+    *,
+    dtype: str | None = None,
+    allow_not_finite: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Imported:
+    """Writes a checkpoint that trains, evaluates and generates, in a directory like a run's.
+
+    Memory is bounded by a few slices, whatever the model's size. Interrupted or failed, the target
+    is left as it was.
+
+    Args:
+      checkpoint: an opened source.
+      target: new or empty, on a local disk.
+      dtype: of all parameters (`float32`, `bfloat16`); None: as they are in the source, so that
+        nothing is rounded and nothing grows. Training keeps float32 whatever is stored.
+      allow_not_finite: infinities and values that are no number come along.
+      progress: is told how many bytes of the stored values were written since the last time.
+
+    Raises:
+      InputError: the target holds something, the tokenizer does not fit, the source proves damaged
+        in reading, or has values that are not finite (names the tensors); or writing fails.
+    """
+    with staging(Path(target)) as directory:
+        tokenizer = _tokenizer(checkpoint, directory)
+        layouts = {
+            info.path: _layout(checkpoint, info.path, dtype)
+            for info in checkpoint.correspondence.parameters
+        }
+        broken: dict[str, int] = {}
+        try:
+            with SliceWriter(epath.Path(directory / CHECKPOINTS / "0"), layouts) as writer:
+                for path, layout in layouts.items():
+                    for index in layout.pieces():
+                        values = checkpoint.read(path, index, dtype=layout.dtype)
+                        if writer.write(path, index, values):
+                            for name, count in _not_finite(checkpoint, path, index, values):
+                                broken[name] = broken.get(name, 0) + count
+                        progress(values.nbytes)
+                if broken and not allow_not_finite:
+                    raise InputError(_complaint(checkpoint, broken))
+                writer.finish(0, _metadata(checkpoint, layouts, tokenizer))
+        except InputError:
+            raise
+        except (OSError, ValueError, RuntimeError) as error:  # what TensorStore and Orbax raise
+            raise InputError(f"{target} could not be written ({first_line(error)})") from error
+    sizes = [np.prod(layout.shape, dtype=np.int64) for layout in layouts.values()]
+    stored = [
+        int(size) * layout.dtype.itemsize
+        for size, layout in zip(sizes, layouts.values(), strict=True)
+    ]
+    return Imported(
+        Path(target), int(sum(sizes)), sum(stored), sum(broken.values()), tokenizer is not None
+    )
+
+
+def stored_bytes(checkpoint: OpenedSource, dtype: str | None = None) -> int:
+    """Returns how many bytes of values an import will write."""
+    return sum(
+        info.size * _dtype(checkpoint, info.path, dtype).itemsize
+        for info in checkpoint.correspondence.parameters
+    )
+
+
+def _dtype(checkpoint: OpenedSource, path: str, dtype: str | None) -> np.dtype:
+    return checkpoint.dtype(path) if dtype is None else np.dtype(jnp.dtype(dtype))
+
+
+def _layout(checkpoint: OpenedSource, path: str, dtype: str | None) -> Layout:
+    """Divides a parameter by layers and experts, and what is still large by rows of the tensor."""
+    info = checkpoint.correspondence.parameters[path]
+    parts = checkpoint.correspondence.parts[path]
+    index, (place, _) = next(iter(parts.items()))
+    leading = place.layout.leading_axis(len(info.shape) - len(index))
+    axes = list(range(len(info.bank_shape)))
+    if leading is not None:
+        axes += [len(index) + leading] if len(index) + leading not in axes else []
+        axes += [len(info.shape) - 1] if len(info.shape) - 1 not in axes else []
+    stored = _dtype(checkpoint, path, dtype)
+    return Layout(info.shape, stored, piece_shape(info.shape, stored.itemsize, tuple(axes)))
+
+
+def _metadata(
+    checkpoint: OpenedSource, layouts: dict[str, Layout], tokenizer: Tokenizer | None
+) -> Metadata:
+    extra: dict[str, Any] = {
+        "imported": checkpoint.form.name,
+        "objective": dict(checkpoint.translation.objective),
+    }
+    if checkpoint.form.container == "directory":
+        extra["config"] = dict(checkpoint.source.config)
+    # So that an export can write each tensor in its own dtype, where neighbours differ.
+    dtypes = {
+        name: str(checkpoint.tensors[name].dtype)
+        for name, place in checkpoint.correspondence.places.items()
+        if any(layouts[part.path].dtype != checkpoint.tensors[name].dtype for part in place.parts)
+    }
+    if dtypes:
+        extra["dtypes"] = dtypes
+    return Metadata(
+        model=checkpoint.model,
+        tokenizer={} if tokenizer is None else dataclasses.asdict(tokenizer.identity),
+        extra=extra,
+    )
+
+
+def _tokenizer(checkpoint: OpenedSource, directory: Path) -> Tokenizer | None:
+    """Copies the tokenizer's files and returns the tokenizer, if there is one."""
+    files = checkpoint.source.tokenizer()
+    if files:
+        (directory / TOKENIZER).mkdir()
+    for name, content in files.items():
+        (directory / TOKENIZER / name).write_bytes(content)
+    if "tokenizer.json" not in files:
+        return None
+    end = "auto"
+    if "tokenizer_config.json" in files:
+        where = f"{checkpoint.source.path}: tokenizer_config.json"
+        token = parse_object(files["tokenizer_config.json"], where).get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        end = token if isinstance(token, str) else end
+    try:
+        tokenizer = load_tokenizer(str(directory / TOKENIZER / "tokenizer.json"), end=end)
+    except InputError as error:
+        message = str(error).replace(str(directory / TOKENIZER), str(checkpoint.source.path))
+        raise InputError(message) from None
+    vocabulary = checkpoint.model.vocabulary
+    if tokenizer.vocabulary > vocabulary:
+        raise InputError(
+            f"{checkpoint.source.path}: tokenizer.json has {tokenizer.vocabulary} tokens, "
+            f"the model {vocabulary}"
+        )
+    return tokenizer
+
+
+def _not_finite(
+    checkpoint: OpenedSource, path: str, index: tuple[slice, ...], values: np.ndarray
+) -> Iterator[tuple[str, int]]:
+    """Yields the tensors that a slice came from and how many of its values are not finite."""
+    parts = checkpoint.correspondence.parts[path]
+    depth = len(next(iter(parts)))
+    for bank in np.ndindex(values.shape[:depth]):
+        where = tuple(span.start + i for span, i in zip(index, bank, strict=False))
+        if count := int(np.count_nonzero(~np.isfinite(values[bank].astype(np.float32)))):
+            yield parts[where][0].name, count
+
+
+def _complaint(checkpoint: OpenedSource, broken: dict[str, int]) -> str:
+    named = [f"{count} in {name}" for name, count in list(broken.items())[:MOST_NAMED]]
+    more = len(broken) - len(named)
+    return (
+        f"{checkpoint.source.path}: {sum(broken.values())} weights are not finite: "
+        f"{'; '.join(named)}{f'; and {more} more tensors' if more else ''} "
+        "(--allow_not_finite imports them all the same)"
+    )
