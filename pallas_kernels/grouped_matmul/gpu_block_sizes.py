@@ -1,0 +1,94 @@
+"""Block sizes of the GPU kernels, by what limits them on Hopper.
+
+Two consumer warpgroups hold a float32 accumulator of 64 rows by up to 256 columns each: 128 of the
+224 registers that a thread has once the producer has given its own away. 128 x 256 is the largest
+tile without spills (measured by compiling: 128 columns more spill), and a block needs as many bytes
+a product as it can spare: 48 KiB a step of 64, for 1,024 cycles of the matrix unit. Shared memory
+takes what is left: 227 KiB a block, so four steps of a ring and a staging buffer for the output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+SHARED_MEMORY = 227 * 1024  # bytes a block can have on Hopper
+CONSUMERS = 2
+CONSUMER_ROWS = 64  # the height of one wgmma
+PRODUCER_REGISTERS = 56
+CONSUMER_REGISTERS = 224
+# Elements between the staged rows of an output, so that the eight rows that a warp writes at once
+# begin in different banks of shared memory.
+STAGING_PADDING = 8
+_RESERVED = 1024  # barriers, and the alignment of buffers
+_MAX_STAGES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """What a block of the grid works on at once.
+
+    Attributes:
+        rows: height of an output tile; both consumers' together.
+        columns: its width.
+        depth: how much of the contracted axis a step takes.
+        stages: steps in the ring of shared memory buffers.
+        reads_in_flight: groups of row reads that the producer leaves under way, at most
+            `stages - 2`: with more it would wait for a buffer that waits for its arrival.
+        band: columns of tiles that neighbouring blocks share (`gpu_tiles.in_bands`).
+        staged_columns: columns of the output that are staged in shared memory at once.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    stages: int
+    reads_in_flight: int
+    band: int
+    staged_columns: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.reads_in_flight <= self.stages - 2:
+            raise ValueError(
+                f"reads_in_flight={self.reads_in_flight} must lie between 1 and stages - 2 = "
+                f"{self.stages - 2}"
+            )
+        if self.columns % self.staged_columns:
+            raise ValueError(
+                f"columns={self.columns} must be a multiple of staged_columns={self.staged_columns}"
+            )
+
+
+def _width(columns: int, limit: int) -> int:
+    """The smallest of 64, 128 and 256 that holds so many columns, up to a limit."""
+    return min(64 if columns <= 64 else 128 if columns <= 128 else 256, limit)
+
+
+def _stages(step_bytes: int, staging_bytes: int) -> int:
+    return min((SHARED_MEMORY - _RESERVED - staging_bytes) // step_bytes, _MAX_STAGES)
+
+
+def row_blocks(columns: int, banks: int, itemsize: int, output_itemsize: int) -> Blocks:
+    """For rows by experts' weights.
+
+    Args:
+        columns: of the output.
+        banks: weights that a row is multiplied with at once; each has an accumulator.
+        itemsize: bytes of an operand's element.
+        output_itemsize: bytes of an output's element.
+    """
+    width = _width(columns, 256 // banks)
+    rows, depth = CONSUMERS * CONSUMER_ROWS, 128 // itemsize
+    staged = min(128 if output_itemsize == 2 else 32, width)
+    staging = rows * (staged + STAGING_PADDING) * output_itemsize
+    stages = _stages((rows + banks * width) * depth * itemsize, staging)
+    return Blocks(rows, width, depth, stages, min(stages - 2, 2), 2048 // width, staged)
+
+
+def weight_gradient_blocks(columns: int, itemsize: int, output_itemsize: int) -> Blocks:
+    """For the gradients of weights; `rows` and `columns` are those of a weight."""
+    width = _width(columns, 256)
+    rows, depth = CONSUMERS * CONSUMER_ROWS, 64
+    staged = 128 // output_itemsize
+    staging = 2 * rows * staged * output_itemsize
+    stages = _stages((rows + width) * depth * itemsize, staging)
+    return Blocks(rows, width, depth, stages, min(stages - 2, 2), 2048 // width, staged)

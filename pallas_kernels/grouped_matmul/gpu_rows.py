@@ -1,0 +1,376 @@
+"""The kernel that multiplies rows by their experts' weights.
+
+A persistent grid of one block a multiprocessor walks over the output tiles. In a block, a producer
+warpgroup fills a ring of shared memory buffers, rows by index (`gpu_row_reader`) and weights by
+TMA, and two consumer warpgroups multiply them with `wgmma`, 64 rows each. The ring runs on across
+tiles, so that a tile's operands are on their way while the last one's results are written. Results
+are staged in shared memory and written row by row with bulk copies, of exactly the rows and columns
+that there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from pallas_kernels.grouped_matmul import gpu_tiles
+from pallas_kernels.grouped_matmul.gpu_block_sizes import (
+    CONSUMER_REGISTERS,
+    CONSUMER_ROWS,
+    CONSUMERS,
+    PRODUCER_REGISTERS,
+    STAGING_PADDING,
+    Blocks,
+)
+from pallas_kernels.grouped_matmul.gpu_row_reader import (
+    RowReader,
+    by_warps,
+    commit_reads,
+    tile_transforms,
+    wait_for_reads,
+)
+
+Ref = Any
+Epilogue = Callable[..., tuple[Array, ...]]
+# One product of a sum: which array of rows, and for each accumulator which array of weights.
+Term = tuple[int, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowProducts:
+    """What `multiply_rows` computes, apart from the arrays.
+
+    Attributes:
+        blocks: the block sizes.
+        num_rows: R, of the outputs.
+        terms: products to add up; all have the same accumulators.
+        transposed: whether weights are [E, N, C] and not [E, C, N].
+        output_dtypes: of the outputs; as many as the epilogue returns. All of one size.
+        epilogue: float32 accumulators [rows, columns] to outputs, elementwise.
+        zero_rest: whether the rows of tiles of expert E are written as zeros.
+        multiprocessors: blocks of the grid.
+    """
+
+    blocks: Blocks
+    num_rows: int
+    terms: tuple[Term, ...]
+    transposed: bool
+    output_dtypes: tuple[DTypeLike, ...]
+    epilogue: Epilogue
+    zero_rest: bool
+    multiprocessors: int
+
+
+def multiply_rows(
+    settings: RowProducts,
+    rows: tuple[Array, ...],
+    weights: tuple[Array, ...],
+    tiles: Array,
+    *,
+    row_index: Array | None = None,
+    bias: Array | None = None,
+    output_index: Array | None = None,
+) -> tuple[Array, ...]:
+    """Multiplies rows by the weights of their expert.
+
+    Args:
+        settings: the rest of the problem.
+        rows: arrays [S, C] of a dtype two bytes wide.
+        weights: arrays [E, C, N] or, transposed, [E, N, C] of the same dtype. C and N are multiples
+            of 64, what a TMA box is made of.
+        tiles: the table of `gpu_tiles.row_tiles`, for the height of the blocks.
+        row_index: int32 [R], the row of `rows` for each grouped row; None if they are the same.
+        bias: float32 [E, at least N rounded up to the width of a block], added to the only
+            accumulator.
+        output_index: int32 [R], the row of the outputs for each grouped row; None if they are the
+            same.
+
+    Returns:
+        The outputs [R, N]. Rows that no tile has are left as they were in memory.
+    """
+    blocks, depth = settings.blocks, weights[0].shape[2 if settings.transposed else 1]
+    columns = weights[0].shape[1 if settings.transposed else 2]
+    dtype = rows[0].dtype
+    transforms = tile_transforms(dtype)
+    banks = len(settings.terms[0][1])
+    weight_block = (
+        (blocks.columns, blocks.depth) if settings.transposed else (blocks.depth, blocks.columns)
+    )
+    staged_dtype = settings.output_dtypes[0]
+    has_index, has_bias, scatters = (x is not None for x in (row_index, bias, output_index))
+
+    def body(*refs: Ref) -> None:
+        remaining = list(refs)
+
+        def take(count: int) -> list[Ref]:
+            taken = remaining[:count]
+            del remaining[:count]
+            return taken
+
+        (tile_table,) = take(1)
+        kernel = _Kernel(
+            settings,
+            depth=depth,
+            columns=columns,
+            tiles=tile_table,
+            rows=take(len(rows)),
+            weights=take(len(weights)),
+            row_index=take(1)[0] if has_index else None,
+            bias=take(1)[0] if has_bias else None,
+            output_index=take(1)[0] if scatters else None,
+            outputs=take(len(settings.output_dtypes)),
+            **dict(
+                zip(("row_ring", "weight_ring", "staging", "full", "empty"), remaining, strict=True)
+            ),
+        )
+        is_consumer = jax.lax.axis_index("warpgroup") < CONSUMERS
+        pl.when(is_consumer)(kernel.consume)
+        pl.when(jnp.logical_not(is_consumer))(kernel.produce)
+
+    optional = [x for x in (row_index, bias, output_index) if x is not None]
+    kernel = plgpu.kernel(
+        body,
+        out_type=tuple(
+            jax.ShapeDtypeStruct((settings.num_rows, columns), d) for d in settings.output_dtypes
+        ),
+        grid=(settings.multiprocessors,),
+        grid_names=("block",),
+        num_threads=CONSUMERS + 1,
+        thread_name="warpgroup",
+        scratch_types=[
+            plgpu.SMEM((blocks.stages, blocks.rows, blocks.depth), dtype, transforms=transforms),
+            plgpu.SMEM((blocks.stages, banks, *weight_block), dtype, transforms=transforms),
+            plgpu.SMEM(
+                (CONSUMERS, CONSUMER_ROWS, blocks.staged_columns + STAGING_PADDING), staged_dtype
+            ),
+            plgpu.Barrier(num_arrivals=1 + banks, num_barriers=blocks.stages),
+            plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=blocks.stages),
+        ],
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
+    )
+    outputs: tuple[Array, ...] = kernel(tiles, *rows, *weights, *optional)
+    return tuple(outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    """The kernel's body, with its references."""
+
+    settings: RowProducts
+    depth: int
+    columns: int
+    tiles: Ref
+    rows: list[Ref]
+    weights: list[Ref]
+    row_index: Ref | None
+    bias: Ref | None
+    output_index: Ref | None
+    outputs: list[Ref]
+    row_ring: Ref
+    weight_ring: Ref
+    staging: Ref
+    full: Ref
+    empty: Ref
+
+    @property
+    def _blocks(self) -> Blocks:
+        return self.settings.blocks
+
+    @property
+    def _steps(self) -> int:
+        """Steps of one term."""
+        return pl.cdiv(self.depth, self._blocks.depth)
+
+    @property
+    def _column_tiles(self) -> int:
+        return pl.cdiv(self.columns, self._blocks.columns)
+
+    def _slot(self, step: Array) -> Array:
+        return jax.lax.rem(step, jnp.int32(self._blocks.stages))
+
+    def _for_each_tile(self, visit: Callable[[Array, Array, Array], Array]) -> Array:
+        """Calls `visit(row tile, column tile, steps done)` for each of the block's tiles."""
+        row_tiles = self.tiles[gpu_tiles.COUNT, 0]
+        first, stride = jax.lax.axis_index("block"), self.settings.multiprocessors
+        total = row_tiles * self._column_tiles
+
+        def one(i: Array, done: Array) -> Array:
+            tile = first + i * stride
+            row, column = gpu_tiles.in_bands(tile, row_tiles, self._column_tiles, self._blocks.band)
+            return visit(row, column, done)
+
+        count = jax.lax.div(total - first + stride - 1, jnp.int32(stride))
+        return jax.lax.fori_loop(0, count, one, jnp.int32(0))
+
+    def _expert(self, tile: Array) -> Array:
+        """Of a tile; any one for tiles without."""
+        expert = self.tiles[gpu_tiles.EXPERT, tile]
+        if not self.settings.zero_rest:
+            return expert
+        return jnp.minimum(expert, self.weights[0].shape[0] - 1)
+
+    # ------------------------------------------------------------------------------- producer
+
+    def produce(self) -> None:
+        """Fills the ring."""
+        plgpu.set_max_registers(PRODUCER_REGISTERS, action="decrease")
+        blocks = self._blocks
+        reader = RowReader(blocks.rows, blocks.depth, self.depth, self.rows[0].dtype)
+
+        def visit(tile: Array, column: Array, done: Array) -> Array:
+            expert = self._expert(tile)
+            start, end = self.tiles[gpu_tiles.START, tile], self.tiles[gpu_tiles.END, tile]
+            indices = reader.row_indices(self.row_index, start, end)
+            for row_array, weight_arrays in self.settings.terms:
+
+                def fill(
+                    k: Array, done: Array, source: int = row_array, banks: Any = weight_arrays
+                ) -> Array:
+                    slot = self._slot(done)
+                    plgpu.barrier_wait(self.empty.at[slot])
+                    for bank, weight in enumerate(banks):
+                        self._copy_weights(weight, bank, expert, k, column, slot)
+                    reader.read(
+                        self.rows[source], self.row_ring.at[slot], indices, k * blocks.depth
+                    )
+                    commit_reads()
+                    wait_for_reads(blocks.reads_in_flight)
+
+                    @pl.when(done >= blocks.reads_in_flight)
+                    def _arrived() -> None:
+                        plgpu.barrier_arrive(
+                            self.full.at[self._slot(done - blocks.reads_in_flight)]
+                        )
+
+                    return done + 1
+
+                done = jax.lax.fori_loop(0, self._steps, fill, done)
+            return done
+
+        done = self._for_each_tile(visit)
+        wait_for_reads(0)
+
+        def arrive(step: Array, _: None) -> None:
+            plgpu.barrier_arrive(self.full.at[self._slot(step)])
+
+        jax.lax.fori_loop(jnp.maximum(done - blocks.reads_in_flight, 0), done, arrive, None)
+
+    def _copy_weights(
+        self, weight: int, bank: int, expert: Array, k: Array, column: Array, slot: Array
+    ) -> None:
+        """TMA fills with zeros what lies beyond the weights of the expert."""
+        blocks = self._blocks
+        contracted = pl.ds(k * blocks.depth, blocks.depth)
+        others = pl.ds(column * blocks.columns, blocks.columns)
+        box = (others, contracted) if self.settings.transposed else (contracted, others)
+        plgpu.copy_gmem_to_smem(
+            self.weights[weight].at[(expert, *box)],
+            self.weight_ring.at[slot, bank],
+            self.full.at[slot],
+        )
+
+    # ------------------------------------------------------------------------------ consumers
+
+    def consume(self) -> None:
+        """Multiplies what is in the ring, and writes the tiles."""
+        plgpu.set_max_registers(CONSUMER_REGISTERS, action="increase")
+        blocks = self._blocks
+        for slot in range(blocks.stages):
+            plgpu.barrier_arrive(self.empty.at[slot])
+        own = jax.lax.axis_index("warpgroup") * CONSUMER_ROWS
+        banks = len(self.settings.terms[0][1])
+        tile_steps = self._steps * len(self.settings.terms)
+
+        def visit(tile: Array, column: Array, done: Array) -> Array:
+            def multiply(*accumulators: Ref) -> tuple[Array, ...]:
+                def step(k: Array, _: None) -> None:
+                    slot = self._slot(done + k)
+                    plgpu.barrier_wait(self.full.at[slot])
+                    for bank, accumulator in enumerate(accumulators):
+                        weights = self.weight_ring.at[slot, bank]
+                        plgpu.wgmma(
+                            accumulator,
+                            self.row_ring.at[slot, pl.ds(own, CONSUMER_ROWS)],
+                            weights.T if self.settings.transposed else weights,
+                        )
+                    # The products of the last step are done, those of this one may be under way.
+                    plgpu.wgmma_wait(banks)
+
+                    @pl.when(k > 0)
+                    def _release() -> None:
+                        plgpu.barrier_arrive(self.empty.at[self._slot(done + k - 1)])
+
+                jax.lax.fori_loop(0, tile_steps, step, None)
+                return tuple(accumulator[...] for accumulator in accumulators)
+
+            shape = (CONSUMER_ROWS, blocks.columns)
+            sums = pl.run_scoped(multiply, *[plgpu.ACC(shape, jnp.float32) for _ in range(banks)])
+            done = done + tile_steps
+            plgpu.barrier_arrive(self.empty.at[self._slot(done - 1)])
+            if self.bias is not None:
+                sums = (sums[0] + self._bias(tile, column, shape),)
+            outputs = self.settings.epilogue(*sums)
+            if self.settings.zero_rest:
+                named = self.tiles[gpu_tiles.EXPERT, tile] < self.weights[0].shape[0]
+                outputs = tuple(jnp.where(named, y, jnp.zeros_like(y)) for y in outputs)
+            for ref, y in zip(self.outputs, outputs, strict=True):
+                self._write(ref, y.astype(ref.dtype), tile, column, own)
+            return done
+
+        self._for_each_tile(visit)
+        by_warps(lambda _: plgpu.wait_smem_to_gmem(0))
+
+    def _bias(self, tile: Array, column: Array, shape: tuple[int, int]) -> Array:
+        assert self.bias is not None
+        columns = pl.ds(column * self._blocks.columns, self._blocks.columns)
+        row = plgpu.load(
+            self.bias.at[self._expert(tile), columns], layout=plgpu.Layout.WGMMA.reduce(0)
+        )
+        return jax.lax.broadcast_in_dim(row, shape, (1,))
+
+    def _write(self, ref: Ref, y: Array, tile: Array, column: Array, own: Array) -> None:
+        """Writes the tile's rows and columns that are inside of the output."""
+        blocks, warpgroup = self._blocks, jax.lax.axis_index("warpgroup")
+        start = self.tiles[gpu_tiles.START, tile] + own
+        height = jnp.clip(self.tiles[gpu_tiles.END, tile] - start, 0, CONSUMER_ROWS)
+
+        def write_rows(first_column: int, width: int) -> None:
+            def by_warp(warp: Array) -> None:
+                def write_row(i: Array, _: None) -> None:
+                    row = i * 4 + warp
+                    to = start + row
+                    if self.output_index is not None:
+                        to = self.output_index[to]
+                    plgpu.copy_smem_to_gmem(
+                        self.staging.at[warpgroup, row, pl.ds(0, width)],
+                        ref.at[to, pl.ds(column * blocks.columns + first_column, width)],
+                    )
+
+                jax.lax.fori_loop(0, jax.lax.div(height - warp + 3, jnp.int32(4)), write_row, None)
+
+            by_warps(by_warp)
+
+        last = self._column_tiles - 1
+        for first in range(0, blocks.columns, blocks.staged_columns):
+            # Before it is overwritten, the warps' copies of the last piece must have read it.
+            by_warps(lambda _: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
+            self.staging[warpgroup, :, pl.ds(0, blocks.staged_columns)] = y[
+                :, first : first + blocks.staged_columns
+            ]
+            plgpu.commit_smem()
+            left = self.columns - last * blocks.columns - first
+            if left >= blocks.staged_columns:
+                write_rows(first, blocks.staged_columns)
+                continue
+            pl.when(column < last)(functools.partial(write_rows, first, blocks.staged_columns))
+            if left > 0:
+                pl.when(column == last)(functools.partial(write_rows, first, left))
