@@ -15,7 +15,8 @@ class RouterConfig:
     Attributes:
       kind: `linear` (no bias); `mlp` (hidden layer with bias, exact GELU, output without bias);
         `gmm` (cosine similarity of a projection to learned centroids, times exp(temperature)).
-      hidden: width of the hidden layer (mlp) or of the centroids (gmm); ignored by `linear`.
+      hidden: width of the hidden layer (mlp) or of the centroids (gmm); `linear` has none and
+        keeps the default.
       sample_top_k: in training, how many of the K experts are sampled without replacement instead
         of taken from the top.
       gates: `probability` (softmax over all experts, taken as it is) or `renormalised` (divided by
@@ -30,6 +31,8 @@ class RouterConfig:
     def __post_init__(self) -> None:
         require(self.hidden > 0, f"router hidden width must be positive, got {self.hidden}")
         require(self.sample_top_k >= 0, f"sample_top_k is negative: {self.sample_top_k}")
+        if self.kind == "linear":  # equal routers have equal configs
+            object.__setattr__(self, "hidden", type(self).hidden)
 
 
 @dataclass(frozen=True)

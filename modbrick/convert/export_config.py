@@ -20,7 +20,8 @@ def foreign_config(
 ) -> dict[str, Any]:
     """Returns the `config.json` of a model.
 
-    A model that was imported from the same format and is still what it was has its original back.
+    A model that was imported from the same format and is still what it was has its original back;
+    otherwise the original keeps what the model does not say, if the two can stand together.
 
     Args:
       form: the format.
@@ -39,13 +40,13 @@ def foreign_config(
         written = form.write_config(translation)
     except InputError as error:
         raise InputError(f"{where}: cannot become {form.name}: {error}") from None
-    written |= {"model_type": form.model_type, "architectures": [form.architecture]}
+    names = {"model_type": form.model_type, "architectures": [form.architecture]}
     original = extra.get("config", {}) if extra.get("imported") == form.name else {}
     key = "dtype" if "dtype" in original and "torch_dtype" not in original else "torch_dtype"
+    kept = names | ({key: dtype} if cast else {})
+    candidates = [original | kept, original | written | kept] if original else []
     changed: list[str] = []
-    for config in (written | original, original | written):
-        if cast or not original:
-            config[key] = dtype
+    for config in (*candidates, written | names | {"torch_dtype": dtype}):
         changed = _changes(form, config, metadata.model)
         if not changed:
             return config

@@ -38,7 +38,11 @@ def read_rope(fields: RopeFields, where: str, *, theta: float = 10_000.0) -> Rop
       InputError: a kind or an option of scaling that is not supported, or two forms that differ.
     """
     if fields.rope_scaling and fields.rope_parameters:
-        raise InputError(f"{where}: rope_scaling and rope_parameters are both set; keep one")
+        older = dataclasses.replace(fields, rope_parameters=None)
+        newer = dataclasses.replace(fields, rope_scaling=None)
+        if read_rope(older, where, theta=theta) != read_rope(newer, where, theta=theta):
+            raise InputError(f"{where}: rope_scaling and rope_parameters say different things")
+        fields = newer
     scaling = dict(fields.rope_parameters or fields.rope_scaling or {})
     bases = {float(b) for b in (fields.rope_theta, scaling.pop("rope_theta", None)) if b}
     if len(bases) > 1:
