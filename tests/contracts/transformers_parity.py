@@ -238,7 +238,7 @@ COMMON_REFUSALS: Refusals = [
     ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
     ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "odd": 1}}, "odd"),
     ({"rope_parameters": None, "rope_scaling": {"type": "longrope"}}, "'longrope'"),
-    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "both set"),
+    ({"rope_scaling": {"type": "linear", "factor": 3.5}}, "different things"),
     ({"rope_theta": 7.0}, "rope_theta has two values"),
     ({"num_hidden_layers": 0}, "got 0"),
     ({"rms_norm_eps": 0.0}, "epsilon must be positive"),

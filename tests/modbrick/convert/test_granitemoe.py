@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from modbrick.convert.granitemoe import FORMAT, reciprocal
+from tests.contracts.conversion import check_own_config, check_round_trip, check_rows
 from tests.contracts.transformers_parity import (
     BALANCED_REFUSALS,
     COMMON_REFUSALS,
@@ -17,6 +18,7 @@ from tests.contracts.transformers_parity import (
     check_parity,
     check_refusals,
     each_fixture,
+    imported,
 )
 
 
@@ -33,6 +35,13 @@ def test_greedy_continuation_with_a_cache(directory: Path) -> None:
 @each_fixture("granitemoe")
 def test_the_config_survives(directory: Path) -> None:
     check_config_survives(FORMAT, directory)
+    check_own_config(FORMAT, imported(directory).config)
+
+
+@each_fixture("granitemoe")
+def test_every_value_has_one_place_and_returns_to_it(directory: Path, tmp_path: Path) -> None:
+    check_rows(FORMAT, imported(directory).config)
+    check_round_trip(directory, FORMAT, tmp_path)
 
 
 def test_refusals() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from modbrick.convert.olmoe import FORMAT
+from tests.contracts.conversion import check_own_config, check_round_trip, check_rows
 from tests.contracts.transformers_parity import (
     BALANCED_REFUSALS,
     COMMON_REFUSALS,
@@ -16,6 +17,7 @@ from tests.contracts.transformers_parity import (
     check_refusals,
     config_of,
     each_fixture,
+    imported,
 )
 
 
@@ -32,6 +34,13 @@ def test_greedy_continuation_with_a_cache(directory: Path) -> None:
 @each_fixture("olmoe")
 def test_the_config_survives(directory: Path) -> None:
     check_config_survives(FORMAT, directory)
+    check_own_config(FORMAT, imported(directory).config)
+
+
+@each_fixture("olmoe")
+def test_every_value_has_one_place_and_returns_to_it(directory: Path, tmp_path: Path) -> None:
+    check_rows(FORMAT, imported(directory).config)
+    check_round_trip(directory, FORMAT, tmp_path)
 
 
 def test_refusals() -> None:
