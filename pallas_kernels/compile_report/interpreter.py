@@ -91,16 +91,20 @@ _WITH_PARAMETERS: dict[str, Callable[[Any, JaxprEqn], Any]] = {
 }
 
 
+# These have jaxprs of their own kind, which they do not merely call.
+_NO_CALLS = ("pallas_call", "run_scoped", "core_map", "cond", "while", "scan", "reduce", "sort")
+
+
 def inner_jaxpr(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """The jaxpr of an equation that merely calls one (jit, custom derivatives, remat)."""
-    if eqn.primitive.name in ("pallas_call", "run_scoped", "core_map"):
+    """The jaxpr of an equation that merely calls one (jit, custom derivatives and batching)."""
+    if eqn.primitive.name.startswith(_NO_CALLS):
         return None
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner = eqn.params.get(name)
-        if isinstance(inner, ClosedJaxpr):
-            return inner
-        if isinstance(inner, Jaxpr):
-            return ClosedJaxpr(inner, ())
+    for inner in eqn.params.values():
+        if isinstance(inner, (ClosedJaxpr, Jaxpr)):
+            closed = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+            takes, gives = len(closed.jaxpr.invars), len(closed.jaxpr.outvars)
+            if (takes, gives) == (len(eqn.invars), len(eqn.outvars)):
+                return closed
     return None
 
 

@@ -36,6 +36,7 @@ class KernelReport:
         calls: how often the program runs it.
         grid: steps along each axis.
         bundles: in the whole kernel.
+        executed_bundles: that a call runs, see `executed_bundles`.
         loop_bundles: in the innermost loop that multiplies, without parts that most steps skip.
         matmul_use: the part of the MATMUL slots used there.
         unit_use: the same for every unit.
@@ -56,6 +57,7 @@ class KernelReport:
     calls: int
     grid: tuple[int, ...]
     bundles: int
+    executed_bundles: int
     loop_bundles: int
     matmul_use: float
     unit_use: dict[str, float]
@@ -162,7 +164,10 @@ def _report(chip: TpuChip, folder: Path) -> TpuReport | CompileError:
         return CompileError(result["error"])
     schedules = read_schedules(folder, chip.branch_delay)
     kernels = [_from_plain(kernel) for kernel in result["kernels"]]
-    traffic = program_traffic(HloProgram((folder / "program.hlo").read_text()), kernels)
+    try:
+        traffic = program_traffic(HloProgram((folder / "program.hlo").read_text()), kernels)
+    except ValueError as error:
+        return CompileError(f"what it moves cannot be counted: {error}")
     reports = []
     for name, kernel, size, calls in traffic.kernels:
         schedule = schedules.get(name)
@@ -217,6 +222,7 @@ def _kernel_report(
         calls=calls,
         grid=kernel.grid,
         bundles=schedule.kernel.bundles,
+        executed_bundles=executed,
         loop_bundles=loop.steady[0],
         matmul_use=schedule.use(loop, "MXU"),
         unit_use={unit: schedule.use(loop, unit) for unit in schedule.capacity},

@@ -1,0 +1,200 @@
+"""Contenders for sparse experts: ours, and grouped products with the copies they need around them.
+
+Every contender is a function of (inputs, weights..., gates, plan) for the same plan. A grouped
+product takes rows that are gathered (T*K of them) and gives rows that are put back in order and
+summed by their gates. Their backward passes gather too, in place of the scatter-add that automatic
+differentiation would make of a gather: the way in which those products are used at their best.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pallas_kernels.benchmarks.cases import EXPERT_CASES, ExpertCase
+from pallas_kernels.compile_report.program import Program
+from pallas_kernels.grouped_matmul import RoutingPlan, grouped_feed_forward, grouped_matmul
+
+GroupedProduct = Callable[[Array, Array, Array], Array]
+Contender = Callable[..., Array]
+
+
+@jax.custom_vjp
+def gather_rows(inputs: Array, plan: RoutingPlan) -> Array:
+    """[T, D] to the grouped rows [T*K, D]."""
+    return inputs[plan.token_of_row]
+
+
+def _gather_forward(inputs: Array, plan: RoutingPlan) -> tuple[Array, RoutingPlan]:
+    return gather_rows(inputs, plan), plan
+
+
+def _gather_backward(plan: RoutingPlan, gradient: Array) -> tuple[Array, None]:
+    slots = gradient[plan.inverse].reshape(plan.num_tokens, plan.experts_per_token, -1)
+    return slots.sum(axis=1, dtype=jnp.float32).astype(gradient.dtype), None
+
+
+gather_rows.defvjp(_gather_forward, _gather_backward)
+
+
+@jax.custom_vjp
+def order_slots(rows: Array, plan: RoutingPlan) -> Array:
+    """Grouped rows [T*K, D] to the order of slots, [T, K, D]."""
+    return rows[plan.inverse].reshape(plan.num_tokens, plan.experts_per_token, -1)
+
+
+def _order_forward(rows: Array, plan: RoutingPlan) -> tuple[Array, RoutingPlan]:
+    return order_slots(rows, plan), plan
+
+
+def _order_backward(plan: RoutingPlan, gradient: Array) -> tuple[Array, None]:
+    return gradient.reshape(plan.num_slots, -1)[plan.order], None
+
+
+order_slots.defvjp(_order_forward, _order_backward)
+
+
+def _sum_by_gates(slots: Array, gates: Array) -> Array:
+    summed = jnp.einsum("tkd,tk->td", slots, gates, preferred_element_type=jnp.float32)
+    return summed.astype(slots.dtype)
+
+
+def with_copies(product: GroupedProduct, kind: str) -> Contender:
+    """A layer of experts out of a grouped product of rows that are sorted already."""
+
+    def feed_forward(inputs: Array, up: Array, down: Array, gates: Array, plan: Any) -> Array:
+        hidden = product(gather_rows(inputs, plan), up, plan.group_sizes)
+        rows = product(jax.nn.gelu(hidden, approximate=True), down, plan.group_sizes)
+        return _sum_by_gates(order_slots(rows, plan), gates)
+
+    def projection(inputs: Array, up: Array, down: Array, gates: Array, plan: Any) -> Array:
+        mapped = order_slots(product(gather_rows(inputs, plan), up, plan.group_sizes), plan)
+        # Attention stands between the two: it reads and writes slots.
+        mapped = jax.lax.optimization_barrier(mapped)
+        rows = mapped.reshape(plan.num_slots, -1)[plan.order]
+        rows = product(rows, down, plan.group_sizes)
+        return _sum_by_gates(order_slots(rows, plan), gates)
+
+    return feed_forward if kind == "feed_forward" else projection
+
+
+def ours(implementation: str | None, kind: str) -> Contender:
+    """The public op."""
+
+    def feed_forward(inputs: Array, up: Array, down: Array, gates: Array, plan: Any) -> Array:
+        return grouped_feed_forward(inputs, up, down, plan, gates, implementation=implementation)
+
+    def projection(inputs: Array, up: Array, down: Array, gates: Array, plan: Any) -> Array:
+        mapped = grouped_matmul(
+            inputs, up, plan, output_layout="slots", implementation=implementation
+        )
+        mapped = jax.lax.optimization_barrier(mapped)
+        return grouped_matmul(
+            mapped,
+            down,
+            plan,
+            input_layout="slots",
+            output_layout="tokens",
+            gates=gates,
+            implementation=implementation,
+        )
+
+    return feed_forward if kind == "feed_forward" else projection
+
+
+def megablox(inputs: Array, weights: Array, sizes: Array) -> Array:
+    """The megablox of jax, in tiles that keep its inner loop at the limit of the matrix units."""
+    gmm = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox").gmm
+    width, columns = weights.shape[1:]
+    tiling = (512, min(1024, width), min(1024, columns))
+    return gmm(inputs, weights, sizes, preferred_element_type=inputs.dtype, tiling=tiling)
+
+
+def ragged_dot(inputs: Array, weights: Array, sizes: Array) -> Array:
+    """XLA's own."""
+    return jax.lax.ragged_dot(inputs, weights, sizes)
+
+
+def tokamax(inputs: Array, weights: Array, sizes: Array) -> Array:
+    """The Mosaic kernel of tokamax; its automatic choice falls back to XLA without saying so."""
+    product = importlib.import_module("tokamax").ragged_dot
+    return product(inputs, weights, sizes, implementation="mosaic")
+
+
+def hopper_ragged_dot(inputs: Array, weights: Array, sizes: Array) -> Array:
+    """The Mosaic GPU kernel of jax; forward only."""
+    module = importlib.import_module("jax.experimental.pallas.ops.gpu.ragged_dot_mgpu")
+    return module.ragged_dot(
+        inputs,
+        weights,
+        group_sizes=sizes,
+        block_m=128,
+        block_n=128,
+        block_k=64,
+        max_concurrent_steps=4,
+        grid_block_n=2,
+    )
+
+
+PRODUCTS: dict[str, GroupedProduct] = {
+    "megablox": megablox,
+    "ragged_dot": ragged_dot,
+    "tokamax": tokamax,
+    "hopper_ragged_dot": hopper_ragged_dot,
+}
+
+
+def contender(name: str, kind: str) -> Contender:
+    """The contender of that name: one of `PRODUCTS`, or an implementation of ours."""
+    return with_copies(PRODUCTS[name], kind) if name in PRODUCTS else ours(name, kind)
+
+
+def forward_and_backward(layer: Contender) -> Callable[..., Any]:
+    """The output, and the gradients of all float arguments for a given gradient of the output."""
+
+    def run(inputs: Array, up: Array, down: Array, gates: Array, plan: Any, gradient: Array) -> Any:
+        output, pull_back = jax.vjp(lambda *floats: layer(*floats, plan), inputs, up, down, gates)
+        return output, pull_back(gradient)
+
+    return run
+
+
+def expert_program(
+    case: str, name: str, direction: str, overrides: dict[str, Any] | None = None
+) -> Program:
+    """A program for the compile-time report.
+
+    Args:
+        case: a name of `EXPERT_CASES`.
+        name: of a contender.
+        direction: "forward" or "forward_backward".
+        overrides: of fields of the case.
+    """
+    shape = dataclasses.replace(EXPERT_CASES[case], **(overrides or {}))
+    bf16 = jnp.bfloat16
+    plan = jax.tree.map(np.asarray, shape.plan())
+    layer = contender(name, shape.kind)
+    arguments = (*float_shapes(shape, bf16), plan)
+    if direction == "forward":
+        return Program(layer, arguments)
+    gradient = jax.ShapeDtypeStruct((shape.tokens, shape.width), bf16)
+    return Program(forward_and_backward(layer), (*arguments, gradient))
+
+
+def float_shapes(case: ExpertCase, dtype: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Inputs [T, D], up [E, D, F], down [E, F, D], gates [T, K]."""
+    shapes = (
+        (case.tokens, case.width),
+        (case.experts, case.width, case.hidden),
+        (case.experts, case.hidden, case.width),
+        (case.tokens, case.experts_per_token),
+    )
+    dtypes = (dtype, dtype, dtype, jnp.float32)
+    return tuple(jax.ShapeDtypeStruct(s, d) for s, d in zip(shapes, dtypes, strict=True))

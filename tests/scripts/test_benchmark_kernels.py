@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts/benchmark_kernels.py"), *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--op=matmul"], "--op: unknown value 'matmul'"),
+        (["--op=grouped_matmul", "--parts=tpus"], "--parts: unknown value 'tpus'"),
+        (["--op=grouped_matmul", "--cases=s4096"], "--cases: unknown case 's4096'"),
+        (["--op=grouped_matmul", "--json=nowhere/f.json"], "--json: there is no directory nowhere"),
+    ],
+)
+def test_bad_input_gets_one_line_and_status_2(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_what_is_not_measured_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    done = run("--op=grouped_matmul", "--parts=gpu", f"--json={file}")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(file.read_text())
+    assert results["gpu"] == "not measured: no GPU at hand"
+    assert results["tpu"] == results["numerics"] == "not measured"
+    assert results["versions"]["jax"]
+    assert results["device"] == "cpu"
+    assert results["date"].startswith("20")
