@@ -1,0 +1,493 @@
+"""Sparse expert dispatch on TPUs, in Pallas (Mosaic) kernels.
+
+Rows are fetched by index, one DMA each, from a view of the ungrouped inputs (`tpu_rows`), while the
+products of earlier rows run; nothing of T*K rows is gathered in HBM, and nothing is padded to a
+capacity. Products leave grouped rows; `tpu_ungroup` fetches those of each token and sums them in a
+fixed order. docs/kernels/grouped_matmul.md has the algorithm and the figures.
+
+What the backward pass keeps beyond the arguments: nothing. Hidden layers are computed again, and
+the gradient of a gate is the product of the row's input with the gradient of its input, before the
+gate: <dy W^T, x> = <dy, x W>.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_batching import sequential_vmap
+from jax.typing import DTypeLike
+
+from pallas_kernels.grouped_matmul.loops import Activation, hidden_layer
+from pallas_kernels.grouped_matmul.plan import RoutingPlan
+from pallas_kernels.grouped_matmul.rows import flatten_rows, gates_by_row, row_index, take_rows
+from pallas_kernels.grouped_matmul.target import Case
+from pallas_kernels.grouped_matmul.tpu_block_sizes import BlockSizes, block_sizes, vmem_limit
+from pallas_kernels.grouped_matmul.tpu_feed_forward import hidden_layer_gradients
+from pallas_kernels.grouped_matmul.tpu_matmul import (
+    Product,
+    expert_products,
+    in_pieces,
+    weight_gradient,
+)
+from pallas_kernels.grouped_matmul.tpu_matmul_gradients import footprint, matmul_gradients
+from pallas_kernels.grouped_matmul.tpu_resident import (
+    Footprint,
+    feed_forward,
+    feed_forward_gradients,
+)
+from pallas_kernels.grouped_matmul.tpu_rows import round_up, row_view
+from pallas_kernels.grouped_matmul.tpu_tiles import Rows
+from pallas_kernels.grouped_matmul.tpu_ungroup import ungroup_rows
+from pallas_kernels.grouped_matmul.tpu_visits import Visits, visits
+
+Arrays = tuple[Array, ...]
+_DTYPES = ("float32", "bfloat16")
+
+
+def why_not(case: Case | None, platform: str | None) -> str | None:
+    """Why these kernels cannot run a case on a platform, or None; see `implementations`."""
+    if platform not in (None, "tpu"):
+        return f"these kernels are for TPUs, and the platform is {platform!r}"
+    if case is None:
+        return None
+    for name, dtype in (("inputs", case.input_dtype), ("weights", case.weight_dtype)):
+        if dtype.name not in _DTYPES:
+            return f"{name} must be {' or '.join(_DTYPES)} for these kernels, got {dtype.name}"
+    return None
+
+
+def _source(x: Array, plan: RoutingPlan, layout: str) -> Rows:
+    """The rows of an array in any layout, as the kernels read them."""
+    rows, width = flatten_rows(x, layout), x.shape[-1]
+    if layout == "grouped":
+        return Rows(rows, width)
+    return Rows(row_view(rows), width, row_index(plan, layout))
+
+
+def _visits(
+    plan: RoutingPlan, sizes: BlockSizes, *, every_row: bool = False, every_expert: bool = False
+) -> Visits:
+    height = min(sizes.height, round_up(plan.num_slots, 16))
+    return visits(plan, height, every_row=every_row, every_expert=every_expert)
+
+
+def _products(
+    plan: RoutingPlan, rows: list[Rows], products: list[Product], *, as_rows: bool, **settings: Any
+) -> tuple[Array, Array | None]:
+    sizes = block_sizes("matmul")
+    work = _visits(plan, sizes, every_row=not as_rows)
+
+    def run(rows: list[Rows], products: list[Product], **more: Any) -> tuple[Array, Array | None]:
+        return expert_products(
+            work,
+            rows,
+            products,
+            num_rows=plan.num_slots,
+            columns=sizes.columns,
+            chunk=sizes.chunk,
+            as_rows=as_rows,
+            **settings | more,
+        )
+
+    pieces = in_pieces(rows, products)
+    if len(pieces) == 1 or "epilogue" in settings:
+        return run(rows, products)
+    # Float32 between the pieces; the bias is added once.
+    output_dtype, dots = settings["output_dtype"], None
+    total = None
+    for piece in pieces:
+        part, more_dots = run(*piece, output_dtype=jnp.float32)
+        settings["bias"] = None
+        total = part if total is None else total + part
+        dots = more_dots if dots is None or more_dots is None else dots + more_dots
+    assert total is not None, "there is a piece"
+    return total.astype(output_dtype), dots
+
+
+def _weight_gradient(
+    plan: RoutingPlan, left: Rows, right: Rows, bank: Array, **settings: Any
+) -> tuple[Array, Array | None]:
+    sizes = block_sizes("weights")
+    return weight_gradient(
+        _visits(plan, sizes, every_expert=True),
+        left,
+        right,
+        experts=plan.num_experts,
+        columns=sizes.columns,
+        chunk=sizes.chunk,
+        output_dtype=bank.dtype,
+        **settings,
+    )
+
+
+def _by_slot(values: Array, plan: RoutingPlan, dtype: DTypeLike) -> Array:
+    """[R] in grouped order to [T, K], 0 where a slot has no expert."""
+    kept = jnp.where(plan.slot_is_routed, take_rows(values, plan.inverse), 0)
+    return kept.reshape(plan.num_tokens, plan.experts_per_token).astype(dtype)
+
+
+def _matmul_forward_pass(
+    inputs: Array,
+    weights: Array,
+    plan: RoutingPlan,
+    gates: Array | None,
+    bias: Array | None,
+    *,
+    input_layout: str,
+    output_layout: str,
+    precision: jax.lax.Precision,
+    output_dtype: DTypeLike,
+) -> Array:
+    as_rows = output_layout != "grouped"
+    grouped, _ = _products(
+        plan,
+        [_source(inputs, plan, input_layout)],
+        [Product(0, weights)],
+        output_dtype=output_dtype,
+        as_rows=as_rows,
+        precision=precision,
+        bias=bias,
+        name="grouped_matmul_products",
+    )
+    if not as_rows:
+        return grouped
+    width = weights.shape[2]
+    return ungroup_rows(
+        grouped, plan, width, layout=output_layout, gates=gates, output_dtype=output_dtype
+    )
+
+
+def _bias_dots(cotangent: Array, bias: Array, plan: RoutingPlan) -> Array:
+    """float32 [R], <cotangent of the row's token, bias of the row's expert>."""
+    dots = jax.lax.dot_general(
+        cotangent.astype(jnp.float32),
+        bias.astype(jnp.float32),
+        (((1,), (1,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    expert = jnp.minimum(plan.expert_of_row, plan.num_experts - 1)
+    return dots[plan.token_of_row, expert]
+
+
+def _matmul_backward_pass(
+    inputs: Array,
+    weights: Array,
+    plan: RoutingPlan,
+    gates: Array | None,
+    bias: Array | None,
+    cotangent: Array,
+    *,
+    input_layout: str,
+    output_layout: str,
+    precision: jax.lax.Precision,
+) -> tuple[Array, Array, Array | None, Array | None]:
+    x, dy = _source(inputs, plan, input_layout), _source(cotangent, plan, output_layout)
+    scale = None if gates is None else gates_by_row(gates, plan, jnp.float32)
+    as_rows = input_layout != "grouped"
+    sizes = block_sizes("matmul_gradient")
+    work = _visits(plan, sizes, every_expert=True, every_row=not as_rows)
+    buffers = footprint(weights, inputs.dtype.itemsize, work.height).buffers(vmem_limit())
+    if buffers is not None:
+        dinputs, dweights, dots, dbias = matmul_gradients(
+            work,
+            x,
+            dy,
+            weights,
+            num_rows=plan.num_slots,
+            buffers=buffers,
+            chunk=sizes.chunk,
+            as_rows=as_rows,
+            scale=scale,
+            with_sums=bias is not None,
+            precision=precision,
+        )
+    else:
+        dinputs, dots = _products(
+            plan,
+            [dy],
+            [Product(0, weights, transposed=True)],
+            output_dtype=inputs.dtype,
+            as_rows=as_rows,
+            precision=precision,
+            scale=scale,
+            against=None if gates is None else x,
+            name="grouped_matmul_input_gradient",
+        )
+        dweights, dbias = _weight_gradient(
+            plan,
+            x,
+            dy,
+            weights,
+            precision=precision,
+            scale=scale,
+            with_sums=bias is not None,
+            name="grouped_matmul_weight_gradient",
+        )
+    if as_rows:
+        dinputs = ungroup_rows(
+            dinputs,
+            plan,
+            inputs.shape[-1],
+            layout=input_layout,
+            gates=None,
+            output_dtype=inputs.dtype,
+        )
+    dgates = None
+    if gates is not None and dots is not None:
+        if bias is not None:
+            dots = dots + _bias_dots(cotangent, bias, plan)
+        dgates = _by_slot(dots, plan, gates.dtype)
+    if bias is not None and dbias is not None:
+        dbias = dbias.astype(bias.dtype)
+    return dinputs, dweights, dgates, dbias
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+def _matmul(
+    inputs: Array,
+    weights: Array,
+    plan: RoutingPlan,
+    gates: Array | None,
+    bias: Array | None,
+    input_layout: str,
+    output_layout: str,
+    precision: jax.lax.Precision,
+    output_dtype: DTypeLike,
+) -> Array:
+    run = functools.partial(
+        _matmul_forward_pass,
+        input_layout=input_layout,
+        output_layout=output_layout,
+        precision=precision,
+        output_dtype=output_dtype,
+    )
+    outputs: Array = sequential_vmap(run)(inputs, weights, plan, gates, bias)
+    return outputs
+
+
+def _matmul_forward(*args: Any) -> tuple[Array, tuple[Any, ...]]:
+    return _matmul(*args), args[:5]
+
+
+def _matmul_backward(
+    input_layout: str,
+    output_layout: str,
+    precision: jax.lax.Precision,
+    output_dtype: DTypeLike,
+    saved: tuple[Any, ...],
+    cotangent: Array,
+) -> tuple[Any, ...]:
+    del output_dtype
+    run = functools.partial(
+        _matmul_backward_pass,
+        input_layout=input_layout,
+        output_layout=output_layout,
+        precision=precision,
+    )
+    dinputs, dweights, dgates, dbias = sequential_vmap(run)(*saved, cotangent)
+    return dinputs, dweights, None, dgates, dbias
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def grouped_matmul(
+    inputs: Array,
+    weights: Array,
+    plan: RoutingPlan,
+    gates: Array | None,
+    bias: Array | None,
+    *,
+    input_layout: str,
+    output_layout: str,
+    precision: jax.lax.Precision,
+    output_dtype: DTypeLike,
+) -> Array:
+    """See `pallas_kernels.grouped_matmul.grouped_matmul`; arguments are validated already."""
+    return _matmul(
+        inputs, weights, plan, gates, bias, input_layout, output_layout, precision, output_dtype
+    )
+
+
+def _residence(
+    kernel: str, plan: RoutingPlan, inputs: Array, banks: Arrays
+) -> tuple[BlockSizes, int | None]:
+    """The kernel's block sizes, and the buffers of matrices that stay in VMEM; None: too large."""
+    sizes = block_sizes(kernel)
+    footprint = Footprint.of(
+        banks,
+        inputs.shape[1],
+        inputs.dtype,
+        min(sizes.height, round_up(plan.num_slots, 16)),
+        sizes.chunk,
+        backward=kernel == "feed_forward_gradient",
+    )
+    return sizes, footprint.buffers(vmem_limit())
+
+
+def _feed_forward_forward_pass(
+    inputs: Array,
+    banks: Arrays,
+    plan: RoutingPlan,
+    gates: Array,
+    *,
+    activation: Activation,
+    precision: jax.lax.Precision,
+) -> Array:
+    """The outputs [T, D]; `banks` is (down, up[, gate])."""
+    dtype = inputs.dtype
+    x = _source(inputs, plan, "tokens")
+    settings: dict[str, Any] = {"activation": activation, "precision": precision}
+    sizes, buffers = _residence("feed_forward", plan, inputs, banks)
+    if buffers is not None:
+        outputs = feed_forward(
+            _visits(plan, sizes),
+            x,
+            banks,
+            num_rows=plan.num_slots,
+            buffers=buffers,
+            chunk=sizes.chunk,
+            **settings,
+        )
+        return ungroup_rows(
+            outputs, plan, inputs.shape[1], layout="tokens", gates=gates, output_dtype=dtype
+        )
+    hidden, _ = _products(
+        plan,
+        [x],
+        [Product(0, bank) for bank in banks[1:]],
+        epilogue=lambda *pre: hidden_layer(pre, activation),
+        output_dtype=dtype,
+        as_rows=False,
+        precision=precision,
+        name="grouped_feed_forward_hidden",
+    )
+    outputs, _ = _products(
+        plan,
+        [Rows(hidden, hidden.shape[1])],
+        [Product(0, banks[0])],
+        output_dtype=dtype,
+        as_rows=True,
+        precision=precision,
+        name="grouped_feed_forward_outputs",
+    )
+    return ungroup_rows(
+        outputs, plan, inputs.shape[1], layout="tokens", gates=gates, output_dtype=dtype
+    )
+
+
+def _feed_forward_backward_pass(
+    inputs: Array,
+    banks: Arrays,
+    plan: RoutingPlan,
+    gates: Array,
+    cotangent: Array,
+    *,
+    activation: Activation,
+    precision: jax.lax.Precision,
+) -> tuple[Array, Arrays, Array]:
+    """The gradients of inputs, banks and gates."""
+    x, dy = _source(inputs, plan, "tokens"), _source(cotangent, plan, "tokens")
+    scale = gates_by_row(gates, plan, jnp.float32)
+    settings: dict[str, Any] = {"activation": activation, "precision": precision}
+    sizes, buffers = _residence("feed_forward_gradient", plan, inputs, banks)
+    if buffers is not None:
+        dx, dbanks, dots = feed_forward_gradients(
+            _visits(plan, sizes, every_expert=True),
+            x,
+            dy,
+            banks,
+            scale,
+            num_rows=plan.num_slots,
+            buffers=buffers,
+            chunk=sizes.chunk,
+            **settings,
+        )
+        dinputs = ungroup_rows(
+            dx, plan, inputs.shape[1], layout="tokens", gates=None, output_dtype=inputs.dtype
+        )
+        return dinputs, dbanks, _by_slot(dots, plan, gates.dtype)
+    hidden, dpre, dots = hidden_layer_gradients(
+        _visits(plan, sizes),
+        x,
+        dy,
+        banks,
+        scale,
+        num_rows=plan.num_slots,
+        columns=sizes.columns,
+        chunk=sizes.chunk,
+        **settings,
+    )
+    hidden_rows = Rows(hidden, hidden.shape[1])
+    dpre_rows = [Rows(d, d.shape[1]) for d in dpre]
+    dx, _ = _products(
+        plan,
+        dpre_rows,
+        [Product(i, bank, transposed=True) for i, bank in enumerate(banks[1:])],
+        output_dtype=inputs.dtype,
+        as_rows=True,
+        precision=precision,
+        name="grouped_feed_forward_input_gradient",
+    )
+    name = "grouped_feed_forward_weight_gradient"
+    ddown, _ = _weight_gradient(plan, hidden_rows, dy, banks[0], precision=precision, name=name)
+    dups = [
+        _weight_gradient(plan, x, d, bank, precision=precision, name=name)[0]
+        for d, bank in zip(dpre_rows, banks[1:], strict=True)
+    ]
+    dinputs = ungroup_rows(
+        dx, plan, inputs.shape[1], layout="tokens", gates=None, output_dtype=inputs.dtype
+    )
+    return dinputs, (ddown, *dups), _by_slot(dots, plan, gates.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _feed_forward(
+    inputs: Array,
+    banks: Arrays,
+    plan: RoutingPlan,
+    gates: Array,
+    activation: Activation,
+    precision: jax.lax.Precision,
+) -> Array:
+    run = functools.partial(_feed_forward_forward_pass, activation=activation, precision=precision)
+    outputs: Array = sequential_vmap(run)(inputs, banks, plan, gates)
+    return outputs
+
+
+def _feed_forward_forward(*args: Any) -> tuple[Array, tuple[Any, ...]]:
+    return _feed_forward(*args), args[:4]
+
+
+def _feed_forward_backward(
+    activation: Activation,
+    precision: jax.lax.Precision,
+    saved: tuple[Any, ...],
+    cotangent: Array,
+) -> tuple[Any, ...]:
+    run = functools.partial(_feed_forward_backward_pass, activation=activation, precision=precision)
+    dinputs, dbanks, dgates = sequential_vmap(run)(*saved, cotangent)
+    return dinputs, dbanks, None, dgates
+
+
+_feed_forward.defvjp(_feed_forward_forward, _feed_forward_backward)
+
+
+def grouped_feed_forward(
+    inputs: Array,
+    up: Array,
+    down: Array,
+    plan: RoutingPlan,
+    gates: Array,
+    gate_weights: Array | None,
+    *,
+    activation: Activation,
+    precision: jax.lax.Precision,
+) -> Array:
+    """See `pallas_kernels.grouped_matmul.grouped_feed_forward`; arguments are validated already."""
+    banks = (down, up) if gate_weights is None else (down, up, gate_weights)
+    return _feed_forward(inputs, banks, plan, gates, activation, precision)

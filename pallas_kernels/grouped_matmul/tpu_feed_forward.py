@@ -1,0 +1,146 @@
+"""The hidden layer's gradients, for banks that are too large to stay in VMEM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.grouped_matmul.loops import Activation, hidden_layer
+from pallas_kernels.grouped_matmul.tpu_block_sizes import vmem_limit
+from pallas_kernels.grouped_matmul.tpu_matmul import (
+    Chunks,
+    Product,
+    as_column,
+    bank_budget,
+    fit_columns,
+    fold_lanes,
+    own_lanes,
+    row_blocks,
+    row_sums,
+    vector_block,
+)
+from pallas_kernels.grouped_matmul.tpu_rows import LANES
+from pallas_kernels.grouped_matmul.tpu_tiles import Block, Rows, Visit, tile_call
+from pallas_kernels.grouped_matmul.tpu_visits import Visits
+
+Arrays = tuple[Array, ...]
+
+
+def hidden_gradients(
+    pre: Sequence[Array], dhidden: Array, gate: Array, activation: Activation
+) -> tuple[Array, Array, Arrays]:
+    """What follows from a tile of the hidden layer.
+
+    Args:
+        pre: float32 [M, C] each, (up,) or (up, gate).
+        dhidden: float32 [M, C], the gradient of the outputs times `down` transposed.
+        gate: float32 [M, 1], of the rows.
+        activation: see `loops.hidden_layer`.
+
+    Returns:
+        The hidden layer times the gates, the terms of the gates' gradients, and the gradients of
+        the pre-activations.
+    """
+    hidden, pull = jax.vjp(lambda *p: hidden_layer(p, activation), *pre)
+    return hidden * gate, hidden * dhidden, pull(dhidden * gate)
+
+
+def hidden_layer_gradients(
+    visits: Visits,
+    x: Rows,
+    dy: Rows,
+    banks: Arrays,
+    gates: Array,
+    *,
+    num_rows: int,
+    columns: int,
+    chunk: int,
+    activation: Activation,
+    precision: jax.lax.Precision,
+) -> tuple[Array, Arrays, Array]:
+    """Computes the hidden layer again, and from it what the gradients of all banks need.
+
+    Args:
+        visits: the work list.
+        x: inputs.
+        dy: gradients of the outputs, before the gates.
+        banks: (down, up[, gate]).
+        gates: float32 [R].
+        num_rows: R.
+        columns: most columns of a block.
+        chunk: most columns of a turn of the inner loop.
+        activation: of the hidden layer.
+        precision: of the products.
+
+    Returns:
+        The gated hidden layer [R, F], the gradients of the pre-activations [R, F] each, and those
+        of the gates, float32 [R]. Rows that are not visited hold anything.
+    """
+    products = [Product(0, bank) for bank in banks[1:]] + [Product(1, banks[0], transposed=True)]
+    width, height, dtype = products[0].width, visits.height, x.rows.dtype
+    block, buffers = fit_columns(products, columns, bank_budget())
+    count = -(-width // block)
+    ragged = count * block != width
+    chunks = Chunks.of(block, chunk, height)
+    lanes = LANES if chunks.size % LANES == 0 else chunks.size
+    outputs = [jax.ShapeDtypeStruct((num_rows, width), dtype)] * len(banks)
+    per_row = jax.ShapeDtypeStruct((count, visits.tiles, 1, height), jnp.float32)
+
+    def body(
+        visit: Visit, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
+    ) -> None:
+        own = visit.own()
+        factor = as_column(block_refs[-1][...])[:, :1]
+        (sums,) = scratch_refs
+        sums[...] = jnp.zeros_like(sums)
+
+        def turn(at: Any) -> None:
+            *pre, dhidden = (
+                p.chunk(tiles[p.source][...], bank, at, precision)
+                for p, bank in zip(products, block_refs[:-1], strict=True)
+            )
+            hidden, terms, dpre = hidden_gradients(pre, dhidden, factor, activation)
+            if ragged:  # the last block reaches beyond what there is
+                column = jax.lax.broadcasted_iota(jnp.int32, (1, at.size), 1) + at.start
+                terms = jnp.where(visit.column * block + column < width, terms, 0)
+            sums[...] += fold_lanes(terms)
+            for out, value in zip(outs, (hidden, *dpre), strict=False):
+                out[:, at] = jnp.where(own, value.astype(dtype), out[:, at])
+
+        chunks.run(prepare, turn)
+        outs[-1][...] = jnp.where(own_lanes(visit), row_sums(sums[...]), outs[-1][...])
+
+    place: Callable[..., Any] = lambda n, e, t: (t, n)  # noqa: E731
+    results = tile_call(
+        body,
+        visits,
+        name="grouped_feed_forward_hidden_gradients",
+        columns=count,
+        rows=[x, dy],
+        blocks=[
+            *((p.bank, p.block(block, buffers)) for p in products),
+            (row_blocks(gates, height), vector_block(height)),
+        ],
+        results=[
+            *((shape, Block((height, block), place)) for shape in outputs),
+            (per_row, Block((None, None, 1, height), lambda n, e, t: (n, t, 0, 0))),
+        ],
+        scratch=[pltpu.VMEM((height, lanes), jnp.float32)],
+        parts=chunks.parts,
+        vmem_limit=vmem_limit(),
+        cost=pl.CostEstimate(
+            flops=2 * num_rows * sum(p.depth for p in products) * width,
+            bytes_accessed=sum(b.size * b.dtype.itemsize for b in banks)
+            + num_rows * (x.width + dy.width + len(banks) * width) * dtype.itemsize,
+            transcendentals=num_rows * width,
+        ),
+    )
+    hidden, *dpre, partial = results
+    dgates = jnp.sum(partial, axis=0).reshape(-1)[:num_rows]
+    return hidden, tuple(dpre), dgates

@@ -1,0 +1,173 @@
+"""All gradients of the grouped product in one pass, for matrices that stay in VMEM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.grouped_matmul.tpu_block_sizes import vmem_limit
+from pallas_kernels.grouped_matmul.tpu_matmul import (
+    Chunks,
+    as_column,
+    dot,
+    fold_lanes,
+    own_lanes,
+    row_blocks,
+    row_sums,
+    vector_block,
+)
+from pallas_kernels.grouped_matmul.tpu_resident import (
+    Footprint,
+    expert_block,
+    rows_result,
+    store_rows,
+)
+from pallas_kernels.grouped_matmul.tpu_rows import LANES, ROW_MULTIPLE, round_up
+from pallas_kernels.grouped_matmul.tpu_tiles import Block, Rows, Visit, tile_call
+from pallas_kernels.grouped_matmul.tpu_visits import Visits
+
+
+def footprint(weights: Array, itemsize: int, height: int) -> Footprint:
+    """What `matmul_gradients` needs of VMEM."""
+    _, depth, width = weights.shape
+    elements = round_up(depth, 16) * round_up(width, LANES)
+    matrix = elements * weights.dtype.itemsize
+    rows = round_up(depth, ROW_MULTIPLE), round_up(width, ROW_MULTIPLE)
+    tiles = height * (rows[0] * (9 * itemsize + 8) + rows[1] * (5 * itemsize + 4))
+    return Footprint(matrix, matrix + 4 * elements, tiles)
+
+
+def matmul_gradients(
+    visits: Visits,
+    x: Rows,
+    dy: Rows,
+    weights: Array,
+    *,
+    num_rows: int,
+    buffers: int,
+    chunk: int,
+    as_rows: bool,
+    scale: Array | None,
+    with_sums: bool,
+    precision: jax.lax.Precision,
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """The gradients of inputs, weights, gates and bias.
+
+    Args:
+        visits: the work list, for every expert.
+        x: inputs [R, K].
+        dy: gradients of the outputs [R, N], before the gates.
+        weights: [E, K, N].
+        num_rows: R.
+        buffers: that the matrix and its gradient get.
+        chunk: most columns of a turn of the inner loop.
+        as_rows: whether the gradients of the inputs are for fetching rows from.
+        scale: float32 [R], the gates; None for ones, and no gradient.
+        with_sums: also sum dy times scale over each expert's rows.
+        precision: of the products.
+
+    Returns:
+        The gradients of the inputs, [R, S, 128] or [R, K], of the weights, of the gates, float32
+        [R], and of the bias, float32 [E, N]. Rows that are not visited hold anything.
+    """
+    experts, depth, width = weights.shape
+    height, dtype = visits.height, x.rows.dtype
+    chunks = Chunks.of(width, chunk, height)
+    last = experts - 1
+    results: list[tuple[jax.ShapeDtypeStruct, Block]] = [
+        rows_result(num_rows, depth, height, dtype)
+        if as_rows
+        else (
+            jax.ShapeDtypeStruct((num_rows, depth), dtype),
+            Block((height, depth), lambda n, e, t: (t, 0)),
+        ),
+        (jax.ShapeDtypeStruct(weights.shape, weights.dtype), expert_block(weights, buffers)),
+    ]
+    if with_sums:
+        sums = jax.ShapeDtypeStruct((experts, 1, width), jnp.float32)
+        place = lambda n, e, t: (jnp.minimum(e, last), 0, 0)  # noqa: E731
+        results.append((sums, Block((None, 1, width), place)))
+    if scale is not None:
+        per_row = jax.ShapeDtypeStruct((visits.tiles, 1, height), jnp.float32)
+        results.append((per_row, vector_block(height)))
+
+    def body(
+        visit: Visit, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
+    ) -> None:
+        total, turned, scaled, dx, flat, biases = scratch_refs
+        own, routed = visit.own(), visit.expert < experts
+
+        @pl.when(visit.opens_expert)
+        def _() -> None:
+            total[...] = jnp.zeros_like(total)
+            biases[...] = jnp.zeros_like(biases)
+
+        kept = jnp.where(own, tiles[0][...], jnp.zeros_like(tiles[0]))
+        turned[...] = kept.T
+        dx[...] = jnp.zeros_like(dx)
+        factor = None if scale is None else as_column(block_refs[1][...])[:, :1]
+
+        def turn(at: Any) -> None:
+            raw = tiles[1][:, at]
+            product = raw if factor is None else raw.astype(jnp.float32) * factor
+            product = jnp.where(own, product, 0)
+            biases[:, at] += jnp.sum(product.astype(jnp.float32), axis=0, keepdims=True)
+            scaled[...] = product.astype(scaled.dtype)
+            total[:, at] += dot(turned[...], scaled[...], (1, 0), precision)
+            dx[...] += dot(raw, block_refs[0][:, at], (1, 1), precision)
+
+        chunks.run(prepare, turn)
+        rows = jnp.where(routed, dx[...], 0)
+        if factor is not None:
+            products = fold_lanes(rows * kept.astype(jnp.float32))
+            gates = row_sums(products)
+            outs[-1][...] = jnp.where(own_lanes(visit), gates, outs[-1][...])
+            rows = rows * factor
+        if as_rows:
+            flat[:, :depth] = rows.astype(dtype)
+            store_rows(visit, outs[0], flat)
+        else:
+            outs[0][...] = jnp.where(own, rows.astype(dtype), outs[0][...])
+
+        @pl.when(visit.closes_expert & routed)
+        def _() -> None:
+            outs[1][...] = total[...].astype(weights.dtype)
+            if with_sums:
+                outs[2][...] = biases[...]
+
+    blocks = [(weights, expert_block(weights, buffers))]
+    if scale is not None:
+        blocks.append((row_blocks(scale, height), vector_block(height)))
+    outputs = tile_call(
+        body,
+        visits,
+        name="grouped_matmul_resident_gradients",
+        columns=1,
+        rows=[x, dy],
+        blocks=blocks,
+        results=results,
+        scratch=[
+            pltpu.VMEM((depth, width), jnp.float32),
+            pltpu.VMEM((depth, height), dtype),
+            pltpu.VMEM((height, chunks.size), dy.rows.dtype),
+            pltpu.VMEM((height, depth), jnp.float32),
+            pltpu.VMEM((height, round_up(depth, ROW_MULTIPLE)), dtype),
+            pltpu.VMEM((1, width), jnp.float32),
+        ],
+        parts=chunks.parts,
+        vmem_limit=vmem_limit(),
+        cost=pl.CostEstimate(
+            flops=4 * num_rows * depth * width,
+            bytes_accessed=2 * weights.size * weights.dtype.itemsize
+            + num_rows * (2 * depth + width) * dtype.itemsize,
+            transcendentals=0,
+        ),
+    )
+    dgates = None if scale is None else outputs[-1].reshape(-1)[:num_rows]
+    dbias = outputs[2][:, 0] if with_sums else None
+    return outputs[0], outputs[1], dgates, dbias

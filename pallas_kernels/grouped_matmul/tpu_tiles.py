@@ -1,0 +1,310 @@
+"""The frame of the kernels that work tile by tile through the grouped rows.
+
+A grid step is one visit (`tpu_visits`) of one column block. Operands come as
+
+- `Rows`: the tile's rows, fetched one by one through an index where they have one;
+- blocks: whatever a `pl.BlockSpec` can describe, pipelined by Pallas.
+
+Rows with an index run through a pipeline of three stages, so that nothing stands between the
+products of two steps: while a step multiplies, the rows of the next step (already fetched) are
+brought from the form of the fetch into that of the product, and the rows of the step after that are
+fetched. Both are cut into parts, which the body calls for in the loop of its products, without a
+predicate: under one they would not be scheduled beside the products. The last steps therefore
+prepare the first tiles once more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.grouped_matmul.tpu_rows import (
+    LANES,
+    ROW_MULTIPLE,
+    flat_view,
+    index_blocks,
+    round_up,
+    start_rows,
+    wait_rows,
+)
+from pallas_kernels.grouped_matmul.tpu_visits import Visits
+
+
+def _first(n: Any) -> Any:
+    del n
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of the tiles, all columns of them or a block.
+
+    Attributes:
+        rows: [R, D] in grouped order, or, with an index, [R, S, 128] from `tpu_rows.row_view`.
+        width: columns of a tile; if not all, a multiple of 1024.
+        index: int32 [N]; which row each grouped row reads; None for rows in grouped order.
+        place: which block of columns, from the column block of the grid.
+    """
+
+    rows: Array
+    width: int
+    index: Array | None = None
+    place: Callable[[Any], Any] = _first
+
+    @property
+    def sublanes(self) -> int:
+        """Of a fetched row."""
+        return min(round_up(self.width, ROW_MULTIPLE) // LANES, self.rows.shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """An operand or a result in blocks.
+
+    Attributes:
+        shape: of a block; None for axes that are squeezed away.
+        place: the block's position, from (column block, expert, tile).
+        buffers: how many blocks are held, 2 to fetch one ahead.
+    """
+
+    shape: tuple[int | None, ...]
+    place: Callable[[Any, Any, Any], tuple[Any, ...]]
+    buffers: int = 2
+
+    def spec(self) -> pl.BlockSpec:
+        """As Pallas takes it: grid indices, then the scalars of `Visits`."""
+
+        def place(n: Any, v: Any, expert: Any, tile: Any, offsets: Any, count: Any) -> Any:
+            del offsets, count
+            return self.place(n, expert[v], tile[v])
+
+        mode = None if self.buffers == 2 else pl.Buffered(self.buffers)
+        return pl.BlockSpec(self.shape, place, pipeline_mode=mode)
+
+
+class Visit:
+    """What a kernel body knows of the visit it makes."""
+
+    def __init__(self, scalars: Sequence[Any], height: int):
+        experts, tiles, self._offsets, count = scalars
+        self.number, self.count = pl.program_id(1), count[0]
+        self.column = pl.program_id(0)
+        self.expert, self.tile = experts[self.number], tiles[self.number]
+        before = jnp.maximum(self.number - 1, 0)
+        after = jnp.minimum(self.number + 1, self.count - 1)
+        start, stop = self.number == 0, self.number == self.count - 1
+        self.opens_expert = start | (experts[before] != self.expert)
+        self.closes_expert = stop | (experts[after] != self.expert)
+        self.height = height
+
+    def own_along(self, axis: int, rank: int = 2) -> Array:
+        """Boolean, `height` along an axis and 1 along others: which rows are the expert's."""
+        shape = tuple(self.height if i == axis else 1 for i in range(rank))
+        rows = lax.broadcasted_iota(jnp.int32, shape, axis) + self.tile * self.height
+        lower, upper = self._offsets[self.expert], self._offsets[self.expert + 1]
+        return (rows >= lower) & (rows < upper)
+
+    def own(self) -> Array:
+        """Boolean [height, 1]; which rows of the tile belong to the expert."""
+        return self.own_along(0)
+
+
+# Given the visit, refs of the tiles [height, D], of the blocks, of the results and of the scratch,
+# and a function that does one part of the preparation of later steps.
+Body = Callable[..., None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fetch:
+    """One operand's pipeline, inside the kernel.
+
+    `raw` and `flat` hold two tiles each, as fetched and as multiplied. At step s, `flat[s % 2]` is
+    multiplied, `raw[(s + 1) % 2]` becomes `flat[(s + 1) % 2]`, and `raw[s % 2]` is fetched.
+    """
+
+    rows: Rows
+    source: Any
+    indices: tuple[Any, Any, Any]  # of this step's rows, the next step's, and the one's after it
+    raw: Any
+    flat: Any
+    semaphore: Any
+
+    def start(self, index: Any, slot: Any, first: Any, count: int, column: Any) -> None:
+        size = self.raw.shape[2]
+        source = self.source
+        if size < source.shape[1]:
+            at = pl.multiple_of(self.rows.place(column) * size, size)
+            source = source.at[:, pl.ds(at, size)]
+        start_rows(source, index, self.raw.at[slot], self.semaphore.at[slot], first, count)
+
+    def wait(self, slot: Any) -> None:
+        wait_rows(self.raw.at[slot], self.semaphore.at[slot])
+
+    def flatten(self, slot: Any, first: Any, count: int) -> None:
+        at = pl.ds(first, count)
+        self.flat[slot, at, :] = flat_view(self.raw[slot, at], self.flat.shape[2])
+
+    def begin(self, second: Any) -> None:
+        """Before the first step: its tile is made ready, and that of the second is fetched.
+
+        Args:
+            second: the column block of the second step.
+        """
+        height = self.raw.shape[1]
+        some = 8 if height % 8 == 0 else 1
+
+        def start(tile: int, column: Any) -> None:
+            def part(j: Any, carry: None) -> None:
+                self.start(self.indices[tile], tile, j * some, some, column)
+
+            lax.fori_loop(0, height // some, part, None)
+
+        start(0, 0)
+        start(1, second)
+        self.wait(0)
+        self.flatten(0, 0, height)
+
+
+def _direct_block(rows: Rows, height: int) -> Block:
+    return Block((height, rows.width), lambda n, e, t: (t, rows.place(n)))
+
+
+def tile_call(
+    body: Body,
+    visits: Visits,
+    *,
+    name: str,
+    columns: int,
+    rows: Sequence[Rows] = (),
+    blocks: Sequence[tuple[Array, Block]] = (),
+    results: Sequence[tuple[jax.ShapeDtypeStruct, Block]],
+    scratch: Sequence[Any] = (),
+    parts: int = 1,
+    vmem_limit: int,
+    cost: pl.CostEstimate,
+) -> tuple[Array, ...]:
+    """Runs `body(visit, tiles, blocks, results, scratch, prepare)` on every visit and column block.
+
+    Args:
+        body: computes a step. It calls `prepare(part)` once for each of the `parts`, where the
+            scheduler can hide it.
+        visits: the work list.
+        name: of the kernel, as compilers and profilers show it.
+        columns: how often the visits are gone through.
+        rows: operands whose tiles the body gets.
+        blocks: operands in blocks.
+        results: shapes and blocks of the results.
+        scratch: VMEM scratch shapes.
+        parts: into how many equal parts a tile's preparation is divided.
+        vmem_limit: bytes.
+        cost: what the kernel does, for XLA's scheduler.
+    """
+    height = visits.height
+    share = height // parts
+    assert share * parts == height, (height, parts)
+    fetched = [r for r in rows if r.index is not None]
+    direct = [r for r in rows if r.index is None]
+
+    def index_spec(ahead: int) -> pl.BlockSpec:
+        def place(n: Any, v: Any, expert: Any, tile: Any, offsets: Any, count: Any) -> Any:
+            del n, expert, offsets
+            return tile[lax.rem(v + ahead, count[0])], 0, 0
+
+        return pl.BlockSpec((None, 1, height), place, memory_space=pltpu.SMEM)
+
+    operands: list[Array] = []
+    specs: list[pl.BlockSpec] = []
+    buffers: list[Any] = []
+    for operand in fetched:
+        source, width = operand.rows, operand.width
+        assert operand.index is not None
+        index = index_blocks(operand.index, source.shape[0], height)
+        operands += [pltpu.with_memory_space_constraint(source, pltpu.HBM), index, index, index]
+        specs += [pl.BlockSpec(memory_space=pltpu.HBM), *map(index_spec, range(3))]
+        buffers += [
+            pltpu.VMEM((2, height, operand.sublanes, LANES), source.dtype),
+            pltpu.VMEM((2, height, width), source.dtype),
+            pltpu.SemaphoreType.DMA((2,)),
+        ]
+    operands += [r.rows for r in direct]
+    specs += [_direct_block(r, height).spec() for r in direct]
+    operands += [array for array, _ in blocks]
+    specs += [block.spec() for _, block in blocks]
+
+    def kernel(*refs: Any) -> None:
+        remaining = list(refs)
+
+        def take(count: int) -> list[Any]:
+            taken = remaining[:count]
+            del remaining[:count]
+            return taken
+
+        visit = Visit(take(4), height)
+        sources = [take(4) for _ in fetched]
+        direct_refs, block_refs = take(len(direct)), take(len(blocks))
+        result_refs, scratch_refs = take(len(results)), take(len(scratch))
+        pipelines = [
+            _Fetch(r, source, tuple(indices), *take(3))
+            for r, (source, *indices) in zip(fetched, sources, strict=True)
+        ]
+        step = visit.column * visit.count + visit.number
+        slot = lax.rem(step, 2)
+
+        def column_of(ahead: int) -> Any:
+            later = visit.column + lax.div(visit.number + ahead, visit.count)
+            return lax.rem(later, columns)
+
+        @pl.when(step == 0)
+        def _() -> None:
+            for pipeline in pipelines:
+                pipeline.begin(column_of(1))
+
+        for pipeline in pipelines:
+            pipeline.wait(1 - slot)
+
+        def prepare(part: Any) -> None:
+            first = part * share
+            for pipeline in pipelines:
+                pipeline.flatten(1 - slot, first, share)
+                pipeline.start(pipeline.indices[2], slot, first, share, column_of(2))
+
+        flat, whole = iter(p.flat.at[slot] for p in pipelines), iter(direct_refs)
+        tiles = [next(whole) if r.index is None else next(flat) for r in rows]
+        body(visit, tiles, block_refs, result_refs, scratch_refs, prepare)
+
+        if pipelines:
+
+            @pl.when((visit.column == columns - 1) & (visit.number == visit.count - 1))
+            def _() -> None:
+                for pipeline in pipelines:
+                    pipeline.wait(slot)
+
+    outputs = pl.pallas_call(
+        kernel,
+        out_shape=[shape for shape, _ in results],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=4,
+            grid=(columns, visits.count[0]),
+            in_specs=specs,
+            out_specs=[block.spec() for _, block in results],
+            scratch_shapes=[
+                *scratch,
+                *buffers,
+            ],
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary", "arbitrary"),
+            vmem_limit_bytes=vmem_limit,
+            disable_bounds_checks=True,
+        ),
+        cost_estimate=cost,
+        name=name,
+    )(*visits.scalars, *operands)
+    return tuple(outputs)

@@ -1,0 +1,155 @@
+"""From grouped rows back to slots or tokens: each token fetches the rows of its slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
+
+from pallas_kernels.grouped_matmul.plan import RoutingPlan
+from pallas_kernels.grouped_matmul.tpu_block_sizes import vmem_limit
+from pallas_kernels.grouped_matmul.tpu_matmul import as_column
+from pallas_kernels.grouped_matmul.tpu_rows import (
+    LANES,
+    flat_view,
+    index_blocks,
+    round_up,
+    start_rows,
+    wait_rows,
+)
+
+_FETCHED_BYTES = 4 * 2**20
+
+
+def _height(tokens: int, slots: int, row_bytes: int) -> int:
+    """Tokens of a tile: as many as fit the fetch buffers, at most a register's lanes."""
+    height = LANES
+    while height > 16 and height * slots * row_bytes > _FETCHED_BYTES:
+        height //= 2
+    return min(height, round_up(tokens, 16))
+
+
+def ungroup_rows(
+    rows: Array,
+    plan: RoutingPlan,
+    width: int,
+    *,
+    layout: str,
+    gates: Array | None,
+    output_dtype: DTypeLike,
+) -> Array:
+    """Brings grouped rows to slots, or sums them by token.
+
+    The sum runs over the slots of a token in their order, in float32, whatever the plan.
+
+    Args:
+        rows: [R, S, 128], as `tpu_matmul.expert_products` leaves them; rows without an expert may
+            hold anything.
+        plan: the routing plan.
+        width: N, of the rows.
+        layout: "slots" or "tokens".
+        gates: [T, K], weights of the sum; ones if None.
+        output_dtype: of the result.
+
+    Returns:
+        [T, K, N] or [T, N].
+    """
+    tokens, slots = plan.num_tokens, plan.experts_per_token
+    summed = layout == "tokens"
+    height = _height(tokens, slots, rows.shape[1] * LANES * rows.dtype.itemsize)
+    tiles = -(-tokens // height)
+    index = plan.inverse.reshape(tokens, slots)
+    padding = ((0, 0), (0, tiles * height - tokens))
+    # One weight for each slot, 0 where it has no expert; along the lanes, which pads least.
+    routed = plan.slot_is_routed.reshape(tokens, slots).T
+    weights = jnp.ones_like(routed, jnp.float32) if gates is None else gates.T.astype(jnp.float32)
+    weights = jnp.pad(jnp.where(routed, weights, 0), padding)
+    kept = jnp.pad(routed.astype(jnp.float32), padding)
+    # All first slots of a tile, then all second ones, and so on.
+    by_tile = jnp.pad(index.T, padding).reshape(slots, tiles, height).swapaxes(0, 1)
+    blocks = index_blocks(by_tile.reshape(-1), rows.shape[0], slots * height)
+    out_width = width if summed else slots * round_up(width, LANES)
+
+    def kernel(
+        source: Any, now: Any, ahead: Any, weight: Any, keep: Any, out: Any, raw: Any, sem: Any
+    ) -> None:
+        step = pl.program_id(0)
+        slot = lax.rem(step, 2)
+
+        @pl.when(step == 0)
+        def _() -> None:
+            def part(j: Any, carry: None) -> None:
+                start_rows(source, now, raw.at[0], sem.at[0], j * height, height)
+
+            lax.fori_loop(0, slots, part, None)
+
+        wait_rows(raw.at[slot], sem.at[slot])
+
+        def picked(k: Any) -> tuple[Array, Any]:
+            at = pl.ds(k * height, height)
+            return flat_view(raw[slot, at], width), as_column(keep[pl.ds(k, 1), :])[:, :1] > 0
+
+        def fetch(k: Any) -> None:
+            start_rows(source, ahead, raw.at[1 - slot], sem.at[1 - slot], k * height, height)
+
+        if summed:
+
+            def add(k: Any, total: Array) -> Array:
+                fetch(k)
+                y, own = picked(k)
+                factor = as_column(weight[pl.ds(k, 1), :])[:, :1]
+                return total + jnp.where(own, y.astype(jnp.float32) * factor, 0)
+
+            total = jnp.zeros((height, width), jnp.float32)
+            out[...] = lax.fori_loop(0, slots, add, total).astype(output_dtype)
+        else:
+            for k in range(slots):
+                fetch(k)
+                y, own = picked(k)
+                place = pl.ds(k * round_up(width, LANES), width)
+                out[:, place] = jnp.where(own, y, jnp.zeros_like(y)).astype(output_dtype)
+
+        @pl.when(step == tiles - 1)
+        def _() -> None:
+            wait_rows(raw.at[1 - slot], sem.at[1 - slot])
+
+    def index_spec(place: Any) -> pl.BlockSpec:
+        return pl.BlockSpec((None, 1, slots * height), place, memory_space=pltpu.SMEM)
+
+    outputs = pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct((tokens, out_width), output_dtype),
+        grid=(tiles,),
+        in_specs=[
+            pl.BlockSpec(memory_space=pltpu.HBM),
+            index_spec(lambda i: (i, 0, 0)),
+            index_spec(lambda i: (lax.rem(i + 1, tiles), 0, 0)),
+            pl.BlockSpec((slots, height), lambda i: (0, i)),
+            pl.BlockSpec((slots, height), lambda i: (0, i)),
+        ],
+        out_specs=pl.BlockSpec((height, out_width), lambda i: (i, 0)),
+        scratch_shapes=[
+            pltpu.VMEM((2, slots * height, *rows.shape[1:]), rows.dtype),
+            pltpu.SemaphoreType.DMA((2,)),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary",),
+            vmem_limit_bytes=vmem_limit(),
+            disable_bounds_checks=True,
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * plan.num_slots * width,
+            bytes_accessed=rows.size * rows.dtype.itemsize
+            + tokens * out_width * jnp.dtype(output_dtype).itemsize,
+            transcendentals=0,
+        ),
+        name=f"grouped_matmul_to_{layout}",
+    )(pltpu.with_memory_space_constraint(rows, pltpu.HBM), blocks, blocks, weights, kept)
+    if summed:
+        return outputs
+    return outputs.reshape(tokens, slots, -1)[..., :width]

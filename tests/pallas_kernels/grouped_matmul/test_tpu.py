@@ -1,0 +1,168 @@
+"""The kernels for TPUs in interpret mode: numerics, races, bounds.
+
+The whole contract, on both ways through the kernels, runs in `make verify`; here is one case of
+each kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # where races are reported
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import grouped_matmul as op
+from pallas_kernels.grouped_matmul import tpu, tpu_matmul
+from pallas_kernels.grouped_matmul.target import Case
+from pallas_kernels.grouped_matmul.tpu_block_sizes import KERNELS, BlockSizes, compiling_for
+from tests.contracts.grouped_matmul import (
+    GroupedMatmulContract,
+    Shape,
+    assert_close,
+    feed_forward_oracle,
+    problem,
+)
+
+SMALL = dict.fromkeys(KERNELS, BlockSizes(16, 1024, 128))
+# T, K, E, D, F: no multiples of a tile, several tiles, experts that share tiles.
+BRIEF: Shape = (11, 2, 3, 20, 33)
+
+
+@pytest.fixture(name="interpreted")
+def _interpreted():
+    params = pltpu.InterpretParams(detect_races=True, dma_execution_mode="eager")
+    with pltpu.force_tpu_interpret_mode(params), compiling_for("v5p", SMALL):
+        yield
+
+
+@pytest.fixture(name="streamed")
+def _streamed(monkeypatch):
+    """As if no expert's matrices fitted into VMEM."""
+    monkeypatch.setattr(tpu.Footprint, "buffers", lambda self, budget: None)
+
+
+@pytest.mark.verify
+@pytest.mark.usefixtures("interpreted")
+class TestTpu(GroupedMatmulContract):
+    implementation = "tpu"
+
+
+@pytest.mark.verify
+@pytest.mark.usefixtures("interpreted", "streamed")
+class TestTpuStreamed(GroupedMatmulContract):
+    implementation = "tpu"
+
+
+class _Resident(GroupedMatmulContract):
+    implementation = "tpu"
+
+
+class _Streamed(GroupedMatmulContract):
+    implementation = "tpu"
+
+
+def _races() -> bool:
+    state = interpret_pallas_call.races
+    assert state is not None, "races are looked for"
+    return bool(state.races_found)
+
+
+def _assert_matmul(contract: GroupedMatmulContract, input_layout: str, output_layout: str) -> None:
+    p = problem(BRIEF)
+    results = contract.matmul_results(p, input_layout, output_layout)
+    for name, expected in contract.matmul_expected(p, input_layout, output_layout).items():
+        assert_close(name, results[name], expected, 2e-6)
+    assert not _races()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_map_reads_tokens_and_a_reduce_sums_slots():
+    _assert_matmul(_Resident(), "tokens", "slots")
+    _assert_matmul(_Resident(), "slots", "tokens")
+
+
+@pytest.mark.usefixtures("interpreted", "streamed")
+def test_matrices_that_do_not_fit_are_streamed():
+    _assert_matmul(_Streamed(), "grouped", "tokens")
+
+
+@pytest.mark.verify
+@pytest.mark.usefixtures("interpreted", "streamed")
+@pytest.mark.parametrize("shape", [(5, 2, 2, 2048, 40), (5, 2, 2, 40, 2500)], ids=str)
+def test_deep_and_wide_matrices_are_cut(monkeypatch, shape):
+    """Sums over K in pieces; results in column blocks of which the last is ragged."""
+    monkeypatch.setattr(tpu_matmul, "bank_budget", lambda: 1024 * 1024 * 4)
+    p = problem(shape)
+    for layout in ("tokens", "grouped"):
+        results = _Streamed().matmul_results(p, layout, "tokens")
+        for name, expected in _Streamed().matmul_expected(p, layout, "tokens").items():
+            assert_close(name, results[name], expected, 2e-6)
+
+
+def _assert_feed_forward(
+    contract: GroupedMatmulContract, activation: str, gated: bool, dtype: Any, tolerance: float
+) -> None:
+    p = problem(BRIEF, seed=2)
+    results = contract.feed_forward_results(p, activation, gated, dtype)
+    for name, expected in feed_forward_oracle(p, activation, gated).items():
+        assert_close(name, results[name], expected, tolerance)
+    assert not _races()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_feed_forward_with_resident_matrices():
+    _assert_feed_forward(_Resident(), "silu", True, np.float32, 5e-6)
+
+
+@pytest.mark.usefixtures("interpreted", "streamed")
+def test_feed_forward_with_streamed_matrices():
+    _assert_feed_forward(_Streamed(), "gelu_tanh", False, jnp.bfloat16, 2e-2)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_forged_plan_reads_and_writes_within_bounds():
+    """Interpret mode raises on any access out of bounds."""
+    p = problem(BRIEF)
+    wild = jnp.array([2**30, -(2**30)] * p.slots.shape[0], jnp.int32)
+    plan = dataclasses.replace(p.plan, order=wild, inverse=wild)
+    outputs = jax.jit(
+        functools.partial(op.grouped_matmul, output_layout="tokens", implementation="tpu")
+    )(
+        jnp.asarray(p.tokens, jnp.float32),
+        jnp.asarray(p.weights, jnp.float32),
+        plan,
+        gates=jnp.asarray(p.gates, jnp.float32),
+    )
+    assert np.isfinite(np.asarray(outputs)).all()
+
+
+def test_outside_of_interpret_mode_a_cpu_refuses():
+    p = problem((4, 1, 2, 8, 8))
+    with pytest.raises(ValueError, match="interpret mode"):
+        op.grouped_matmul(
+            jnp.asarray(p.tokens, jnp.float32),
+            jnp.asarray(p.weights, jnp.float32),
+            p.plan,
+            implementation="tpu",
+        )
+
+
+def test_what_cannot_run_says_why():
+    case = Case("grouped_matmul", jnp.dtype("float32"), jnp.dtype("float32"), 6, 2, 3, 4, 5)
+    assert tpu.why_not(case, None) is None
+    assert tpu.why_not(case, "tpu") is None
+    assert "for TPUs" in (tpu.why_not(case, "cpu") or "")
+    half = jnp.dtype("float16")
+    for narrow in (
+        dataclasses.replace(case, input_dtype=half),
+        dataclasses.replace(case, weight_dtype=half),
+    ):
+        assert "float32 or bfloat16" in (tpu.why_not(narrow, "tpu") or "")
+        with pytest.raises(ValueError, match=r"'tpu' cannot run: .* must be float32 or bfloat16"):
+            op.choose_implementation("tpu", narrow)
