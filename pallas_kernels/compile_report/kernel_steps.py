@@ -48,8 +48,8 @@ class KernelSteps:
         read: bytes that copies read from HBM, by operand (None for HBM scratch).
         written: bytes that copies write to HBM, by operand.
         copies: how many copies start.
-        product_runs: of each innermost part of the kernel that multiplies, in program order, how
-            often it runs.
+        product_runs: of each part of the kernel that multiplies itself (the kernel, a loop's body,
+            a branch), in program order, how often it runs.
         loop_runs: of each loop in the kernel that the compiler keeps, in program order, how often
             its body runs.
         flops: operations of the products, those on masked values included; a float32 product of
@@ -95,25 +95,26 @@ def _is_region(eqn: JaxprEqn) -> bool:
 
 
 @functools.cache
-def _multiplies(jaxpr: Jaxpr) -> bool:
+def _multiplies_itself(jaxpr: Jaxpr) -> bool:
+    """Whether there is a product inside that no loop or branch inside has."""
     return any(
-        eqn.primitive.name in _PRODUCTS or any(map(_multiplies, _inner(eqn))) for eqn in jaxpr.eqns
+        eqn.primitive.name in _PRODUCTS
+        or (not _is_region(eqn) and any(map(_multiplies_itself, _inner(eqn))))
+        for eqn in jaxpr.eqns
     )
 
 
 def product_parts(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
-    """The innermost loop bodies and branches that multiply, in program order."""
+    """The kernel, loop bodies and branches that multiply themselves, in program order."""
+    if _multiplies_itself(jaxpr):
+        yield jaxpr
+    yield from _parts_inside(jaxpr)
 
-    def inside(body: Jaxpr) -> Iterator[Jaxpr]:
-        for eqn in body.eqns:
-            for inner in _inner(eqn):
-                if _is_region(eqn) and _multiplies(inner):
-                    yield from product_parts(inner)
-                elif not _is_region(eqn):
-                    yield from inside(inner)
 
-    parts = list(inside(jaxpr))
-    yield from parts if parts else [jaxpr]
+def _parts_inside(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
+    for eqn in jaxpr.eqns:
+        for inner in _inner(eqn):
+            yield from product_parts(inner) if _is_region(eqn) else _parts_inside(inner)
 
 
 def loops(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:

@@ -71,6 +71,15 @@ class Region:
                 slots[name] -= child.slots[name] - inner_slots[name]
         return bundles, slots
 
+    def own(self, unit: str) -> int:
+        """Slots of a unit used outside of the regions inside."""
+        return self.slots[unit] - sum(child.slots[unit] for child in self.children)
+
+    @property
+    def own_bundles(self) -> int:
+        """Bundles outside of the regions inside."""
+        return self.bundles - sum(child.bundles for child in self.children)
+
     @property
     def is_rare(self) -> bool:
         """Whether it is a part that most steps skip, see `steady`."""
@@ -108,19 +117,14 @@ class Schedule:
 
     @property
     def matmul_regions(self) -> tuple[Region, ...]:
-        """The innermost parts of the kernel that multiply, in order; at least one region."""
+        """The loops, skipped parts or else the kernel that multiply themselves, in order.
 
-        def leaves(region: Region) -> Iterator[Region]:
-            inner = [child for child in region.children if child.slots["MXU"]]
-            # A few products in a branch beside the main ones make that branch no main part.
-            main = sum(child.slots["MXU"] for child in inner) * 2 > region.slots["MXU"]
-            if not main:
-                yield region
-            else:
-                for child in inner:
-                    yield from leaves(child)
-
-        return tuple(leaves(self.kernel))
+        Regions whose products are all in regions inside them are left out, and so are those with
+        less than a hundredth of the kernel's.
+        """
+        least = self.kernel.slots["MXU"] / 100
+        found = tuple(r for r in self.kernel.walk() if r.own("MXU") > least)
+        return found or (self.kernel,)
 
     def use(self, region: Region, unit: str, steady: bool = True) -> float:
         """The part of the slots of `unit` that `region` uses."""

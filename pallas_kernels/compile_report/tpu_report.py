@@ -40,7 +40,7 @@ class KernelReport:
         loop_bundles: in the innermost loop that multiplies, without parts that most steps skip.
         matmul_use: the part of the MATMUL slots used there.
         unit_use: the same for every unit.
-        matmul_bundles: of each innermost part that multiplies.
+        matmul_bundles: of each part that multiplies, parts inside it left out.
         matmul_runs: how often those run in a call; empty if they could not be matched.
         capacity: units of each kind that a bundle can use.
         spills: stores and reloads of spilled registers in the kernel.
@@ -226,7 +226,7 @@ def _kernel_report(
         loop_bundles=loop.steady[0],
         matmul_use=schedule.use(loop, "MXU"),
         unit_use={unit: schedule.use(loop, unit) for unit in schedule.capacity},
-        matmul_bundles=tuple(region.steady[0] for region in regions),
+        matmul_bundles=tuple(region.own_bundles for region in regions),
         matmul_runs=runs if matched else (),
         capacity=schedule.capacity,
         spills=schedule.kernel.slots["VSTORE:SPILL"] + schedule.kernel.slots["VLOAD:FILL"],
@@ -244,7 +244,7 @@ def executed_bundles(schedule: Schedule, kernel: KernelTraffic) -> tuple[int, bo
     """Bundles that a call of the kernel runs, and whether all trip counts are known.
 
     The outermost loop is the grid's. Loops of the schedule and of the kernel's jaxpr are matched in
-    order, and so are the innermost parts that multiply. Parts that most steps skip
+    order, and so are the parts that multiply. Parts that most steps skip
     (`Region.steady`) are not counted. Where the numbers of loops differ, because the compiler
     unrolled or added one, an inner loop is taken to run as often as the part of the jaxpr that
     multiplies most.
@@ -268,8 +268,7 @@ def executed_bundles(schedule: Schedule, kernel: KernelTraffic) -> tuple[int, bo
         times |= dict(zip(map(id, regions), products, strict=True))
 
     def run(region: Region, executions: int) -> Iterator[int]:
-        own = region.bundles - sum(child.bundles for child in region.children)
-        yield own * executions
+        yield region.own_bundles * executions
         for child in region.children:
             if not child.is_rare:
                 yield from run(child, times.get(id(child), executions))

@@ -100,3 +100,11 @@ def test_files_of_a_folder_belong_together_by_their_prefix(tmp_path: Path) -> No
     found = schedule.read_schedules(tmp_path, 0)
     assert set(found) == {"k", "k.1"}
     assert found["k"].vmem == 0x1010
+
+
+def test_parts_that_multiply_are_counted_without_what_is_inside() -> None:
+    # The loop multiplies, and so does what a branch in it skips.
+    use = rows([0, 0, 4, 0, 4, 4, 0, 0, 0, 0, 0], [0] * 11)
+    one = schedule.parse_schedule("k", BUNDLES, use, 0)
+    assert [(r.kind, r.own_bundles) for r in one.matmul_regions] == [("loop", 6), ("branch", 2)]
+    assert [r.own("MXU") for r in one.matmul_regions] == [4, 8]

@@ -8,7 +8,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.compile_report import chips
 from pallas_kernels.compile_report.program import Program, ProgramReference
-from pallas_kernels.compile_report.tpu_report import TpuReport, tpu_reports
+from pallas_kernels.compile_report.schedule import Region, Schedule
+from pallas_kernels.compile_report.tpu_report import TpuReport, executed_bundles, tpu_reports
+from pallas_kernels.compile_report.traffic import KernelTraffic
 from pallas_kernels.compile_report.worker_process import CompileError
 
 THIS = f"{__file__}:"
@@ -90,3 +92,39 @@ def test_report_of_a_product(generation: str) -> None:
 def test_an_unknown_generation_is_named() -> None:
     with pytest.raises(ValueError, match="generation='v1' is unknown; known are v5e"):
         tpu_reports("v1", [])
+
+
+def nested_kernel(loop_runs: tuple[int, ...], product_runs: tuple[int, ...]) -> KernelTraffic:
+    return KernelTraffic(
+        name="k",
+        signature=(),
+        grid=(10,),
+        parallel=False,
+        read=(),
+        written=(),
+        copies=0,
+        product_runs=product_runs,
+        loop_runs=loop_runs,
+        flops=0,
+        exact=True,
+    )
+
+
+def test_bundles_that_run_follow_loops_and_branches() -> None:
+    def region(kind: str, start: int, end: int, mxu: int, *children: Region) -> Region:
+        return Region(kind, start, end, end - start, {"MXU": mxu}, 0, children)
+
+    # A grid of 10 steps; a branch is taken in 6 of them; in it a loop runs 7 times each.
+    inner = region("loop", 20, 50, 60)
+    branch = region("branch", 10, 60, 80, inner)
+    start_of_block = region("branch", 70, 80, 0)
+    kernel = region("kernel", 0, 100, 80, region("loop", 5, 95, 80, branch, start_of_block))
+    schedule = Schedule("k", {"MXU": 4}, kernel, 0)
+    bundles, exact = executed_bundles(schedule, nested_kernel((42,), (6, 42)))
+    assert bundles == 10 + 10 * (90 - 50 - 10) + 6 * (50 - 30) + 42 * 30
+    assert exact
+    # Without a word on the branch it is taken to run in every step.
+    bundles, _ = executed_bundles(schedule, nested_kernel((42,), (42,)))
+    assert bundles == 10 + 10 * (90 - 50 - 10) + 10 * (50 - 30) + 42 * 30
+    _, exact = executed_bundles(schedule, nested_kernel((42, 42), (6, 42)))
+    assert not exact
