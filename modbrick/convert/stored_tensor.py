@@ -77,8 +77,13 @@ class FileBytes:
         first = self.start - self.start % mmap.ALLOCATIONGRANULARITY
         try:
             with self.path.open("rb") as file:
+                # Everything is going to be read: one call, not a fault for every page.
                 mapped = mmap.mmap(
-                    file.fileno(), self.stop - first, access=mmap.ACCESS_READ, offset=first
+                    file.fileno(),
+                    self.stop - first,
+                    flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0),
+                    prot=mmap.PROT_READ,
+                    offset=first,
                 )
         except (OSError, ValueError) as error:  # ValueError: beyond the end of the file
             raise _unreadable(self.path, error) from None

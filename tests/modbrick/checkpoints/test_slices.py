@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,24 +120,31 @@ def test_damage_is_found(checkpoint: Path, tmp_path: Path, how: str) -> None:
         read(tmp_path / "m")
 
 
-@pytest.mark.parametrize("small", [0, 1 << 30])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
-def test_checksums_of_slices_add_up(
-    monkeypatch: pytest.MonkeyPatch, dtype: type, small: int
-) -> None:
-    monkeypatch.setattr(leaves, "_SMALL", small)  # compiled, and not
+@pytest.mark.parametrize("piece", [(2, 3, 4), (1, 5, 6), (4, 5, 6), (4, 1, 6), (4, 5, 1)])
+def test_checksums_of_slices_add_up(dtype: Any, piece: tuple[int, ...]) -> None:
     values = np.random.default_rng(1).normal(size=(4, 5, 6)).astype(dtype)
     values[1, 2, 3], values[3, 0, 0], values[0, 4, 5] = np.nan, np.inf, -np.inf
-    layout = Layout(values.shape, values.dtype, (2, 3, 4))
+    check_sums(values, piece, not_finite=3)
+
+
+def test_checksums_of_more_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaves, "_BLOCK", 7)
+    values = np.random.default_rng(1).normal(size=(3, 40)).astype(np.float32)
+    for piece in ((3, 40), (1, 40), (2, 3), (3, 17)):
+        check_sums(values, piece, not_finite=0)
+
+
+def check_sums(values: np.ndarray, piece: tuple[int, ...], not_finite: int) -> None:
     summaries = [
         slice_summary(values[index], [s.start for s in index], values.shape)
-        for index in layout.pieces()
+        for index in Layout(values.shape, values.dtype, piece).pieces()
     ]
     assert (
         sum(summary.checksum for summary in summaries) % 2**32
         == checksums({"x": jnp.asarray(values)})["x"]
     )
-    assert sum(summary.not_finite for summary in summaries) == 3
+    assert sum(summary.not_finite for summary in summaries) == not_finite
 
 
 def test_indices_beyond_32_bits_wrap_as_in_the_whole() -> None:
