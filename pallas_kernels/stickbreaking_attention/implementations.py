@@ -19,9 +19,6 @@ IMPLEMENTATIONS = ("reference", "xla", "tpu", "gpu")
 _PREFERENCES = {"tpu": ("tpu", "xla"), "cuda": ("gpu", "xla")}
 # The platform that a named implementation is written for.
 _NATIVE = {"tpu": "tpu", "gpu": "cuda"}
-_UNAVAILABLE = {
-    "tpu": "there is no Pallas kernel for TPUs yet",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +61,6 @@ def current_platform() -> str:
 
 def unsupported(implementation: str, case: Case, platform: str) -> str | None:
     """Returns why an implementation cannot run a case on a platform, or None if it can."""
-    if implementation in _UNAVAILABLE:
-        return _UNAVAILABLE[implementation]
     if implementation in ("reference", "xla"):
         return None
     return load_implementation(implementation).unsupported(case, _canonical(platform))
@@ -88,15 +83,13 @@ def selected_implementation(
     if implementation is None:
         platform = current_platform() if platform is None else _canonical(platform)
         for name in _PREFERENCES.get(platform, ("xla",)):
-            if name not in _UNAVAILABLE and (
-                case is None or unsupported(name, case, platform) is None
-            ):
+            if case is None or unsupported(name, case, platform) is None:
                 return name
         raise AssertionError("the XLA path runs everywhere")
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}")
-    reason = _UNAVAILABLE.get(implementation)
-    if reason is None and case is not None:
+    reason = None
+    if case is not None:
         reason = unsupported(implementation, case, _NATIVE.get(implementation, "cpu"))
     if reason is not None:
         raise ValueError(

@@ -1,14 +1,31 @@
-"""Stick-breaking attention for TPUs, as Pallas (Mosaic) kernels."""
+"""Stick-breaking attention for TPUs, as Pallas (Mosaic) kernels.
+
+`tpu_layout` says how the arrays are laid out, `tpu_tile` how a tile is computed, `tpu_forward` and
+`tpu_backward` how tiles follow one another.
+"""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.stickbreaking_attention import tpu_forward, tpu_layout
+from pallas_kernels.stickbreaking_attention import tpu_layout
+from pallas_kernels.stickbreaking_attention.block_sizes import BlockSizes
 from pallas_kernels.stickbreaking_attention.implementations import Case
 from pallas_kernels.stickbreaking_attention.masks import Visibility
-from pallas_kernels.stickbreaking_attention.tpu_block_sizes import TpuBlockSizes, tpu_block_sizes
+from pallas_kernels.stickbreaking_attention.tpu_backward import backward
+from pallas_kernels.stickbreaking_attention.tpu_block_sizes import (
+    TpuBlockSizes,
+    keys_at_a_time,
+    tpu_block_sizes,
+)
+from pallas_kernels.stickbreaking_attention.tpu_forward import forward
+
+_Residuals = tuple[
+    jax.Array, jax.Array, jax.Array, Visibility, jax.Array, jax.Array, jax.Array | None
+]
 
 
 def unsupported(case: Case, platform: str) -> str | None:
@@ -30,7 +47,24 @@ def stickbreaking_attention(
     tolerance: float = 0.0,
     sizes: TpuBlockSizes | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op).
+    """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op)."""
+    output, remainder, _ = attend_and_count(
+        query, key, value, visibility, scale=scale, tolerance=tolerance, sizes=sizes
+    )
+    return output, remainder
+
+
+def attend_and_count(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    visibility: Visibility,
+    *,
+    scale: float,
+    tolerance: float = 0.0,
+    sizes: TpuBlockSizes | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns output, remainder and, with a tolerance, how many blocks of keys rows visited.
 
     Args:
       query: see the public op.
@@ -40,40 +74,165 @@ def stickbreaking_attention(
       scale: of the logits.
       tolerance: of the early exit.
       sizes: block sizes; None takes those of `tpu_block_sizes`.
+
+    Returns:
+      Output and remainder as the public op; int32 `[B, Sq, H]` or None.
     """
-    _, length, heads, width = query.shape
-    key_length, groups = key.shape[1:3]
     dtype = value.dtype
-    if dtype == jnp.float16:
-        query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+    if 0 in query.shape or 0 in value.shape:
+        output = jnp.zeros((*query.shape[:3], value.shape[-1]), dtype)
+        return output, jnp.ones(query.shape[:3], jnp.float32), None
     if sizes is None:
-        sizes = tpu_block_sizes(
-            length * heads // groups,
-            key_length,
-            max(width, value.shape[-1]),
-            query.dtype.itemsize,
-        )
-    walk = tpu_layout.walk(
-        visibility,
-        query_length=length,
-        key_length=key_length,
-        repeats=heads // groups,
-        query_block=sizes.forward.query,
-        key_block=sizes.forward.key,
-    )
-    rows = tpu_layout.rows_of_queries(query, groups, sizes.forward.query)
-    keys = tpu_layout.blocks_of_keys(key, sizes.forward.key)
-    values = jnp.swapaxes(tpu_layout.blocks_of_keys(value, sizes.forward.key), 3, 4)
-    output, spent, _ = tpu_forward.forward(
-        rows,
-        keys,
-        values,
-        walk,
+        width = max(query.shape[-1], value.shape[-1])
+        rows = query.shape[1] * query.shape[2] // key.shape[2]
+        sizes = tpu_block_sizes(rows, key.shape[1], width, 4 if dtype == jnp.float32 else 2)
+    if dtype == jnp.float16:
+        # There is no such type in the matrix unit; its numbers are exact in float32.
+        query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+    output, remainder, visited = _attend(query, key, value, visibility, scale, tolerance, sizes)
+    return output.astype(dtype), remainder, visited
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    visibility: Visibility,
+    scale: float,
+    tolerance: float,
+    sizes: TpuBlockSizes,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    return _forward(query, key, value, visibility, scale, tolerance, sizes, value.dtype)
+
+
+def _forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    visibility: Visibility,
+    scale: float,
+    tolerance: float,
+    sizes: TpuBlockSizes,
+    dtype: jax.typing.DTypeLike,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    length, heads = query.shape[1:3]
+    groups = key.shape[2]
+    block = sizes.forward
+    output, spent, visited = forward(
+        tpu_layout.rows_of_queries(query, groups, block.query),
+        tpu_layout.blocks_of_keys(key, block.key),
+        jnp.swapaxes(tpu_layout.blocks_of_keys(value, block.key), 3, 4),
+        _walk(query, key, visibility, block),
         scale=scale,
         tolerance=tolerance,
-        block=sizes.forward.query,
+        block=block.query,
         dtype=dtype,
     )
-    output = tpu_layout.queries_of_rows(jnp.swapaxes(output, 2, 3), length, heads)
-    remainder = tpu_layout.queries_of_rows(jnp.exp2(-spent), length, heads)
-    return output, remainder
+    back = functools.partial(tpu_layout.queries_of_rows, length=length, heads=heads)
+    output, remainder = back(jnp.swapaxes(output, 2, 3)), back(jnp.exp2(-spent))
+    return output, remainder, None if visited is None else back(visited)
+
+
+def _walk(
+    query: jax.Array,
+    key: jax.Array,
+    visibility: Visibility,
+    block: BlockSizes,
+    farthest: jax.Array | None = None,
+) -> tpu_layout.Walk:
+    return tpu_layout.walk(
+        visibility,
+        query_length=query.shape[1],
+        key_length=key.shape[1],
+        repeats=query.shape[2] // key.shape[2],
+        query_block=block.query,
+        key_block=block.key,
+        farthest=farthest,
+    )
+
+
+def _attend_forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    visibility: Visibility,
+    scale: float,
+    tolerance: float,
+    sizes: TpuBlockSizes,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array | None], _Residuals]:
+    # The backward pass needs the output before it is rounded: what it subtracts its own sums from.
+    output, remainder, visited = _forward(
+        query, key, value, visibility, scale, tolerance, sizes, jnp.float32
+    )
+    residuals = query, key, value, visibility, output, remainder, visited
+    return (output.astype(value.dtype), remainder, visited), residuals
+
+
+def _attend_backward(
+    scale: float,
+    tolerance: float,
+    sizes: TpuBlockSizes,
+    residuals: _Residuals,
+    cotangents: tuple[jax.Array, jax.Array, object],
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    del tolerance
+    query, key, value, visibility, output, remainder, visited = residuals
+    d_output, d_remainder, _ = cotangents
+    length, heads = query.shape[1:3]
+    key_length, groups = key.shape[1:3]
+    block = sizes.backward
+    rows_of = functools.partial(tpu_layout.rows_of_queries, groups=groups, block=block.query)
+    rest = jnp.sum(d_output * output, axis=-1) + d_remainder * remainder
+    largest = jnp.max(jnp.abs(value), axis=(1, 3)).astype(jnp.float32)
+    largest = jnp.repeat(largest, heads // groups, axis=1)[:, None]
+    bound = jnp.sum(jnp.abs(d_output), axis=-1, dtype=jnp.float32) * largest
+    bound = rows_of(jnp.maximum(bound, jnp.abs(d_remainder)))
+    rows, d_rows = rows_of(query), rows_of(d_output.astype(value.dtype))
+    rest = rows_of(rest)
+    spent = jnp.zeros_like(rest)
+    farthest = None
+    if visited is not None:
+        farthest = tpu_layout.reached(
+            _walk(query, key, visibility, sizes.forward),
+            tpu_layout.rows_of_queries(visited, groups, sizes.forward.query),
+            sizes.forward.query,
+            sizes.forward.key,
+        )[:, :, : length * heads // groups]
+    chunk = keys_at_a_time(key_length, block.key, query.shape[-1] + value.shape[-1])
+    d_query = jnp.zeros((), jnp.float32)
+    d_keys, d_values = [], []
+    for start in reversed(range(0, key_length, chunk)):
+        part = slice(start, min(start + chunk, key_length))
+        walk = _walk(
+            query,
+            key[:, part],
+            tpu_layout.part_of_keys(visibility, part),
+            block,
+            None if farthest is None else farthest - start,
+        )
+        d_rows_query, d_key, d_value, spent, rest = backward(
+            rows,
+            d_rows,
+            tpu_layout.blocks_of_keys(key[:, part], block.key),
+            tpu_layout.blocks_of_keys(value[:, part], block.key),
+            spent,
+            rest,
+            bound,
+            walk,
+            scale=scale,
+            block=block.query,
+        )
+        d_query += d_rows_query
+        d_keys.append(tpu_layout.keys_of_blocks(d_key, part.stop - part.start))
+        d_values.append(tpu_layout.keys_of_blocks(d_value, part.stop - part.start))
+    d_query = tpu_layout.queries_of_rows(jnp.swapaxes(d_query, 2, 3), length, heads)
+    return (
+        (scale * d_query).astype(query.dtype),
+        (scale * jnp.concatenate(d_keys[::-1], axis=1)).astype(key.dtype),
+        jnp.concatenate(d_values[::-1], axis=1).astype(value.dtype),
+        None,
+    )
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

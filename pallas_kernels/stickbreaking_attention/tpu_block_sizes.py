@@ -1,17 +1,26 @@
-"""Block sizes of the TPU kernels, by chip, chosen by the compilers' static schedules."""
+"""Block sizes of the TPU kernels, by generation, and how they are chosen.
+
+Chosen by the compilers' static schedules; docs/kernels/stickbreaking_attention.md has the figures.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
+from collections.abc import Iterator
+
+import jax
 
 from pallas_kernels.stickbreaking_attention.block_sizes import BlockSizes
 
 LANES = 128
+MEBI = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class TpuBlockSizes:
-    """Block sizes of the two kernels; query counts rows, that is queries times heads of a group.
+    """Block sizes of the two kernels; `query` counts rows, that is queries times heads of a group.
 
     Attributes:
       forward: of the forward kernel.
@@ -24,18 +33,89 @@ class TpuBlockSizes:
     def __post_init__(self) -> None:
         for name in ("forward", "backward"):
             sizes = getattr(self, name)
-            if sizes.query % LANES or sizes.key % LANES or min(sizes.query, sizes.key) < LANES:
-                raise ValueError(f"{name} block sizes must be multiples of {LANES}, got {sizes}")
-        # A block of keys is laid out in an order of its own, which both kernels share.
-        if self.forward.key != self.backward.key:
-            raise ValueError(
-                "forward and backward must have key blocks of one size, "
-                f"got {self.forward.key} and {self.backward.key}"
-            )
+            for size in (sizes.query, sizes.key):
+                if size < LANES or size % LANES:
+                    raise ValueError(
+                        f"{name} block sizes must be positive multiples of {LANES}, got {sizes}"
+                    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What a generation of TPUs has.
+
+    Attributes:
+      vmem: bytes of vector memory that a kernel may use; the rest is left to the compiler.
+      blocks: block sizes for bfloat16 at a width of 128.
+    """
+
+    vmem: int
+    blocks: TpuBlockSizes
+
+
+_BLOCKS = TpuBlockSizes(forward=BlockSizes(512, 512), backward=BlockSizes(512, 512))
+_SMALL_BLOCKS = TpuBlockSizes(forward=BlockSizes(256, 256), backward=BlockSizes(256, 256))
+GENERATIONS = {
+    "v4": Generation(14 * MEBI, _SMALL_BLOCKS),
+    "v5e": Generation(112 * MEBI, _BLOCKS),
+    "v5p": Generation(60 * MEBI, _BLOCKS),
+    "v6e": Generation(112 * MEBI, _BLOCKS),
+    "tpu7x": Generation(60 * MEBI, _BLOCKS),
+}
+# Where the trace is not told about the TPU: what fits the smallest memory of those in use.
+_DEFAULT = "v5p"
+_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+    "TPU7": "tpu7x",
+}
+
+_generation: contextvars.ContextVar[str | None] = contextvars.ContextVar("generation", default=None)
+_blocks: contextvars.ContextVar[TpuBlockSizes | None] = contextvars.ContextVar(
+    "blocks", default=None
+)
+
+
+@contextlib.contextmanager
+def compiling_for(
+    generation: str | None = None, blocks: TpuBlockSizes | None = None
+) -> Iterator[None]:
+    """Fixes what kernels traced in this context are cut for.
+
+    jit's caches know nothing of it: trace anew in each context (a new function, or `jax.jit` of a
+    new lambda).
+
+    Args:
+      generation: a key of `GENERATIONS`, for traces that the device in force says nothing about.
+      blocks: block sizes, in place of those of the table.
+
+    Raises:
+      ValueError: the generation is unknown.
+    """
+    if generation is not None and generation not in GENERATIONS:
+        known = ", ".join(map(repr, GENERATIONS))
+        raise ValueError(f"generation={generation!r} is unknown; known are {known}")
+    tokens = _generation.set(generation), _blocks.set(blocks)
+    try:
+        yield
+    finally:
+        _generation.reset(tokens[0])
+        _blocks.reset(tokens[1])
+
+
+def generation_in_force() -> Generation:
+    """The generation that a trace is cut for: that of the context, or of the device in force."""
+    return GENERATIONS[_generation.get() or _KINDS.get(_device_kind(), _DEFAULT)]
 
 
 def tpu_block_sizes(rows: int, keys: int, width: int, itemsize: int) -> TpuBlockSizes:
-    """Returns the block sizes for `rows` queries (times heads of a group) and `keys` keys.
+    """Returns the block sizes of the generation in force.
 
     Args:
       rows: rows of queries of one key/value head.
@@ -43,12 +123,46 @@ def tpu_block_sizes(rows: int, keys: int, width: int, itemsize: int) -> TpuBlock
       width: the larger of the widths of keys and values.
       itemsize: bytes of an element of the inputs.
     """
-    largest = 512 if width * itemsize <= 512 else 256
-    if width * itemsize > 2048:
-        largest = 128
-    query = min(largest, _round_up(rows))
-    key = min(largest, _round_up(keys))
-    return TpuBlockSizes(forward=BlockSizes(query, key), backward=BlockSizes(query, key))
+    override = _blocks.get()
+    if override is not None:
+        return override
+    # Wide heads leave VMEM for smaller tiles only; float32 products are long as they are.
+    shrink = max(1, -(-width * itemsize // 512))
+
+    def fitted(sizes: BlockSizes) -> BlockSizes:
+        return BlockSizes(
+            query=min(max(LANES, sizes.query // shrink), _round_up(rows)),
+            key=min(max(LANES, sizes.key // shrink), _round_up(keys)),
+        )
+
+    blocks = generation_in_force().blocks
+    return TpuBlockSizes(forward=fitted(blocks.forward), backward=fitted(blocks.backward))
+
+
+def keys_at_a_time(keys: int, block: int, widths: int) -> int:
+    """Returns how many keys the backward kernel takes in one call.
+
+    The gradients of these keys and of their values lie in VMEM, in float32. More keys than this
+    are walked over in several calls, which hand on what is spent of the sticks.
+
+    Args:
+      keys: number of keys.
+      block: keys of a block.
+      widths: of keys and values together.
+    """
+    # In VMEM, rows are whole registers.
+    lanes = -(-widths // LANES) * LANES
+    most = generation_in_force().vmem // 2 // (4 * lanes) // block * block
+    return min(max(most, block), -(-keys // block) * block)
+
+
+def candidates() -> list[TpuBlockSizes]:
+    """Returns block sizes worth trying, for whoever tunes the kernels; both kernels have one."""
+    return [
+        TpuBlockSizes(forward=BlockSizes(query, key), backward=BlockSizes(query, key))
+        for query in (256, 512, 1024)
+        for key in (256, 512, 1024)
+    ]
 
 
 def _round_up(length: int) -> int:
@@ -57,3 +171,13 @@ def _round_up(length: int) -> int:
     while size < length:
         size *= 2
     return size
+
+
+def _device_kind() -> str:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None:
+        return device.device_kind
+    default = jax.config.jax_default_device
+    if default is not None:
+        return default if isinstance(default, str) else default.device_kind
+    return jax.devices()[0].device_kind

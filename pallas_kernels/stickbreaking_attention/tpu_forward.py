@@ -24,6 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.stickbreaking_attention import tpu_tile
+from pallas_kernels.stickbreaking_attention.tpu_block_sizes import generation_in_force
 from pallas_kernels.stickbreaking_attention.tpu_layout import (
     COLUMNS,
     COUNT,
@@ -109,7 +110,7 @@ def forward(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"),
             disable_bounds_checks=True,
-            vmem_limit_bytes=VMEM_LIMIT,
+            vmem_limit_bytes=generation_in_force().vmem,
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * pairs * (width + value_width),
@@ -120,10 +121,6 @@ def forward(
     )(walk.table, *(array for array, _ in inputs.values()))
     output, spent, *visited = (result for result in results)
     return output, spent[:, :, 0], visited[0][:, :, 0] if visited else None
-
-
-# The compilers' own default is 16 MiB; all chips since v4 have at least this.
-VMEM_LIMIT = 60 * 2**20
 
 
 def walk_inputs(walk: Walk, block: int) -> dict[str, tuple[jax.Array, pl.BlockSpec]]:
@@ -187,7 +184,7 @@ def _kernel(
     def add_outputs(n: jax.Array) -> None:
         sums[...] += tpu_tile.dot("dk,kq->dq", values[n & 1], weights[...])
 
-    def compute(n: jax.Array, seen: tpu_tile.Sight | None) -> None:
+    def compute(n: jax.Array, seen: jax.Array | None) -> None:
         products = tpu_tile.dot("kd,qd->kq", keys[n & 1], query[...])
         add_outputs(n + 1)
         tile, behind = tpu_tile.weights(products, spent[...], scale, seen)
@@ -225,7 +222,7 @@ def _kernel(
         outputs[2][...] = jnp.full(outputs[2].shape, visited, jnp.int32)
 
 
-def sight_of(inputs: dict[str, Any], index: jax.Array, key_block: int) -> tpu_tile.Sight:
+def sight_of(inputs: dict[str, Any], index: jax.Array, key_block: int) -> jax.Array:
     """The sight of the rows in the key block of that index, from a kernel's inputs."""
     first, query_ids, key_ids = (inputs.get(name) for name in ("first", "query_ids", "key_ids"))
     return tpu_tile.sight(

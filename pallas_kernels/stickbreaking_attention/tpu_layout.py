@@ -63,6 +63,17 @@ def keys_of_blocks(blocks: jax.Array, length: int) -> jax.Array:
     return runs.reshape(batch, -1, groups, width)[:, :length]
 
 
+def part_of_keys(visibility: Visibility, part: slice) -> Visibility:
+    """The visibility of some of the keys, as if there were no others."""
+    key_ids, key_mask = visibility.key_segment_ids, visibility.key_mask
+    return dataclasses.replace(
+        visibility,
+        offset=visibility.offset - part.start,
+        key_segment_ids=None if key_ids is None else key_ids[:, part],
+        key_mask=None if key_mask is None else key_mask[:, part],
+    )
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Walk:
@@ -95,7 +106,7 @@ def walk(
     repeats: int,
     query_block: int,
     key_block: int,
-    reached: jax.Array | None = None,
+    farthest: jax.Array | None = None,
 ) -> Walk:
     """Returns the walk of all blocks of rows.
 
@@ -106,7 +117,8 @@ def walk(
       repeats: query heads of a key/value head.
       query_block: rows of a block.
       key_block: keys of a block.
-      reached: int32 `[B, G, rows]` or None: rows see no farther keys than this one.
+      farthest: int32 `[B, G, n]` or None: the first n rows see no farther keys than this one, and
+        the others no farther ones than the last of them.
     """
     assert visibility.nearest is not None, "stick-breaking attention sees no future"
     rows = -(-query_length * repeats // query_block) * query_block
@@ -117,8 +129,8 @@ def walk(
     first = None
     if visibility.window is not None:
         first = jnp.maximum(position - visibility.window + 1, 0)[None, None, None]
-    if reached is not None:
-        filled = _fill_with_edge(reached, 2, rows)[:, :, None]
+    if farthest is not None:
+        filled = _fill_with_edge(farthest, 2, rows)[:, :, None]
         first = filled if first is None else jnp.maximum(first, filled)
 
     count = -(-key_length // key_block)
@@ -149,6 +161,20 @@ def walk(
         query_ids=query_ids,
         key_ids=key_ids,
     )
+
+
+def reached(walk: Walk, visited: jax.Array, query_block: int, key_block: int) -> jax.Array:
+    """The first key of the farthest block that rows visited, int32 `[B, G, rows]`.
+
+    Args:
+      walk: of these rows, with no `reached` of its own.
+      visited: int32 `[B, G, rows]`, how many blocks of keys rows visited.
+      query_block: rows of a block.
+      key_block: keys of a block.
+    """
+    table = walk.table.reshape(-1, 1, visited.shape[2] // query_block, COLUMNS)
+    stop = jnp.repeat(table[..., STOP], query_block, axis=2)
+    return (stop - visited + 1) * key_block
 
 
 def _table(met: jax.Array, full: jax.Array) -> jax.Array:

@@ -25,8 +25,6 @@ LOG2_E = math.log2(math.e)
 # counts in float32, and its odds can still be multiplied with those of a nearer key.
 _LARGEST_LOGIT = 92.0
 
-Sight = Callable[[int], jax.Array]
-
 
 def sight(
     start: jax.Array,
@@ -35,8 +33,8 @@ def sight(
     first: jax.Array | None,
     query_ids: jax.Array | None,
     key_ids: jax.Array | None,
-) -> Sight:
-    """Returns the function that tells which keys of the n-th register the rows see.
+) -> jax.Array:
+    """Returns which keys of a block the rows see, bool `[run, 8, rows]`.
 
     Args:
       start: index of the first key of the block.
@@ -49,28 +47,28 @@ def sight(
     shape = (SUBLANES, last.shape[1])
     # Index of the farthest key of the sublane's run.
     base = start + run * jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    last = last - base
-    first = None if first is None else first - base
-
-    def seen(register: int) -> jax.Array:
-        index = run - 1 - register
-        mask = last >= index
-        if first is not None:
-            mask &= first <= index
-        if query_ids is not None and key_ids is not None:
-            mask &= key_ids[:, register : register + 1] == query_ids
-        return mask
-
+    index = run - 1 - jax.lax.broadcasted_iota(jnp.int32, (run, *shape), 0)
+    seen = (last - base)[None] >= index
+    if first is not None:
+        seen &= (first - base)[None] <= index
+    if query_ids is not None and key_ids is not None:
+        seen &= jnp.stack([key_ids[:, n : n + 1] == query_ids for n in range(run)])
     return seen
 
 
-def scaled_logits(
-    products: jax.Array, register: int, scale: float, seen: Sight | None
-) -> jax.Array:
-    """The logits `[8, rows]` of a register, to base 2; -inf where a key is not seen."""
-    rows = products[SUBLANES * register : SUBLANES * (register + 1)]
-    logits = jnp.minimum(rows * (scale * LOG2_E), _LARGEST_LOGIT)
-    return logits if seen is None else jnp.where(seen(register), logits, -jnp.inf)
+def bounded_logits(products: jax.Array, scale: float, seen: jax.Array | None) -> jax.Array:
+    """Logits to base 2 of a tile, `[run, 8, rows]`; -inf where a key is not seen."""
+    products = products.reshape(-1, SUBLANES, products.shape[1])
+    logits = jnp.minimum(products * (scale * LOG2_E), _LARGEST_LOGIT)
+    return logits if seen is None else jnp.where(seen, logits, -jnp.inf)
+
+
+def running(combine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Each register of `[run, 8, rows]` combined with all in front of it, that is nearer keys."""
+    registers = [x[0]]
+    for register in range(1, x.shape[0]):
+        registers.append(combine(registers[-1], x[register]))
+    return jnp.stack(registers)
 
 
 def over_nearer_runs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -85,7 +83,7 @@ def over_nearer_runs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def weights(
-    products: jax.Array, spent: jax.Array, scale: float, seen: Sight | None
+    products: jax.Array, spent: jax.Array, scale: float, seen: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """Weights of a tile, and what is spent of the stick behind it.
 
@@ -99,18 +97,13 @@ def weights(
     Returns:
       float32 `[keys, rows]`; `spent` for the next tile.
     """
-    product = None
-    relative = []
-    for register in range(products.shape[0] // SUBLANES):
-        logits = scaled_logits(products, register, scale, seen)
-        factor = 1.0 + jnp.exp2(logits)
-        product = factor if product is None else product * factor
-        # The weight within the run; the runs in front of it have still to take theirs.
-        relative.append(logits - jnp.log2(product))
-    assert product is not None
-    nearer, total = over_nearer_runs(jnp.log2(product))
-    nearer = nearer + spent
-    return jnp.concatenate([jnp.exp2(x - nearer) for x in relative]), spent + total
+    logits = bounded_logits(products, scale, seen)
+    product = running(jnp.multiply, 1.0 + jnp.exp2(logits))
+    # The weight within the run is the odds over this; the runs in front have still to take theirs.
+    taken = jnp.log2(product)
+    nearer, total = over_nearer_runs(taken[-1])
+    tile = jnp.exp2(logits - taken - (nearer + spent)[None])
+    return tile.reshape(products.shape), spent + total
 
 
 def dot(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -123,3 +116,66 @@ def dot(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
         precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
         preferred_element_type=jnp.float32,
     )
+
+
+def gradients(
+    products: jax.Array,
+    effects: jax.Array,
+    spent: jax.Array,
+    rest: jax.Array,
+    bound: jax.Array,
+    scale: float,
+    seen: jax.Array | None,
+    dtype: jax.typing.DTypeLike,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Weights of a tile and gradients of its logits.
+
+    With `a = A (dO . V)`, `c = dO . O + drem rem` and `n_j` the sum of `a` over the keys nearer
+    than `j`, the gradient is `dz_j = a_j - beta_j (c - n_j)`; `rest` is `c - n` in front of the
+    tile. In front of each run it is bounded by what all keys from there on can add up to, so that
+    it ends with the stick. Without that its rounding error, small as it is, would give each of
+    thousands of far keys the same wrong gradient.
+
+    Args:
+      products: float32 `[keys, rows]`, of keys and queries.
+      effects: float32 `[keys, rows]`, products of values and gradients of the output.
+      spent: see `weights`.
+      rest: float32 `[8, rows]`, the same in each sublane.
+      bound: float32 `[1, rows]`, the largest magnitude of an effect or the remainder's gradient.
+      scale: of the logits.
+      seen: None if all keys are seen.
+      dtype: of the results.
+
+    Returns:
+      weights and gradients of the logits, `[keys, rows]`; `spent` and `rest` for the next tile.
+    """
+    logits = bounded_logits(products, scale, seen)
+    odds = jnp.exp2(logits)
+    factors = 1.0 + odds
+    taken = jnp.log2(running(jnp.multiply, factors))
+    nearer, total = over_nearer_runs(taken[-1])
+    nearer = nearer + spent
+    breaks = odds * _reciprocal(factors, 2 if jnp.dtype(dtype) == jnp.float32 else 1)
+    # Rounded as in the forward pass, whose output the rest is made of: a difference would be passed
+    # on to all farther keys.
+    tile = jnp.exp2(logits - taken - nearer[None]).astype(dtype)
+    a = tile.astype(jnp.float32) * effects.reshape(tile.shape)
+    passed = running(jnp.add, a)
+    passed_nearer, passed_total = over_nearer_runs(passed[-1])
+    limit = bound * jnp.exp2(-nearer)
+    in_front = jnp.clip(rest - passed_nearer, -limit, limit)
+    d_logits = a - breaks * (in_front[None] - (passed - a))
+    return (
+        tile.reshape(products.shape),
+        d_logits.astype(dtype).reshape(products.shape),
+        spent + total,
+        rest - passed_total,
+    )
+
+
+def _reciprocal(x: jax.Array, steps: int) -> jax.Array:
+    """1 / x for finite x from 1 on: an estimate, good to 2**-8 at least, and steps of Newton's."""
+    estimate = pltpu.reciprocal(x, approx=True)
+    for _ in range(steps):
+        estimate = estimate * (2.0 - x * estimate)
+    return estimate

@@ -44,7 +44,6 @@ def _arguments(**changes):
         ({"tolerance": jnp.ones(())}, "tolerance must be a number of Python's"),
         ({"implementation": "fast"}, "'fast'"),
         ({"implementation": "gpu"}, "'gpu' cannot run: float32 inputs"),
-        ({"implementation": "tpu"}, "'tpu' cannot run: there is no Pallas kernel for TPUs"),
     ],
 )
 def test_errors_name_the_argument(changes, message: str) -> None:
