@@ -24,8 +24,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--op=matmul"], "--op: unknown value 'matmul'"),
-        (["--op=grouped_matmul", "--parts=tpus"], "--parts: unknown value 'tpus'"),
         (["--op=grouped_matmul", "--cases=s4096"], "--cases: unknown case 's4096'"),
         (["--op=grouped_matmul", "--json=nowhere/f.json"], "--json: there is no directory nowhere"),
     ],
