@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -115,15 +116,15 @@ def test_the_library_computes_the_same_from_an_export(directory: Path, tmp_path:
     inputs = directory / "expected.safetensors"
     want = {name: tensor.read() for name, tensor in read_safetensors(inputs).items()}
     mask = want["attention_mask"] == 1
-    for name in ("original", "written"):
-        result = tmp_path / f"{name}.safetensors"
-        script = ROOT / "make_transformers_fixtures.py"
-        assert PYTHON is not None
-        subprocess.run(
-            [PYTHON, script, "evaluate", tmp_path / name, inputs, result],
-            check=True,
-            timeout=300,
-            env={key: v for key, v in os.environ.items() if key != "PYTHONPATH"},
-        )
+    results = {name: tmp_path / f"{name}.safetensors" for name in ("original", "written")}
+    triples = [(tmp_path / name, inputs, result) for name, result in results.items()]
+    assert PYTHON is not None
+    subprocess.run(
+        [PYTHON, ROOT / "make_transformers_fixtures.py", "evaluate", *itertools.chain(*triples)],
+        check=True,
+        timeout=300,
+        env={key: v for key, v in os.environ.items() if key != "PYTHONPATH"},
+    )
+    for result in results.values():
         logits = read_safetensors(result)["logits"].read()
         assert relative_error(logits[mask], np.asarray(want["logits"])[mask]) <= 1e-6
