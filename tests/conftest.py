@@ -12,6 +12,9 @@ import hypothesis
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
+# Kernels are simulated with a thread of XLA for each warpgroup, also while it waits for another: on
+# few cores XLA has too few, and they wait for ever.
+os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # How long an example takes says nothing about the code where workers share the cores.

@@ -99,11 +99,8 @@ def forward(
                     columns = pl.ds(start, keys)
                     column_ids = tiles.load_columns(id_refs[1].at[batch, columns])
 
-                def product(ref: Any) -> jax.Array:
-                    plgpu.wgmma(ref, q_smem.at[group], k_smem.at[slot].transpose((1, 0)))
-                    return ref[...]
-
-                logits = problem.scaled(pl.run_scoped(product, plgpu.ACC(tile, jnp.float32)))
+                logits = tiles.product(q_smem.at[group], k_smem.at[slot], tile)
+                logits = problem.scaled(logits)
                 plgpu.barrier_arrive(k_free.at[slot])
                 if masked:
                     logits = problem.masked(logits, first, start, offset)
@@ -143,16 +140,9 @@ def forward(
             stick = plgpu.layout_cast(jnp.ones((ROWS_PER_GROUP,), jnp.float32), registers.ROWS)
             state = (jnp.int32(0), jnp.int32(0), (output, stick))
             pl.when(steps > 0)(lambda: _nothing(wait_for(jnp.int32(0))))
-            _, own_high = problem.key_blocks(first, ROWS_PER_GROUP, offset)
-            full_low, full_high = problem.full_key_blocks(first, ROWS_PER_GROUP, offset)
-            unseen = jnp.clip(high - own_high, 0, steps)
-            near = jnp.clip(high - full_high, unseen, steps)
-            full = jnp.clip(high - full_low, near, steps)
-            state = walk(state, unseen, pass_over)
-            state = walk(state, near, lambda i, c: visit(i, c, masked=True))
-            state = walk(state, full, lambda i, c: visit(i, c, masked=False))
-            if problem.window is not None:
-                state = walk(state, steps, lambda i, c: visit(i, c, masked=True))
+            for kind, stop in problem.phases(first, high, steps, offset):
+                masked = functools.partial(visit, masked=kind == "masked")
+                state = walk(state, stop, pass_over if kind == "unseen" else masked)
             count, _, (output, stick) = state
             output_ref[batch, rows, head] = output
             remainder_ref[batch, head, rows] = stick

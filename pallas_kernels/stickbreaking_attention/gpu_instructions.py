@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.experimental.mosaic.gpu as mgpu
@@ -13,37 +14,93 @@ from jaxlib.mlir.dialects import arith, llvm, vector
 
 def break_sticks(logits: Any, stick: Any, dtype: Any) -> tuple[Any, Any]:
     """`gpu_registers.break_sticks` on fragmented arrays."""
-    columns, sticks = _columns(logits), _rows(stick)
-    registers = np.empty((len(columns), 2), dtype=object)
-    lane = _lane()
+    tile = _pairs(logits)
+    weights = np.empty(tile.shape, dtype=object)
+    sticks = _rows(stick)
     for half in range(2):
-        keep: list[ir.Value] = []
-        share: list[ir.Value] = []
-        for register in columns[:, half]:
-            for logit in _elements(register):
-                odds = _instruction("ex2.approx.ftz.f32", logit)
-                kept = _instruction("rcp.approx.ftz.f32", arith.addf(odds, _constant(1.0)))
-                keep.append(kept)
-                share.append(arith.mulf(odds, kept))
-        front, total = _across_lanes(_product(keep), lane)
-        left = arith.mulf(sticks[half], front)
+        share, keep = _shares(tile[:, half])
+        front, total = _across_lanes(_tree(arith.mulf, keep), arith.mulf, 1.0)
+        weights[:, half], _ = _weights(share, keep, arith.mulf(sticks[half], front))
         sticks[half] = arith.mulf(sticks[half], total)
-        for n in reversed(range(len(columns))):
-            farther, nearer = 2 * n, 2 * n + 1
-            second = arith.mulf(share[nearer], left)
-            left = arith.mulf(left, keep[nearer])
-            first = arith.mulf(share[farther], left)
-            left = arith.mulf(left, keep[farther])
-            registers[n, half] = _vector([first, second])
-    tile = mgpu.FragmentedArray(
-        _registers=registers.reshape(logits.registers.shape),
-        _layout=logits.layout,
-        _is_signed=None,
+    return _array(logits, weights, dtype), _like(stick, sticks)
+
+
+def d_logits(
+    logits: Any, d_weights: Any, stick: Any, rest: Any, bound: Any, dtype: Any
+) -> tuple[Any, Any, Any, Any]:
+    """`gpu_registers.d_logits` on fragmented arrays."""
+    tile, products = _pairs(logits), _pairs(d_weights)
+    weights = np.empty(tile.shape, dtype=object)
+    gradients = np.empty(tile.shape, dtype=object)
+    sticks, rests, bounds = _rows(stick), _rows(rest), _rows(bound)
+    narrow = utils.dtype_to_ir_type(dtype)
+    for half in range(2):
+        share, keep = _shares(tile[:, half])
+        front, total = _across_lanes(_tree(arith.mulf, keep), arith.mulf, 1.0)
+        left = arith.mulf(sticks[half], front)
+        weights[:, half], _ = _weights(share, keep, left)
+        parts: list[ir.Value] = []
+        for n in range(len(tile)):
+            weights[n, half] = arith.truncf(_vector_type(narrow, 2), weights[n, half])
+            exact = arith.extf(products[n, half].type, weights[n, half])
+            parts += _elements(arith.mulf(exact, products[n, half]))
+        nearer, taken = _across_lanes(_tree(arith.addf, parts), arith.addf, 0.0)
+        limit = arith.mulf(bounds[half], left)
+        remains = arith.subf(rests[half], nearer)
+        remains = arith.minimumf(arith.maximumf(remains, arith.negf(limit)), limit)
+        for n in reversed(range(len(tile))):
+            pair: list[ir.Value] = []
+            for index in (2 * n + 1, 2 * n):
+                pair.insert(0, arith.subf(parts[index], arith.mulf(share[index], remains)))
+                remains = arith.subf(remains, parts[index])
+            gradients[n, half] = _vector(pair)
+        sticks[half] = arith.mulf(sticks[half], total)
+        rests[half] = arith.subf(rests[half], taken)
+    narrow_weights = mgpu.FragmentedArray(
+        _registers=weights.reshape(logits.registers.shape), _layout=logits.layout, _is_signed=None
+    )
+    return (
+        narrow_weights,
+        _array(logits, gradients, dtype),
+        _like(stick, sticks),
+        _like(rest, rests),
+    )
+
+
+def _shares(registers: np.ndarray) -> tuple[list[ir.Value], list[ir.Value]]:
+    """What each key of a run takes of the stick that reaches it, and what it leaves of it."""
+    share: list[ir.Value] = []
+    keep: list[ir.Value] = []
+    for register in registers:
+        for logit in _elements(register):
+            odds = _instruction("ex2.approx.ftz.f32", logit)
+            kept = _instruction("rcp.approx.ftz.f32", arith.addf(odds, _constant(1.0)))
+            keep.append(kept)
+            share.append(arith.mulf(odds, kept))
+    return share, keep
+
+
+def _weights(
+    share: list[ir.Value], keep: list[ir.Value], left: ir.Value
+) -> tuple[list[ir.Value], ir.Value]:
+    """Pairs of weights of a run of keys, and the stick that it leaves."""
+    pairs: list[ir.Value] = []
+    for n in reversed(range(0, len(share), 2)):
+        nearer = arith.mulf(share[n + 1], left)
+        left = arith.mulf(left, keep[n + 1])
+        farther = arith.mulf(share[n], left)
+        left = arith.mulf(left, keep[n])
+        pairs.insert(0, _vector([farther, nearer]))
+    return pairs, left
+
+
+def _array(like: Any, registers: np.ndarray, dtype: Any) -> Any:
+    return mgpu.FragmentedArray(
+        _registers=registers.reshape(like.registers.shape), _layout=like.layout, _is_signed=None
     ).astype(utils.dtype_to_ir_type(dtype))
-    return tile, _like(stick, sticks)
 
 
-def _columns(tile: Any) -> np.ndarray:
+def _pairs(tile: Any) -> np.ndarray:
     """Registers `[K / 8, 2]` of a tile: pairs of columns, of the row of a thread and the other."""
     return tile.registers.reshape(-1, 2)
 
@@ -92,27 +149,28 @@ def _instruction(name: str, argument: ir.Value) -> ir.Value:
     return llvm.inline_asm(ir.F32Type.get(), [argument], f"{name} $0, $1;", "=f,f")
 
 
-def _product(values: list[ir.Value]) -> ir.Value:
+def _vector_type(element: ir.Type, size: int) -> ir.Type:
+    return ir.VectorType.get((size,), element)
+
+
+def _tree(combine: Callable[..., ir.Value], values: list[ir.Value]) -> ir.Value:
     while len(values) > 1:
         pairs = zip(values[::2], values[1::2], strict=True)
-        values = [arith.mulf(one, other) for one, other in pairs]
+        values = [combine(one, other) for one, other in pairs]
     return values[0]
 
 
-def _lane() -> ir.Value:
-    """Which of the four lanes that share a row this is."""
+def _across_lanes(
+    own: ir.Value, combine: Callable[..., ir.Value], neutral: float
+) -> tuple[ir.Value, ir.Value]:
+    """Combines what the lanes of nearer keys of a row hold, and what all four hold."""
     i32 = ir.IntegerType.get_signless(32)
-    return arith.andi(utils.thread_idx(), utils.c(3, i32))
-
-
-def _across_lanes(own: ir.Value, lane: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Products of what the lanes of nearer keys hold, and of what all four hold."""
-    i32 = ir.IntegerType.get_signless(32)
-    one = _constant(1.0)
+    lane = arith.andi(utils.thread_idx(), utils.c(3, i32))
+    nothing = _constant(neutral)
     neighbour = utils.shfl_bfly(own, 1)
-    pair = arith.mulf(own, neighbour)
+    pair = combine(own, neighbour)
     other = utils.shfl_bfly(pair, 2)
     even = arith.cmpi(arith.CmpIPredicate.eq, arith.andi(lane, utils.c(1, i32)), utils.c(0, i32))
     low = arith.cmpi(arith.CmpIPredicate.ult, lane, utils.c(2, i32))
-    front = arith.mulf(arith.select(even, neighbour, one), arith.select(low, other, one))
-    return front, arith.mulf(pair, other)
+    nearer = combine(arith.select(even, neighbour, nothing), arith.select(low, other, nothing))
+    return nearer, combine(pair, other)

@@ -64,8 +64,7 @@ class Problem:
         self, first: jax.Array, rows: int, offset: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Blocks of which these rows see all keys, but for their segments."""
-        low, _ = self._key_range(first + rows - 1, first, offset)
-        _, high = self._key_range(first + rows - 1, first, offset)
+        low, high = self._key_range(first + rows - 1, first, offset)
         return _blocks(low, self.keys), high // self.keys
 
     def _key_range(
@@ -77,6 +76,37 @@ class Problem:
             return jnp.zeros_like(high), high
         low = first // self.repeats + offset - self.window + 1
         return jnp.clip(low, 0, self.key_length), high
+
+    def phases(
+        self, first: jax.Array, high: jax.Array, steps: jax.Array, offset: jax.Array
+    ) -> list[tuple[str, jax.Array]]:
+        """How 64 rows walk back over blocks of keys, from before block `high` on.
+
+        Returns:
+          kinds of steps and where they end: first come blocks `unseen` by these rows (which lie in
+          their future), then `masked` ones, then those seen as a whole, `full`, then masked ones
+          at the end of the window.
+        """
+        _, own_high = self.key_blocks(first, ROWS_PER_GROUP, offset)
+        full_low, full_high = self.full_key_blocks(first, ROWS_PER_GROUP, offset)
+        unseen = jnp.clip(high - own_high, 0, steps)
+        near = jnp.clip(high - full_high, unseen, steps)
+        full = jnp.clip(high - full_low, near, steps)
+        kinds = [("unseen", unseen), ("masked", near), ("full", full)]
+        return kinds if self.window is None else [*kinds, ("masked", steps)]
+
+    def row_blocks(
+        self, block: jax.Array, row_blocks: int, offset: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Blocks of 128 rows that see a block of keys: from the first to before the second."""
+        position = block * self.keys - offset + self.nearest
+        before = jnp.maximum(position * self.repeats - (BLOCK_ROWS - 1), 0)
+        low = jnp.minimum(_blocks(before, BLOCK_ROWS), row_blocks)
+        if self.window is None:
+            return low, jnp.full_like(low, row_blocks)
+        last = (block + 1) * self.keys - offset + self.window - 2
+        after = jnp.maximum((last + 1) * self.repeats, 0)
+        return low, jnp.minimum(_blocks(after, BLOCK_ROWS), row_blocks)
 
     def scaled(self, products: jax.Array) -> jax.Array:
         """Logits to base 2."""
@@ -105,6 +135,16 @@ class Problem:
         rows = jax.lax.broadcast_in_dim(row_ids, logits.shape, [0])
         columns = jax.lax.broadcast_in_dim(column_ids, logits.shape, [1])
         return jnp.where(rows == columns, logits, -jnp.inf)
+
+
+def product(rows: Any, columns: Any, tile: tuple[int, int]) -> jax.Array:
+    """`rows @ columns.T`, float32, of references to shared memory."""
+
+    def multiply(accumulator: Any) -> jax.Array:
+        plgpu.wgmma(accumulator, rows, columns.transpose((1, 0)))
+        return accumulator[...]
+
+    return pl.run_scoped(multiply, plgpu.ACC(tile, jnp.float32))
 
 
 def load_rows(reference: Any) -> jax.Array:
