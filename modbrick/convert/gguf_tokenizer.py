@@ -91,7 +91,7 @@ def unsupported(metadata: Mapping[str, Any]) -> str | None:
 
 
 def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
-    """Returns `tokenizer.json` and `tokenizer_config.json`, by name.
+    """Returns `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`, by name.
 
     Args:
       metadata: of a file whose tokenizer is not `unsupported`.
@@ -141,7 +141,12 @@ def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]
         "chat_template": Keys(metadata, PREFIX, where).text("chat_template", "") or None,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    return {"tokenizer.json": _json(tokenizer), "tokenizer_config.json": _json(settings)}
+    ids = {f"{n}_token_id": tokens.index(t) for n, t in named.items() if t and n != "unknown"}
+    return {
+        "tokenizer.json": _json(tokenizer),
+        "tokenizer_config.json": _json(settings),
+        "generation_config.json": _json({n.replace("padding", "pad"): i for n, i in ids.items()}),
+    }
 
 
 def _json(data: dict[str, Any]) -> bytes:

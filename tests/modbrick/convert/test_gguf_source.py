@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from collections.abc import Callable
@@ -32,7 +33,8 @@ def test_recognised_whatever_the_name(tmp_path: Path) -> None:
 
 def test_the_tokenizer_inside() -> None:
     found = open_gguf(FIXTURES / "sentencepiece.gguf").tokenizer()
-    assert found.keys() == {"tokenizer.json", "tokenizer_config.json"}
+    assert json.loads(found["generation_config.json"]) == {"bos_token_id": 1, "eos_token_id": 2}
+    assert found.keys() == {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
 
 
 def test_a_tokenizer_that_is_not_supported(

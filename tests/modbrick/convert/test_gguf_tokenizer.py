@@ -170,12 +170,20 @@ def test_settings_for_other_libraries(tmp_path: Path) -> None:
     metadata = metadata_of(trained("gpt-2"), "gpt-2")
     metadata["tokenizer.ggml.unknown_token_id"] = 2
     metadata["tokenizer.chat_template"] = "{{ messages }}"
-    assert json.loads(stored(tmp_path, metadata)["tokenizer_config.json"]) == {
+    metadata["tokenizer.ggml.padding_token_id"] = 1
+    found = stored(tmp_path, metadata)
+    assert json.loads(found["generation_config.json"]) == {
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
+    assert json.loads(found["tokenizer_config.json"]) == {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "bos_token": "<|start|>",
         "eos_token": "<|end|>",
         "unk_token": "<unk>",
+        "pad_token": "<|end|>",
         "chat_template": "{{ messages }}",
     }
 
