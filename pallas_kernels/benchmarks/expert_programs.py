@@ -1,14 +1,16 @@
 """Contenders for sparse experts: ours, and grouped products with the copies they need around them.
 
 Every contender is a function of (inputs, weights..., gates, plan) for the same plan. A grouped
-product takes rows that are gathered (T*K of them) and gives rows that are put back in order and
-summed by their gates. Their backward passes gather too, in place of the scatter-add that automatic
-differentiation would make of a gather: the way in which those products are used at their best.
+product takes rows that are gathered (T*K of them) and gives rows that are summed by their gates, a
+choice at a time, because an array [T, K, D] is padded to eight slots in a TPU's tiles. Their
+backward passes gather too, in place of the scatter-add that automatic differentiation would make of
+a gather: the way in which those products are used at their best.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -37,8 +39,14 @@ def _gather_forward(inputs: Array, plan: RoutingPlan) -> tuple[Array, RoutingPla
 
 
 def _gather_backward(plan: RoutingPlan, gradient: Array) -> tuple[Array, None]:
-    slots = gradient[plan.inverse].reshape(plan.num_tokens, plan.experts_per_token, -1)
-    return slots.sum(axis=1, dtype=jnp.float32).astype(gradient.dtype), None
+    # A slot at a time: an array [T, K, D] would be padded to eight slots in a TPU's tiles.
+    rows = (gradient[rows].astype(jnp.float32) for rows in _rows_by_choice(plan))
+    return functools.reduce(jnp.add, rows).astype(gradient.dtype), None
+
+
+def _rows_by_choice(plan: RoutingPlan) -> list[Array]:
+    """For each of the K choices, the grouped row of every token [T]."""
+    return list(plan.inverse.reshape(plan.num_tokens, plan.experts_per_token).T)
 
 
 gather_rows.defvjp(_gather_forward, _gather_backward)
@@ -61,9 +69,28 @@ def _order_backward(plan: RoutingPlan, gradient: Array) -> tuple[Array, None]:
 order_slots.defvjp(_order_forward, _order_backward)
 
 
-def _sum_by_gates(slots: Array, gates: Array) -> Array:
-    summed = jnp.einsum("tkd,tk->td", slots, gates, preferred_element_type=jnp.float32)
-    return summed.astype(slots.dtype)
+@jax.custom_vjp
+def sum_by_gates(rows: Array, gates: Array, plan: RoutingPlan) -> Array:
+    """Grouped rows [T*K, D] to the sums of each token's rows by its gates, [T, D]."""
+    columns = enumerate(_rows_by_choice(plan))
+    weighted = (gates[:, k, None] * rows[index].astype(jnp.float32) for k, index in columns)
+    return functools.reduce(jnp.add, weighted).astype(rows.dtype)
+
+
+def _sum_forward(rows: Array, gates: Array, plan: RoutingPlan) -> tuple[Array, Any]:
+    return sum_by_gates(rows, gates, plan), (rows, gates, plan)
+
+
+def _sum_backward(residuals: Any, gradient: Array) -> tuple[Array, Array, None]:
+    rows, gates, plan = residuals
+    by_row = gates.reshape(-1)[plan.order][:, None]
+    d_rows = by_row * gradient[plan.token_of_row].astype(jnp.float32)
+    wide = gradient.astype(jnp.float32)
+    products = [(wide * rows[index]).sum(axis=1) for index in _rows_by_choice(plan)]
+    return d_rows.astype(rows.dtype), jnp.stack(products, axis=1).astype(gates.dtype), None
+
+
+sum_by_gates.defvjp(_sum_forward, _sum_backward)
 
 
 def with_copies(product: GroupedProduct, kind: str) -> Contender:
@@ -72,7 +99,7 @@ def with_copies(product: GroupedProduct, kind: str) -> Contender:
     def feed_forward(inputs: Array, up: Array, down: Array, gates: Array, plan: Any) -> Array:
         hidden = product(gather_rows(inputs, plan), up, plan.group_sizes)
         rows = product(jax.nn.gelu(hidden, approximate=True), down, plan.group_sizes)
-        return _sum_by_gates(order_slots(rows, plan), gates)
+        return sum_by_gates(rows, gates, plan)
 
     def projection(inputs: Array, up: Array, down: Array, gates: Array, plan: Any) -> Array:
         mapped = order_slots(product(gather_rows(inputs, plan), up, plan.group_sizes), plan)
@@ -80,7 +107,7 @@ def with_copies(product: GroupedProduct, kind: str) -> Contender:
         mapped = jax.lax.optimization_barrier(mapped)
         rows = mapped.reshape(plan.num_slots, -1)[plan.order]
         rows = product(rows, down, plan.group_sizes)
-        return _sum_by_gates(order_slots(rows, plan), gates)
+        return sum_by_gates(rows, gates, plan)
 
     return feed_forward if kind == "feed_forward" else projection
 
