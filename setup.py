@@ -17,6 +17,7 @@ REQUIRES = [
     "flax>=0.12.12",
     "grain>=0.2.18",
     "jax>=0.11.2",
+    "jaxlib>=0.11.2",
     "jaxtyping>=0.3.3",
     "matplotlib>=3.10",
     "ml-collections>=1.1",
@@ -26,6 +27,7 @@ REQUIRES = [
     "pyarrow>=20",
     "rich>=14",
     "tensorboardX>=2.6.4",
+    "tensorstore>=0.1.84",
     "tokenizers>=0.22",
     "zstandard>=0.23",
 ]
