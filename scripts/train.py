@@ -15,22 +15,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
 from modbrick import command_line
-from modbrick.checkpoints import CheckpointStore, Metadata, load_parameters, save_tokenizer
+from modbrick.addresses import unflatten
+from modbrick.checkpoints import CheckpointStore, Metadata, save_tokenizer
 from modbrick.checkpoints.directory import write_text
 from modbrick.data import Dataset, check_vocabulary, evaluation_batches, training_batches
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache, peak_flops
 from modbrick.layers.parameter_table import parameter_table
+from modbrick.models import initial_weights
 from modbrick.optimizer import Optimizer
+from modbrick.parallel import make_mesh, parameter_shardings
+from modbrick.parallel.batch import check_batch, place_batch
 from modbrick.partition import Partition
 from modbrick.schema import from_mapping, to_json, to_mapping
 from modbrick.training.evaluation import evaluate, evaluation_step
 from modbrick.training.metrics import MetricsWindow, MetricsWriter, useful_flops
+from modbrick.training.placement import placed, state_shardings
 from modbrick.training.preemption import EXIT_PREEMPTED, PreemptionGuard
 from modbrick.training.progress import TrainingProgress
 from modbrick.training.run_config import RunConfig, check_identity
@@ -56,13 +62,20 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("name a config and a directory: --config=configs/NAME.py --workdir=DIR")
     enable_compilation_cache()
 
-    if jax.device_count() > 1:
-        print(f"{jax.device_count()} devices found: training uses the first one")
-
     # ------------------------------------------------------------------------------------- config
     config = from_mapping(RunConfig, CONFIG.value.to_dict())
     total_steps, execution = config.training.steps, config.execution
     workdir = epath.Path(WORKDIR.value)
+
+    # --------------------------------------------------------------------------------------- mesh
+    mesh = make_mesh(config.mesh)
+    check_batch(
+        mesh,
+        rows=config.data.batch_size,
+        microbatches=config.training.microbatches,
+        positions=config.data.sequence_length,
+    )
+    jax.set_mesh(mesh)
 
     # --------------------------------------------------------------------------------------- data
     dataset = Dataset.open(config.data.path)
@@ -83,6 +96,10 @@ def main(argv: Sequence[str]) -> int:
         frozen=config.optimizer.frozen,
     )
     optimizer = Optimizer(config.optimizer, partition, total_steps)
+    abstract = jax.eval_shape(
+        lambda p: initial_state(p, partition, optimizer), abstract_parameters(config.model)
+    )
+    shardings = state_shardings(abstract, partition, mesh)
     run_step = jax.jit(
         train_step(
             config.model,
@@ -94,6 +111,7 @@ def main(argv: Sequence[str]) -> int:
             seed=config.training.seed,
         ),
         donate_argnums=0,
+        out_shardings=(shardings, None),
     )
     run_evaluation = evaluation_step(config.model, execution)
 
@@ -111,7 +129,7 @@ def main(argv: Sequence[str]) -> int:
                 latest.metadata.run, identity, ALLOW_CHANGE.value, str(workdir)
             ):
                 print(f"continuing with a change: {line}")
-        state, row = start_state(config, partition, optimizer, store)
+        state, row = start_state(config, partition, optimizer, store, placed(abstract, shardings))
         batches.set_state(row)
         start_step = int(state.step)
         write_text(workdir / "config.json", to_json(config))
@@ -135,10 +153,10 @@ def main(argv: Sequence[str]) -> int:
             ) as writer,
             TrainingProgress(total_steps, start_step, config.logging.progress) as progress,
         ):
-            window = MetricsWindow(peak_flops(), config.optimizer.max_skipped_in_a_row)
+            window = MetricsWindow(peak_flops() * mesh.size, config.optimizer.max_skipped_in_a_row)
             while step < total_steps and not guard.requested:
                 batch = next(batches)
-                state, report = run_step(state, batch)
+                state, report = run_step(state, place_batch(batch, mesh))
                 step += 1
                 last = step == total_steps
                 window.add(report, batch["tokens"].size, useful_flops(config.model, batch))
@@ -184,27 +202,37 @@ def require_enough_rows(rows: int | None, config: RunConfig) -> None:
 
 
 def start_state(
-    config: RunConfig, partition: Partition, optimizer: Optimizer, store: CheckpointStore
+    config: RunConfig,
+    partition: Partition,
+    optimizer: Optimizer,
+    store: CheckpointStore,
+    abstract: TrainState,
 ) -> tuple[TrainState, int]:
-    """Returns the state and row to continue from: of the last checkpoint, or new."""
-    abstract = abstract_parameters(config.model)
-    abstract_state = jax.eval_shape(lambda p: initial_state(p, partition, optimizer), abstract)
-    restored = store.restore_latest(abstract, abstract_state.optimizer)
+    """Returns the state and row to continue from, of the last checkpoint or new, laid out."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    mesh = shardings.step.mesh
+    of_parameters = unflatten(parameter_shardings(partition.table, mesh))
+    whole = placed(abstract_parameters(config.model), of_parameters)
+    restored = store.restore_latest(whole, abstract.optimizer)
     if restored is not None:
-        trainable, frozen = partition.split(restored.parameters)
-        step = jax.numpy.int32(restored.step)
+        trainable, frozen = jax.jit(
+            partition.split, donate_argnums=0, out_shardings=(shardings.trainable, shardings.frozen)
+        )(restored.parameters)
+        step = jax.device_put(np.int32(restored.step), shardings.step)
         print(f"continuing from step {restored.step}")
         return TrainState(
             step, trainable, frozen, restored.optimizer_state
         ), restored.metadata.data["row"]
     if config.training.initial_checkpoint is None:
-        parameters = initial_parameters(config.model, jax.random.key(config.training.seed))
-        return initial_state(parameters, partition, optimizer), 0
-    parameters, description = load_parameters(
-        config.training.initial_checkpoint, config=config.model
+        parameters = initial_parameters(
+            config.model, jax.random.key(config.training.seed), of_parameters
+        )
+        return initial_state(parameters, partition, optimizer, shardings), 0
+    parameters, origin = initial_weights(
+        config.training.initial_checkpoint, config.model, shardings=of_parameters
     )
-    print(f"starting from {config.training.initial_checkpoint}, step {description.step}")
-    return initial_state(parameters, partition, optimizer), 0
+    print(f"starting from {origin}")
+    return initial_state(parameters, partition, optimizer, shardings), 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import OptimizerConfig
+from modbrick.parallel import MeshConfig
 from modbrick.schema import differences, to_mapping
 
 
@@ -103,6 +104,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
     execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         if self.data.batch_size % self.training.microbatches:
@@ -114,8 +116,8 @@ class RunConfig:
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """Returns, as JSON-able data, what decides the parameters after each step.
 
-        Execution, evaluation, logging, checkpoint policy and the number of microbatches are not in
-        it: they may change freely from one start to the next.
+        Mesh, execution, evaluation, logging, checkpoint policy and the number of microbatches are
+        not in it: they may change freely from one start to the next.
         """
         training = to_mapping(self.training)
         del training["microbatches"]

@@ -1,0 +1,107 @@
+"""Run in a process of its own: one step's loss and gradients on a mesh of 8, against one device.
+
+    python equality.py MESH...     as data=2,expert=4
+
+Prints for each mesh and each way of expert parallelism a line of JSON: the relative errors of the
+loss, of each of its parts and of each gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from modbrick.addresses import flatten, unflatten
+from modbrick.execution import ExecutionConfig, ExpertParallelism
+from modbrick.families import moduleformer
+from modbrick.layers.parameter_table import parameter_table
+from modbrick.objective import ObjectiveConfig
+from modbrick.parallel import MeshConfig, make_mesh, parameter_shardings
+from modbrick.parallel.batch import batch_sharding
+from modbrick.training.state import initial_parameters
+from modbrick.training.step import loss_function
+
+ROWS, LENGTH, VOCABULARY = 16, 24, 48
+OBJECTIVE = ObjectiveConfig(load_balancing=0.3, switch=0.2, router_z=0.1, concentration=0.05)
+# Routers far from uniform: their mutual information would else be a difference of equals.
+CONFIG = dataclasses.replace(
+    moduleformer(
+        vocabulary=VOCABULARY,
+        width=16,
+        layers=2,
+        heads=2,
+        attention_width=8,
+        feed_forward_width=12,
+        attention_experts=8,
+        feed_forward_experts=16,
+        router_width=8,
+        dtype="float32",
+        expert_initialiser="normal",
+    ),
+    initial_scale=0.5,
+)
+
+
+def batch() -> dict[str, np.ndarray]:
+    """Packed rows, some with padding."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
+    segments = np.sort(rng.integers(1, 4, (ROWS, LENGTH)), axis=1).astype(np.int32)
+    segments[: ROWS // 2, -5:] = 0
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": segments,
+        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1)),
+        "loss_mask": (segments != 0).astype(np.int32),
+    }
+
+
+def values(parameters: Any, data: Any, execution: ExecutionConfig) -> dict[str, np.ndarray]:
+    """Loss, its parts, dropped choices and gradients of one step, by name."""
+    loss = loss_function(CONFIG, execution, OBJECTIVE, microbatches=1)
+    # The compiler's effort would be most of the time.
+    options = {"xla_backend_optimization_level": 0}
+    function = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options)
+    (value, (parts, totals)), gradients = function(parameters, data, jnp.int32(0), None)
+    dropped = sum(s.dropped.sum() for s in totals.router_statistics.values())
+    named = {"loss": value, "dropped": dropped, **parts, **flatten(gradients)}
+    return {name: np.asarray(x, np.float64) for name, x in named.items()}
+
+
+def error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Norm of the difference over the norm of what is expected; not finite if any value is not."""
+    return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30))
+
+
+def on_mesh(sizes: str, parameters: Any, way: ExpertParallelism) -> dict[str, np.ndarray]:
+    """The same on a mesh of all devices."""
+    axes = {name: int(size) for name, _, size in (x.partition("=") for x in sizes.split(","))}
+    mesh = make_mesh(MeshConfig(**{"data": 1, **axes}))
+    shardings = parameter_shardings(parameter_table(CONFIG), mesh)
+    placed = {p: jax.device_put(x, shardings[p]) for p, x in flatten(parameters).items()}
+    with jax.set_mesh(mesh):
+        data = jax.device_put(batch(), batch_sharding(mesh))
+        return values(unflatten(placed), data, ExecutionConfig(expert_parallelism=way))
+
+
+def main() -> None:
+    parameters = initial_parameters(CONFIG, jax.random.key(1))
+    alone = values(parameters, batch(), ExecutionConfig())
+    ways: tuple[ExpertParallelism, ...] = ("gather", "exchange")
+    for sizes, way in itertools.product(sys.argv[1:], ways):
+        together = on_mesh(sizes, parameters, way)
+        dropped = float(together.pop("dropped"))
+        errors = {name: error(x, alone[name]) for name, x in together.items()}
+        print(json.dumps({"mesh": sizes, "way": way, "dropped": dropped, "errors": errors}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""On every mesh, loss and gradients of a step are those of one device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+# Two processes, for two workers; each compares its meshes with one device that it computes once.
+@pytest.mark.parametrize(
+    "meshes",
+    [
+        ["data=8", "expert=8", "sequence=4,data=2"],
+        ["fsdp=8", "data=2,expert=4", "fsdp=2,tensor=2,expert=2"],
+    ],
+    ids=lambda meshes: " ".join(meshes),
+)
+def test_a_step_on_a_mesh_is_that_of_one_device(meshes: list[str]) -> None:
+    program = Path(__file__).with_name("equality.py")
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    run = subprocess.run(
+        [sys.executable, str(program), *meshes],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    reports = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [(r["mesh"], r["way"]) for r in reports] == [
+        (mesh, way) for mesh in meshes for way in ("gather", "exchange")
+    ]
+    for report in reports:
+        assert report["dropped"] == 0
+        errors = report["errors"]
+        assert {"loss", "load_balancing", "embedding"} < set(errors)
+        where = f"{report['mesh']} {report['way']}"
+        assert np.isfinite(list(errors.values())).all(), where
+        worst = max(errors, key=lambda name: errors[name])
+        assert errors[worst] < 1e-5, f"{where}: {worst} differs by {errors[worst]:.1e}"
