@@ -20,6 +20,9 @@ from modbrick.errors import InputError
 
 PREFIX = "tokenizer."
 
+MOST_TEXTS = 1 << 20
+"""Tokens or merges; large vocabularies have 260,000."""
+
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 """Types of tokens that are matched whole, wherever they stand."""
 
@@ -154,15 +157,19 @@ def _json(data: dict[str, Any]) -> bytes:
 
 
 def _tokens(keys: Keys) -> list[str]:
-    tokens = keys.metadata.get(f"{keys.prefix}tokens")
-    if not isinstance(tokens, StringArray):
-        raise keys.error("tokens", "expected an array of texts")
-    found = list(tokens)
+    found = list(_texts(keys, "tokens"))
     if len(set(found)) != len(found):
         first = {token: index for index, token in reversed(list(enumerate(found)))}
         twice = next(token for index, token in enumerate(found) if first[token] != index)
         raise InputError(f"{keys.where}: tokenizer.ggml.tokens has {twice!r} twice")
     return found
+
+
+def _texts(keys: Keys, name: str) -> StringArray:
+    texts = keys.metadata.get(f"{keys.prefix}{name}")
+    if not isinstance(texts, StringArray) or len(texts) > MOST_TEXTS:
+        raise keys.error(name, f"expected an array of at most {MOST_TEXTS} texts")
+    return texts
 
 
 def _numbers(keys: Keys, name: str, count: int) -> np.ndarray:
@@ -186,11 +193,8 @@ def _special(keys: Keys, name: str, tokens: list[str]) -> str | None:
 def _bpe(keys: Keys, tokens: list[str]) -> dict[str, Any]:
     """Returns the parts of a `tokenizer.json` for byte-level BPE."""
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    stored = keys.metadata.get(f"{keys.prefix}merges")
-    if not isinstance(stored, StringArray):
-        raise keys.error("merges", "expected an array of texts")
     merges = []
-    for merge in stored:
+    for merge in _texts(keys, "merges"):
         cut = merge.find(" ", 1)
         left, right = merge[:cut], merge[cut + 1 :]
         if cut < 1 or not right or not {left, right, left + right} <= vocabulary.keys():

@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from modbrick.convert import gguf_tokenizer
 from modbrick.convert.gguf import read_gguf
 from modbrick.convert.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_files, unsupported
 from modbrick.data import Tokenizer
@@ -213,7 +214,7 @@ def test_other_kinds_are_not_read(metadata: dict[str, Any], reason: str) -> None
 
 
 DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
-    "no tokens": ({"tokens": 3}, "tokens is 3; expected an array of texts"),
+    "no tokens": ({"tokens": 3}, "tokens is 3; expected an array of at most 1048576 texts"),
     "a token twice": ({"tokens": ["a", "b", "a"]}, "has 'a' twice"),
     "tokens that are no text": (
         {"tokens": Typed(files.ARRAY, [b"a", b"\xff"], files.STRING)},
@@ -221,7 +222,7 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no types": ({"token_type": 3}, "token_type is 3; expected"),
     "too few types": ({"token_type": [1]}, "array of 1 values; expected"),
-    "no merges": ({"merges": 3}, "merges is 3; expected an array of texts"),
+    "no merges": ({"merges": 3}, "merges is 3; expected an array of at most"),
     "half a merge": ({"merges": ["a"]}, "merges has 'a', no merge"),
     "a merge with nothing": ({"merges": ["a "]}, "merges has 'a ', no merge"),
     "a merge of unknown tokens": ({"merges": ["a €"]}, "merges has 'a €', no merge"),
@@ -238,6 +239,15 @@ def test_damage_is_refused(tmp_path: Path, case: str) -> None:
     metadata = metadata_of(trained("gpt-2"), "gpt-2")
     metadata |= {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
     with pytest.raises(InputError, match=message):
+        stored(tmp_path, metadata)
+
+
+def test_vocabularies_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = metadata_of(trained("gpt-2"), "gpt-2")
+    monkeypatch.setattr(gguf_tokenizer, "MOST_TEXTS", len(metadata["tokenizer.ggml.tokens"]))
+    stored(tmp_path, metadata)
+    metadata["tokenizer.ggml.tokens"] += ["one more"]
+    with pytest.raises(InputError, match="tokens is an array of 601 values; expected an array of"):
         stored(tmp_path, metadata)
 
 
