@@ -59,6 +59,21 @@ def current_platform() -> str:
     return _canonical(jax.default_backend())
 
 
+def may_be_partitioned() -> bool:
+    """Whether what is traced now may have to be divided over devices by XLA.
+
+    It may where the mesh in use has axes of several devices that no `jax.shard_map` has taken, and
+    where there are several devices, no mesh, and no default device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        if mesh.abstract_device is not None or jax.config.jax_default_device is not None:
+            return False
+        return jax.device_count() > 1
+    manual = set(mesh.manual_axes)
+    return any(size > 1 for name, size in mesh.shape.items() if name not in manual)
+
+
 def unsupported(implementation: str, case: Case, platform: str) -> str | None:
     """Returns why an implementation cannot run a case on a platform, or None if it can."""
     if implementation in ("reference", "xla"):
@@ -72,7 +87,8 @@ def selected_implementation(
     """Returns the name of the implementation that runs for this choice.
 
     Args:
-      implementation: a name of `IMPLEMENTATIONS`, or None for the best one that can run.
+      implementation: a name of `IMPLEMENTATIONS`, or None for the best one that can run: a kernel
+        where XLA need not divide it over devices (`may_be_partitioned`).
       case: what it shall run; None looks at names and the platform only.
       platform: what it shall run on; None is `current_platform()`. An implementation that is named
         is not bound to it: it may be traced here to be compiled for, or simulated as, another one.
@@ -82,7 +98,9 @@ def selected_implementation(
     """
     if implementation is None:
         platform = current_platform() if platform is None else _canonical(platform)
-        for name in _PREFERENCES.get(platform, ("xla",)):
+        # XLA cannot partition a kernel over devices: kernels run there inside `jax.shard_map`.
+        names = ("xla",) if may_be_partitioned() else _PREFERENCES.get(platform, ("xla",))
+        for name in names:
             if case is None or unsupported(name, case, platform) is None:
                 return name
         raise AssertionError("the XLA path runs everywhere")

@@ -54,6 +54,20 @@ def test_a_named_one_runs_or_says_why_not(name: str) -> None:
         assert reason in str(error.value)
 
 
+def test_kernels_are_picked_where_nothing_is_left_to_partition() -> None:
+    case = _case()
+    auto = jax.sharding.AxisType.Auto
+    for sizes, expected in (((1, 1), "tpu"), ((4, 1), "xla")):
+        mesh = jax.sharding.AbstractMesh(sizes, ("x", "y"), (auto, auto))
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert selected_implementation(None, case, "tpu") == expected
+    taken = jax.sharding.AbstractMesh(
+        (4, 1), ("x", "y"), (jax.sharding.AxisType.Manual, jax.sharding.AxisType.Auto)
+    )
+    with jax.sharding.use_abstract_mesh(taken):
+        assert selected_implementation(None, case, "tpu") == "tpu"
+
+
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ValueError, match="'fast'"):
         selected_implementation("fast")

@@ -88,6 +88,7 @@ def test_decoding_lowers_for_a_tpu() -> None:
 def test_compiles(topology: str, avals: Any, options: dict[str, Any]) -> None:
     device = tpu_devices(TOPOLOGIES[topology])[0]
     text = compile_for(device, _gradients("tpu", **options), *avals).as_text()
+    assert text is not None
     assert FORWARD in text
     assert BACKWARD in text
 
@@ -101,7 +102,9 @@ def test_temporary_memory_is_linear(topology: str) -> None:
         compiled = compile_for(
             device, _gradients("tpu"), *_avals(length, 128, 12, 12, jnp.bfloat16)
         )
-        return int(compiled.memory_analysis().temp_size_in_bytes)
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        return int(memory.temp_size_in_bytes)
 
     short, long = temporary(8192), temporary(16384)
     assert long <= 2.1 * short
