@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from modbrick.config.checks import require
+from modbrick.config.checks import require, require_finite
 from modbrick.config.experts import ExpertsConfig
 from modbrick.config.norm import NormConfig
 from modbrick.config.rope import RopeConfig
@@ -53,6 +53,7 @@ class AttentionConfig:
     experts: ExpertsConfig | None = None
 
     def __post_init__(self) -> None:
+        require_finite(self, "attention")
         require(self.heads >= 1, f"attention heads must be at least 1, got {self.heads}")
         require(self.head_width >= 1, f"head_width must be at least 1, got {self.head_width}")
         require(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modbrick.config.attention import AttentionConfig
-from modbrick.config.checks import require
+from modbrick.config.checks import require, require_finite
 from modbrick.config.feed_forward import FeedForwardConfig
 from modbrick.config.norm import NormConfig
 
@@ -21,6 +21,9 @@ class LayerConfig:
     feed_forward: FeedForwardConfig
     norm: NormConfig = NormConfig()
     residual_multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_finite(self, "layer")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class ModelConfig:
     expert_initialiser: Literal["uniform_fan_in", "normal"] = "uniform_fan_in"
 
     def __post_init__(self) -> None:
+        require_finite(self, "model")
         for name in ("vocabulary", "width", "context"):
             require(
                 getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"

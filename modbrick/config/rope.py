@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from modbrick.config.checks import require
+from modbrick.config.checks import require, require_finite
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class RopeConfig:
         return self.original_context
 
     def __post_init__(self) -> None:
+        require_finite(self, "rope")
         require(self.base > 0, f"rope base must be positive, got {self.base}")
         require(0 < self.fraction <= 1, f"rope fraction must be in (0, 1], got {self.fraction}")
         require(self.factor >= 1, f"rope factor must be at least 1, got {self.factor}")
@@ -51,7 +52,19 @@ class RopeConfig:
             f"rope high_frequency_factor must exceed low_frequency_factor, got "
             f"{self.high_frequency_factor} and {self.low_frequency_factor}",
         )
-        require(
-            self.scaling not in ("llama3", "yarn") or self.original_context is not None,
-            f"rope scaling {self.scaling!r} needs original_context",
-        )
+        if self.scaling in ("llama3", "yarn"):
+            require(
+                self.original_context is not None,
+                f"rope scaling {self.scaling!r} needs original_context",
+            )
+            require(
+                self.stretched_from >= 1,
+                f"rope original_context must be at least 1, got {self.original_context}",
+            )
+        if self.scaling == "yarn":
+            require(self.base > 1, f"rope base must exceed 1 for 'yarn', got {self.base}")
+            require(
+                self.beta_fast > 0 and self.beta_slow > 0,
+                f"rope beta_fast and beta_slow must be positive, got "
+                f"{self.beta_fast} and {self.beta_slow}",
+            )

@@ -44,32 +44,49 @@ def read_rope(fields: RopeFields, where: str, *, theta: float = 10_000.0) -> Rop
             raise InputError(f"{where}: rope_scaling and rope_parameters say different things")
         fields = newer
     scaling = dict(fields.rope_parameters or fields.rope_scaling or {})
-    bases = {float(b) for b in (fields.rope_theta, scaling.pop("rope_theta", None)) if b}
-    if len(bases) > 1:
-        raise InputError(f"{where}: rope_theta has two values, {sorted(bases)}")
-    base = bases.pop() if bases else theta
-    kinds = {scaling.pop(key) for key in ("rope_type", "type") if scaling.get(key) is not None}
-    if len(kinds) > 1:
-        raise InputError(f"{where}: rope_type and type of the rope scaling differ: {sorted(kinds)}")
-    kind = kinds.pop() if kinds else "default"
+    base = _base([fields.rope_theta, scaling.pop("rope_theta", None)], theta, where)
+    kinds = [scaling.pop(key) for key in ("rope_type", "type") if scaling.get(key) is not None]
+    kind = kinds[0] if kinds else "default"
+    if kinds[1:] not in ([], [kind]):
+        raise InputError(f"{where}: rope_type and type of the rope scaling differ: {kinds}")
     for share in (fields.partial_rotary_factor, scaling.pop("partial_rotary_factor", None)):
         if share not in (None, 1):
             raise InputError(
                 f"{where}: partial_rotary_factor is {share}; heads are rotated whole here"
             )
-    if kind not in _ROPE:
+    if not isinstance(kind, str) or kind not in _ROPE:
         known = ", ".join(_ROPE)
         raise InputError(f"{where}: rope scaling {kind!r} is not supported; it can be {known}")
     options = {key: scaling.pop(key, None) for key in _ROPE[kind]}
     if any(value is not None for value in scaling.values()):
         raise InputError(f"{where}: unknown options of {kind!r} rope scaling: {scaling}")
     for key, value in options.items():
-        if not (value is None or isinstance(value, bool if key == "truncate" else int | float)):
-            raise InputError(f"{where}: {key} of the rope scaling is {value!r}, not a number")
+        if key != "truncate" and value is not None:
+            _check_number(value, f"{key} of the rope scaling", where)
     try:
         return RopeConfig(base=base, **_rope_options(kind, options, fields, where))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _base(values: list[Any], theta: float, where: str) -> float:
+    """Returns the one base that is named, or the family's."""
+    bases = [value for value in values if value is not None]
+    for base in bases:
+        _check_number(base, "rope_theta", where)
+        if base < 1:
+            raise InputError(f"{where}: rope_theta is {base}, below 1")
+    if len(bases) == 2 and bases[0] != bases[1]:
+        raise InputError(f"{where}: rope_theta has two values, {bases[0]} and {bases[1]}")
+    return float(bases[0]) if bases else theta
+
+
+def _check_number(value: Any, name: str, where: str) -> None:
+    """Refuses what is no number, and numbers whose products could leave the range of floats."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{where}: {name} is {value!r}, not a number")
+    if not abs(value) <= 1e30:  # NaN too
+        raise InputError(f"{where}: {name} is {value}, beyond any reasonable number")
 
 
 _ROPE: Mapping[str, tuple[str, ...]] = {
@@ -101,7 +118,10 @@ def _rope_options(
     """Translates the options of a scaling."""
     if kind == "default":
         return {}
-    original = options.get("original_max_position_embeddings") or fields.max_position_embeddings
+    original = options.get("original_max_position_embeddings")
+    original = fields.max_position_embeddings if original is None else original
+    if original < 1 or original != int(original):
+        raise InputError(f"{where}: original_max_position_embeddings is {original}, no length")
     factor = options["factor"]
     if factor is None and kind == "yarn":
         factor = fields.max_position_embeddings / original
@@ -117,10 +137,14 @@ def _rope_options(
             "low_frequency_factor": float(options["low_freq_factor"]),
             "high_frequency_factor": float(options["high_freq_factor"]),
         }
-    if options["truncate"] is False:
-        raise InputError(f"{where}: truncate of 'yarn' rope scaling is False: not supported")
+    if options["truncate"] not in (None, True):
+        raise InputError(
+            f"{where}: truncate of 'yarn' rope scaling is {options['truncate']!r}: not supported"
+        )
     attention_factor = options["attention_factor"]
     one, all_dim = options["mscale"], options["mscale_all_dim"]
+    if min(one or 0, all_dim or 0) < 0:
+        raise InputError(f"{where}: mscale and mscale_all_dim are {one} and {all_dim}: negative")
     if attention_factor is None and one and all_dim:
         growth = 0.1 * math.log(factor) if factor > 1 else 0.0
         attention_factor = (growth * one + 1.0) / (growth * all_dim + 1.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from modbrick.execution import ExecutionConfig
 from modbrick.layers.cache import Cache
 from modbrick.layers.decoder import Decoder
 from modbrick.layers.output import DecoderOutput
+from modbrick.layers.positions import rope_frequencies
 from modbrick.objective import Totals, objective
+from modbrick.schema import to_mapping
 
 ROOT = Path(__file__).parents[1] / "fixtures"
 Refusals = list[tuple[dict[str, Any], str]]
@@ -271,3 +274,37 @@ def check_refusals(form: Format, family: str, refusals: Refusals) -> None:
         with pytest.raises(InputError, match=message) as caught:
             form.read_config(config | change, "config.json")
         assert str(caught.value).startswith("config.json"), change
+
+
+HOSTILE: tuple[Any, ...] = (
+    None, True, -1, 0, 1, 3, 0.5, -0.0, 1e308, -1e-300, math.inf, -math.inf, math.nan, 10**40,
+    "", "x", [], [None], {}, {"rope_type": "yarn", "factor": 2}, ["x", 1.5],
+)  # fmt: skip
+
+
+def check_hostile_values(form: Format, family: str) -> None:
+    """Whatever stands in a config, reading it ends in finite numbers or in a clean error."""
+    for config in map(json.loads, {(d / "config.json").read_text() for d in fixtures(family)}):
+        scaling = config["rope_parameters"]
+        options = [*scaling, "factor", "beta_fast", "beta_slow", "attention_factor", "mscale"]
+        options += ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+        # More layers than tensors are refused before a config is read.
+        keys = config.keys() - {"num_hidden_layers"}
+        changes: list[dict[str, Any]] = [{key: v} for key in sorted(keys) for v in HOSTILE]
+        changes += [
+            {"rope_parameters": {**scaling, **kind, key: value}}
+            for kind in ({}, {"rope_type": "yarn", "factor": 2.0, "mscale_all_dim": 1.0})
+            for key in options
+            for value in HOSTILE
+        ]
+        for change in changes:
+            try:
+                model = form.read_config(config | change, "config.json").model
+            except InputError:
+                continue
+            json.dumps(to_mapping(model), allow_nan=False)
+            attention = model.segments[0].layer.attention
+            assert attention.rope is not None
+            if attention.head_width < 1000:
+                frequencies = rope_frequencies(attention.rope, attention.head_width)
+                assert np.isfinite(frequencies).all(), change

@@ -72,6 +72,9 @@ def change(config, path, value):
         (("attention", "heads"), 0, "heads must be at least 1, got 0"),
         (("attention", "head_width"), -1, "head_width must be at least 1, got -1"),
         (("attention", "key_value_heads"), 3, "2 heads do not divide into 3 key_value_heads"),
+        (("attention", "scale"), float("nan"), "attention scale must be finite, got nan"),
+        (("residual_multiplier",), float("inf"), "residual_multiplier must be finite, got inf"),
+        (("norm", "epsilon"), float("inf"), "norm epsilon must be finite, got inf"),
         (("attention", "clip"), 0.0, "clip must be positive, got 0"),
         (("attention", "window"), 0, "window must be at least 1, got 0"),
         (("attention", "biases"), ("query",), "no query bias"),
@@ -113,6 +116,10 @@ def test_softmax_attends_to_the_current_token():
         ({"fraction": 0.0}, "fraction must be in"),
         ({"factor": 0.5}, "factor must be at least 1, got 0.5"),
         ({"scaling": "llama3"}, "'llama3' needs original_context"),
+        ({"scaling": "yarn", "original_context": 0}, "original_context must be at least 1, got 0"),
+        ({"scaling": "yarn", "original_context": 8, "base": 1.0}, "base must exceed 1"),
+        ({"scaling": "yarn", "original_context": 8, "beta_slow": 0.0}, "beta_slow must be"),
+        ({"base": float("inf")}, "rope base must be finite, got inf"),
     ],
 )
 def test_impossible_positions_are_refused(arguments, message):

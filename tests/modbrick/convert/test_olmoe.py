@@ -13,6 +13,7 @@ from tests.contracts.transformers_parity import (
     Refusals,
     check_config_survives,
     check_greedy_with_a_cache,
+    check_hostile_values,
     check_parity,
     check_refusals,
     config_of,
@@ -41,6 +42,10 @@ def test_the_config_survives(directory: Path) -> None:
 def test_every_value_has_one_place_and_returns_to_it(directory: Path, tmp_path: Path) -> None:
     check_rows(FORMAT, imported(directory).config)
     check_round_trip(directory, FORMAT, tmp_path)
+
+
+def test_hostile_values_end_cleanly() -> None:
+    check_hostile_values(FORMAT, "olmoe")
 
 
 def test_refusals() -> None:

@@ -95,7 +95,7 @@ def test_llama3_keeps_divides_and_blends() -> None:
         ({"rope_scaling": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "full_attention"),
-        ({"rope_theta": -1.0}, "base must be positive, got -1"),
+        ({"rope_theta": -1.0}, "rope_theta is -1.0, below 1"),
         ({"rope_scaling": YARN, "rope_parameters": LLAMA3}, "say different things"),
     ],
 )
