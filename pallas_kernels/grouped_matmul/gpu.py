@@ -23,7 +23,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import sequential_vmap
 from jax.typing import DTypeLike
 
+from pallas_kernels.grouped_matmul.gpu_activations import ValueAndSlope, find_kernel_activation
 from pallas_kernels.grouped_matmul.gpu_products import (
+    PADDING,
     Operands,
     Parts,
     RowOutputs,
@@ -31,6 +33,7 @@ from pallas_kernels.grouped_matmul.gpu_products import (
     project,
     sum_products,
 )
+from pallas_kernels.grouped_matmul.gpu_rows import Epilogue
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
 from pallas_kernels.grouped_matmul.rows import flatten_rows, gates_by_row, row_index, take_rows
 from pallas_kernels.grouped_matmul.target import Case, device_kind_in_force
@@ -70,8 +73,10 @@ def _index(plan: RoutingPlan, layout: str) -> Array | None:
     return None if layout == "grouped" else row_index(plan, layout)
 
 
-def _same(*sums: Array) -> tuple[Array, ...]:
-    return sums
+def _same(
+    sums: tuple[Array, ...], _: tuple[Array, ...], __: Array | None
+) -> tuple[tuple[Array, ...], None]:
+    return sums, None
 
 
 def _pick(grouped: Array, plan: RoutingPlan, k: int) -> Array:
@@ -118,12 +123,12 @@ def _matmul_forward(
     operands = _operands(inputs, weights, precision=precision)
     rows = flatten_rows(inputs, input_layout)
     outputs = RowOutputs(
-        (output_dtype,),
+        output_dtype,
         _same,
         index=plan.order if output_layout == "slots" else None,
         zero_rest=output_layout != "tokens",
     )
-    (y,) = project(
+    (y,), _ = project(
         plan,
         operands,
         ((operands.prepare(rows), (operands.prepare(weights),)),),
@@ -158,16 +163,11 @@ def _matmul_backward(
     dy_parts = operands.prepare(dy)
     # Without gates, the gradient of a slot's or a grouped row's input is final.
     final = gates is None and input_layout != "tokens"
-    (dx,) = project(
+    (dx,), _ = project(
         plan,
         operands,
         ((dy_parts, (operands.prepare(weights),)),),
-        RowOutputs(
-            (inputs.dtype,),
-            _same,
-            index=index if final else None,
-            zero_rest=final,
-        ),
+        RowOutputs(inputs.dtype, _same, index=index if final else None, zero_rest=final),
         row_index=dy_index,
         transposed=True,
     )
@@ -245,6 +245,39 @@ def _hidden(pre: tuple[Array, ...], activation: Activation) -> Array:
     return activation(pre[0]) if len(pre) == 1 else activation(pre[1]) * pre[0]
 
 
+def _hidden_epilogue(activation: ValueAndSlope, keep: bool) -> Epilogue:
+    """The hidden layer, and if wanted the pre-activations, from the pre-activations."""
+
+    def epilogue(
+        pre: tuple[Array, ...], _: tuple[Array, ...], __: Array | None
+    ) -> tuple[tuple[Array, ...], None]:
+        hidden = _hidden(pre, lambda x: activation(x)[0])
+        return ((hidden, *pre) if keep else (hidden,)), None
+
+    return epilogue
+
+
+def _hidden_gradient_epilogue(activation: ValueAndSlope) -> Epilogue:
+    """From dy W_down^T to the gated hidden layer and the gradients of the pre-activations.
+
+    What is summed up over the columns is the gradient of the gate: <dy, hidden W_down>.
+    """
+
+    def epilogue(
+        sums: tuple[Array, ...], pre: tuple[Array, ...], gate: Array | None
+    ) -> tuple[tuple[Array, ...], Array]:
+        assert gate is not None
+        (dhidden,) = sums
+        value, slope = activation(pre[-1])
+        scaled = dhidden * gate
+        if len(pre) == 1:
+            return (value * gate, scaled * slope), dhidden * value
+        hidden = value * pre[0]
+        return (hidden * gate, scaled * value, scaled * pre[0] * slope), dhidden * hidden
+
+    return epilogue
+
+
 def _feed_forward_forward(
     inputs: Array,
     banks: Banks,
@@ -253,27 +286,83 @@ def _feed_forward_forward(
     *,
     activation: Activation,
     precision: jax.lax.Precision,
+    keep: bool,
 ) -> tuple[Array, tuple[Array, ...]]:
-    """The outputs [T, D] and the grouped pre-activations [R, F]; `banks` is (down, up[, gate])."""
+    """The outputs [T, D] and, to keep, the grouped pre-activations [> R, F padded].
+
+    `banks` is (down, up[, gate]).
+    """
     operands = _operands(inputs, *banks, precision=precision)
     x, down = operands.prepare(inputs), operands.prepare(banks[0])
-    pre = project(
+    known, count = find_kernel_activation(activation), len(banks) - 1
+    fused = known is not None
+    first, _ = project(
         plan,
         operands,
         ((x, tuple(operands.prepare(bank) for bank in banks[1:])),),
-        RowOutputs((inputs.dtype,) * (len(banks) - 1), _same),
+        RowOutputs(
+            inputs.dtype,
+            _same if known is None else _hidden_epilogue(known, keep),
+            count=count if not fused else 1 + count if keep else 1,
+            padding=PADDING,
+        ),
         row_index=plan.token_of_row,
     )
-    hidden = _hidden(tuple(p.astype(jnp.float32) for p in pre), activation).astype(inputs.dtype)
-    (y,) = project(
+    if fused:
+        hidden, pre = first[0], first[1:]
+    else:
+        pre = first
+        wide = tuple(p.astype(jnp.float32) for p in pre)
+        hidden = _hidden(wide, activation).astype(inputs.dtype)
+    (y,), _ = project(
         plan,
         operands,
         ((operands.prepare(hidden), (down,)),),
-        RowOutputs((inputs.dtype,), _same),
+        RowOutputs(inputs.dtype, _same),
         row_index=None,
     )
     outputs = _sum_slots(y[:, : inputs.shape[1]], plan, gates)
-    return outputs.astype(inputs.dtype), pre
+    return outputs.astype(inputs.dtype), pre if keep else ()
+
+
+def _hidden_gradients(
+    plan: RoutingPlan,
+    operands: Operands,
+    dy: Parts,
+    down: Parts,
+    gates: Array,
+    pre: tuple[Array, ...],
+    activation: Activation,
+) -> tuple[Array, tuple[Array, ...], Array]:
+    """The gated hidden layer, the pre-activations' gradients, and the gates', by grouped row."""
+    known, dtype = find_kernel_activation(activation), pre[0].dtype
+    gate = gates_by_row(gates, plan, jnp.float32)
+    sums, token = ((dy, (down,)),), plan.token_of_row
+    if known is not None:
+        outputs = RowOutputs(
+            dtype,
+            _hidden_gradient_epilogue(known),
+            count=1 + len(pre),
+            beside=pre,
+            factor=gate,
+            sums=True,
+        )
+        found, dgate = project(plan, operands, sums, outputs, row_index=token, transposed=True)
+        assert dgate is not None
+        return found[0], found[1:], dgate
+    (dhidden,), _ = project(
+        plan,
+        operands,
+        sums,
+        RowOutputs(jnp.float32, _same),
+        row_index=token,
+        transposed=True,
+    )
+    wide = tuple(p[: plan.num_slots].astype(jnp.float32) for p in pre)
+    hidden, pull = jax.vjp(lambda *wide: _hidden(wide, activation), *wide)
+    dpre = tuple(d.astype(dtype) for d in pull(dhidden * gate[:, None]))
+    scaled = (hidden * gate[:, None]).astype(dtype)
+    return scaled, dpre, jnp.sum(dhidden * hidden, axis=1)
 
 
 def _feed_forward_backward(
@@ -288,28 +377,17 @@ def _feed_forward_backward(
     precision: jax.lax.Precision,
 ) -> tuple[Array, Banks, Array]:
     operands = _operands(inputs, *banks, precision=precision)
-    width, narrow = inputs.shape[1], inputs.dtype
     dy = operands.prepare(cotangent)
     parts: tuple[Parts, ...] = tuple(operands.prepare(bank) for bank in banks)
-    (dhidden,) = project(
-        plan,
-        operands,
-        ((dy, (parts[0],)),),
-        RowOutputs((jnp.float32,), _same),
-        row_index=plan.token_of_row,
-        transposed=True,
+    hidden, dhidden, dgate = _hidden_gradients(
+        plan, operands, dy, parts[0], gates, pre_activations, activation
     )
-    gate = gates_by_row(gates, plan, jnp.float32)[:, None]
-    pre = tuple(p.astype(jnp.float32) for p in pre_activations)
-    hidden, pull = jax.vjp(lambda *pre: _hidden(pre, activation), *pre)
-    dgate = jnp.sum(dhidden * hidden, axis=1, keepdims=True)
-    dpre = tuple(operands.prepare(d.astype(narrow)) for d in pull(dhidden * gate))
-    scaled = operands.prepare((hidden * gate).astype(narrow))
-    (dx,) = project(
+    dpre = tuple(operands.prepare(d) for d in dhidden)
+    (dx,), _ = project(
         plan,
         operands,
         tuple((d, (bank,)) for d, bank in zip(dpre, parts[1:], strict=True)),
-        RowOutputs((narrow,), _same),
+        RowOutputs(inputs.dtype, _same),
         row_index=None,
         transposed=True,
     )
@@ -319,13 +397,14 @@ def _feed_forward_backward(
         return sums[:, : bank.shape[1], : bank.shape[2]]
 
     token = plan.token_of_row
+    scaled = operands.prepare(hidden)
     dbanks: Banks = (gradient(banks[0], scaled, dy, left_index=None, right_index=token),)
     x = operands.prepare(inputs)
     for bank, d in zip(banks[1:], dpre, strict=True):
         dbanks += (gradient(bank, x, d, left_index=token, right_index=None),)
-    dgates = jnp.stack([_pick(dgate, plan, k)[:, 0] for k in range(gates.shape[1])], axis=1)
-    dinputs = _sum_slots(dx[:, :width], plan, None).astype(inputs.dtype)
-    return dinputs, dbanks, dgates.astype(gates.dtype)
+    of_slot = jnp.where(plan.slot_is_routed, take_rows(dgate, plan.inverse), 0)
+    dinputs = _sum_slots(dx[:, : inputs.shape[1]], plan, None).astype(inputs.dtype)
+    return dinputs, dbanks, of_slot.reshape(gates.shape).astype(gates.dtype)
 
 
 # -------------------------------------------------------------------------------- differentiation
@@ -409,6 +488,7 @@ def grouped_matmul(
 
 
 def _feed_forward_rows(
+    keep: bool,
     inputs: Array,
     banks: Banks,
     plan: RoutingPlan,
@@ -424,6 +504,7 @@ def _feed_forward_rows(
         gates,
         activation=activation,
         precision=precision,
+        keep=keep,
     )
     return result
 
@@ -437,11 +518,11 @@ def _feed_forward(
     activation: Activation,
     precision: jax.lax.Precision,
 ) -> Array:
-    return _feed_forward_rows(inputs, banks, plan, gates, activation, precision)[0]
+    return _feed_forward_rows(False, inputs, banks, plan, gates, activation, precision)[0]
 
 
 def _feed_forward_vjp_forward(*args: Any) -> tuple[Array, tuple[Any, ...]]:
-    outputs, pre = _feed_forward_rows(*args)
+    outputs, pre = _feed_forward_rows(True, *args)
     return outputs, (*args[:4], checkpoint_name(pre, PRE_ACTIVATION_NAME))
 
 

@@ -10,6 +10,7 @@ takes what is left: 227 KiB a block, so four steps of a ring and a staging buffe
 from __future__ import annotations
 
 import dataclasses
+import math
 
 SHARED_MEMORY = 227 * 1024  # bytes a block can have on Hopper
 CONSUMERS = 2
@@ -35,7 +36,10 @@ class Blocks:
         reads_in_flight: groups of row reads that the producer leaves under way, at most
             `stages - 2`: with more it would wait for a buffer that waits for its arrival.
         band: columns of tiles that neighbouring blocks share (`gpu_tiles.in_bands`).
-        staged_columns: columns of the output that are staged in shared memory at once.
+        staged_columns: columns of an output that are staged in shared memory at once.
+        staging_buffers: as many as there are outputs, and two for one output, so that one of them
+            is filled while the other is copied out.
+        epilogue_columns: columns for which the epilogue is computed at once.
     """
 
     rows: int
@@ -45,6 +49,8 @@ class Blocks:
     reads_in_flight: int
     band: int
     staged_columns: int
+    staging_buffers: int
+    epilogue_columns: int
 
     def __post_init__(self) -> None:
         if not 1 <= self.reads_in_flight <= self.stages - 2:
@@ -52,9 +58,10 @@ class Blocks:
                 f"reads_in_flight={self.reads_in_flight} must lie between 1 and stages - 2 = "
                 f"{self.stages - 2}"
             )
-        if self.columns % self.staged_columns:
+        if self.columns % self.staged_columns or self.staged_columns % self.epilogue_columns:
             raise ValueError(
-                f"columns={self.columns} must be a multiple of staged_columns={self.staged_columns}"
+                f"columns={self.columns} must be a multiple of staged_columns="
+                f"{self.staged_columns}, and that of epilogue_columns={self.epilogue_columns}"
             )
 
 
@@ -67,21 +74,35 @@ def _stages(step_bytes: int, staging_bytes: int) -> int:
     return min((SHARED_MEMORY - _RESERVED - staging_bytes) // step_bytes, _MAX_STAGES)
 
 
-def row_blocks(columns: int, banks: int, itemsize: int, output_itemsize: int) -> Blocks:
+def row_blocks(
+    columns: int,
+    itemsize: int,
+    output_itemsize: int,
+    *,
+    banks: int = 1,
+    outputs: int = 1,
+    beside: int = 0,
+) -> Blocks:
     """For rows by experts' weights.
 
     Args:
-        columns: of the output.
-        banks: weights that a row is multiplied with at once; each has an accumulator.
+        columns: of the output, a multiple of 64.
         itemsize: bytes of an operand's element.
         output_itemsize: bytes of an output's element.
+        banks: weights that a row is multiplied with at once; each has an accumulator.
+        outputs: how many there are.
+        beside: arrays that the epilogue reads. With any, a block's columns divide `columns`.
     """
-    width = _width(columns, 256 // banks)
+    width = _width(math.gcd(columns, 256) if beside else columns, 256 // banks)
     rows, depth = CONSUMERS * CONSUMER_ROWS, 128 // itemsize
-    staged = min(128 if output_itemsize == 2 else 32, width)
-    staging = rows * (staged + STAGING_PADDING) * output_itemsize
+    staged = min((128 if outputs == 1 else 64) if output_itemsize == 2 else 32, width)
+    buffers = max(outputs, 2)
+    staging = buffers * rows * (staged + STAGING_PADDING) * output_itemsize
     stages = _stages((rows + banks * width) * depth * itemsize, staging)
-    return Blocks(rows, width, depth, stages, min(stages - 2, 2), 2048 // width, staged)
+    # Beside the accumulator there are some 90 registers, for half a dozen values of a column pair.
+    at_once = min(16, staged) if beside else staged
+    flight = min(stages - 2, 2)
+    return Blocks(rows, width, depth, stages, flight, 2048 // width, staged, buffers, at_once)
 
 
 def weight_gradient_blocks(columns: int, itemsize: int, output_itemsize: int) -> Blocks:
@@ -91,4 +112,5 @@ def weight_gradient_blocks(columns: int, itemsize: int, output_itemsize: int) ->
     staged = 128 // output_itemsize
     staging = 2 * rows * staged * output_itemsize
     stages = _stages((rows + width) * depth * itemsize, staging)
-    return Blocks(rows, width, depth, stages, min(stages - 2, 2), 2048 // width, staged)
+    flight = min(stages - 2, 2)
+    return Blocks(rows, width, depth, stages, flight, 2048 // width, staged, 2, staged)

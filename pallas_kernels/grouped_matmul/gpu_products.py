@@ -22,11 +22,18 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from pallas_kernels.grouped_matmul import gpu_rows, gpu_tiles, gpu_weight_gradient
-from pallas_kernels.grouped_matmul.gpu_block_sizes import row_blocks, weight_gradient_blocks
+from pallas_kernels.grouped_matmul.gpu_block_sizes import (
+    CONSUMER_ROWS,
+    CONSUMERS,
+    row_blocks,
+    weight_gradient_blocks,
+)
 from pallas_kernels.grouped_matmul.gpu_row_reader import interpreted
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
 
 WIDTH_MULTIPLE = 64
+# Rows that the last tile of an array may reach beyond its end.
+PADDING = CONSUMERS * CONSUMER_ROWS
 _PARTS = {
     jax.lax.Precision.HIGHEST: 3,
     jax.lax.Precision.HIGH: 2,
@@ -100,16 +107,31 @@ class RowOutputs:
     """What becomes of the products of rows.
 
     Attributes:
-        dtypes: of the outputs.
+        dtype: of the outputs.
         epilogue: float32 sums, one for each bank, to the outputs.
+        count: how many outputs there are.
         index: int32 [R], the output's row for each grouped row; None for grouped outputs.
         zero_rest: whether rows without an expert are zeros; otherwise they may hold anything.
+        beside: arrays [at least R + PADDING, N] for the epilogue.
+        factor: [R] for the epilogue, or None.
+        sums: whether the epilogue returns something to be summed up over columns.
+        padding: rows of the outputs beyond R, which may hold anything.
     """
 
-    dtypes: tuple[DTypeLike, ...]
+    dtype: DTypeLike
     epilogue: gpu_rows.Epilogue
+    count: int = 1
     index: Array | None = None
     zero_rest: bool = False
+    beside: tuple[Array, ...] = ()
+    factor: Array | None = None
+    sums: bool = False
+    padding: int = 0
+
+
+def _bounded(index: Array | None, rows: int) -> Array | None:
+    """An index that is within the rows, whatever a plan holds: kernels follow it unchecked."""
+    return None if index is None else jnp.clip(index, 0, rows - 1)
 
 
 def project(
@@ -121,7 +143,7 @@ def project(
     row_index: Array | None,
     transposed: bool = False,
     bias: Array | None = None,
-) -> tuple[Array, ...]:
+) -> tuple[tuple[Array, ...], Array | None]:
     """Multiplies rows by their experts' weights.
 
     Args:
@@ -135,7 +157,8 @@ def project(
         bias: [E, n <= N], added to the only accumulator.
 
     Returns:
-        The outputs [R, N].
+        The outputs [R + padding, N], and the sums over columns by grouped row, float32 [R], or
+        None.
     """
     rows: Parts = ()
     weights: Parts = ()
@@ -148,17 +171,25 @@ def project(
         weights += sum(banks, ())
     columns = weights[0].shape[1 if transposed else 2]
     blocks = row_blocks(
-        columns, len(sums[0][1]), operands.dtype.itemsize, jnp.dtype(outputs.dtypes[0]).itemsize
+        columns,
+        operands.dtype.itemsize,
+        jnp.dtype(outputs.dtype).itemsize,
+        banks=len(sums[0][1]),
+        outputs=outputs.count,
+        beside=len(outputs.beside),
     )
     settings = gpu_rows.RowProducts(
         blocks=blocks,
         num_rows=plan.num_slots,
         terms=tuple(terms),
         transposed=transposed,
-        output_dtypes=outputs.dtypes,
+        outputs=outputs.count,
+        output_dtype=outputs.dtype,
         epilogue=outputs.epilogue,
-        zero_rest=outputs.zero_rest,
         multiprocessors=multiprocessors(),
+        zero_rest=outputs.zero_rest,
+        sums=outputs.sums,
+        padding=outputs.padding,
     )
     if bias is not None:
         whole = -(-columns // blocks.columns) * blocks.columns
@@ -166,15 +197,24 @@ def project(
     tiles = gpu_tiles.row_tiles(
         plan.group_offsets, plan.num_slots, blocks.rows, rest=outputs.zero_rest
     )
-    return gpu_rows.multiply_rows(
+    factor = outputs.factor
+    if factor is not None:
+        factor = jnp.pad(factor.astype(jnp.float32), (0, PADDING))
+    results, of_tiles = gpu_rows.multiply_rows(
         settings,
         rows,
         weights,
         tiles,
-        row_index=row_index,
+        row_index=_bounded(row_index, rows[0].shape[0]),
         bias=bias,
-        output_index=outputs.index,
+        output_index=_bounded(outputs.index, plan.num_slots),
+        beside=outputs.beside,
+        factor=factor,
     )
+    if of_tiles is None:
+        return results, None
+    position = gpu_tiles.position_in_tiles(plan.group_offsets, plan.expert_of_row, blocks.rows)
+    return results, jnp.sum(of_tiles, axis=1).reshape(-1)[position]
 
 
 def sum_products(
@@ -207,13 +247,13 @@ def sum_products(
         blocks, tuple(operands.pairs(left, right)), dtype, multiprocessors()
     )
     if scale is not None:
-        scale = jnp.pad(scale.astype(jnp.float32), (0, blocks.depth))
+        scale = jnp.pad(scale.astype(jnp.float32), (0, PADDING))
     return gpu_weight_gradient.sum_products(
         settings,
         left,
         right,
-        plan.group_offsets,
-        left_index=left_index,
-        right_index=right_index,
+        gpu_tiles.bounded_offsets(plan.group_offsets, plan.num_slots),
+        left_index=_bounded(left_index, left[0].shape[0]),
+        right_index=_bounded(right_index, right[0].shape[0]),
         scale=scale,
     )

@@ -35,12 +35,17 @@ from pallas_kernels.grouped_matmul.gpu_row_reader import (
     RowReader,
     by_warps,
     commit_reads,
+    interpreted,
     tile_transforms,
     wait_for_reads,
 )
 
 Ref = Any
-Epilogue = Callable[..., tuple[Array, ...]]
+# Given the accumulators, the tiles of the arrays beside, and the factors of the rows (all float32,
+# of one shape), returns the outputs, and what is to be summed up over the columns (or None).
+Epilogue = Callable[
+    [tuple[Array, ...], tuple[Array, ...], Array | None], tuple[tuple[Array, ...], Array | None]
+]
 # One product of a sum: which array of rows, and for each accumulator which array of weights.
 Term = tuple[int, tuple[int, ...]]
 
@@ -54,20 +59,26 @@ class RowProducts:
         num_rows: R, of the outputs.
         terms: products to add up; all have the same accumulators.
         transposed: whether weights are [E, N, C] and not [E, C, N].
-        output_dtypes: of the outputs; as many as the epilogue returns. All of one size.
-        epilogue: float32 accumulators [rows, columns] to outputs, elementwise.
-        zero_rest: whether the rows of tiles of expert E are written as zeros.
+        outputs: how many the epilogue returns.
+        output_dtype: of all outputs.
+        epilogue: elementwise; called for a few columns of a tile at a time.
         multiprocessors: blocks of the grid.
+        zero_rest: whether the rows of tiles of expert E are written as zeros.
+        sums: whether the epilogue returns something to be summed up.
+        padding: rows of the outputs beyond R, which hold anything.
     """
 
     blocks: Blocks
     num_rows: int
     terms: tuple[Term, ...]
     transposed: bool
-    output_dtypes: tuple[DTypeLike, ...]
+    outputs: int
+    output_dtype: DTypeLike
     epilogue: Epilogue
-    zero_rest: bool
     multiprocessors: int
+    zero_rest: bool = False
+    sums: bool = False
+    padding: int = 0
 
 
 def multiply_rows(
@@ -79,7 +90,9 @@ def multiply_rows(
     row_index: Array | None = None,
     bias: Array | None = None,
     output_index: Array | None = None,
-) -> tuple[Array, ...]:
+    beside: tuple[Array, ...] = (),
+    factor: Array | None = None,
+) -> tuple[tuple[Array, ...], Array | None]:
     """Multiplies rows by the weights of their expert.
 
     Args:
@@ -93,20 +106,30 @@ def multiply_rows(
             accumulator.
         output_index: int32 [R], the row of the outputs for each grouped row; None if they are the
             same.
+        beside: arrays [at least R + 127, N] for the epilogue, by grouped row. With them, N is a
+            multiple of the columns of a block.
+        factor: float32 [at least R + 127] for the epilogue, one for each grouped row.
 
     Returns:
-        The outputs [R, N]. Rows that no tile has are left as they were in memory.
+        The outputs [R + padding, N]; rows that no tile has are left as they were in memory. And, if
+        the epilogue has something to be summed up, its sums over the columns of a block, float32
+        [tiles, column blocks, rows of a block], or else None.
     """
     blocks, depth = settings.blocks, weights[0].shape[2 if settings.transposed else 1]
     columns = weights[0].shape[1 if settings.transposed else 2]
     dtype = rows[0].dtype
     transforms = tile_transforms(dtype)
-    banks = len(settings.terms[0][1])
+    banks, staged = len(settings.terms[0][1]), blocks.staged_columns
     weight_block = (
         (blocks.columns, blocks.depth) if settings.transposed else (blocks.depth, blocks.columns)
     )
-    staged_dtype = settings.output_dtypes[0]
-    has_index, has_bias, scatters = (x is not None for x in (row_index, bias, output_index))
+    optional = {
+        "row_index": row_index,
+        "bias": bias,
+        "output_index": output_index,
+        "factor": factor,
+    }
+    given = {name: array for name, array in optional.items() if array is not None}
 
     def body(*refs: Ref) -> None:
         remaining = list(refs)
@@ -124,24 +147,25 @@ def multiply_rows(
             tiles=tile_table,
             rows=take(len(rows)),
             weights=take(len(weights)),
-            row_index=take(1)[0] if has_index else None,
-            bias=take(1)[0] if has_bias else None,
-            output_index=take(1)[0] if scatters else None,
-            outputs=take(len(settings.output_dtypes)),
-            **dict(
-                zip(("row_ring", "weight_ring", "staging", "full", "empty"), remaining, strict=True)
-            ),
+            beside=take(len(beside)),
+            **(dict.fromkeys(optional) | dict(zip(given, take(len(given)), strict=True))),
+            outputs=take(settings.outputs),
+            sums=take(1)[0] if settings.sums else None,
+            **dict(zip(_SCRATCH, remaining, strict=True)),
         )
         is_consumer = jax.lax.axis_index("warpgroup") < CONSUMERS
         pl.when(is_consumer)(kernel.consume)
         pl.when(jnp.logical_not(is_consumer))(kernel.produce)
 
-    optional = [x for x in (row_index, bias, output_index) if x is not None]
+    shape = (settings.num_rows + settings.padding, columns)
+    results = [jax.ShapeDtypeStruct(shape, settings.output_dtype)] * settings.outputs
+    if settings.sums:
+        column_blocks = pl.cdiv(columns, blocks.columns)
+        sums_shape = (tiles.shape[1], column_blocks, blocks.rows)
+        results.append(jax.ShapeDtypeStruct(sums_shape, jnp.float32))
     kernel = plgpu.kernel(
         body,
-        out_type=tuple(
-            jax.ShapeDtypeStruct((settings.num_rows, columns), d) for d in settings.output_dtypes
-        ),
+        out_type=tuple(results),
         grid=(settings.multiprocessors,),
         grid_names=("block",),
         num_threads=CONSUMERS + 1,
@@ -150,15 +174,19 @@ def multiply_rows(
             plgpu.SMEM((blocks.stages, blocks.rows, blocks.depth), dtype, transforms=transforms),
             plgpu.SMEM((blocks.stages, banks, *weight_block), dtype, transforms=transforms),
             plgpu.SMEM(
-                (CONSUMERS, CONSUMER_ROWS, blocks.staged_columns + STAGING_PADDING), staged_dtype
+                (CONSUMERS, blocks.staging_buffers, CONSUMER_ROWS, staged + STAGING_PADDING),
+                settings.output_dtype,
             ),
             plgpu.Barrier(num_arrivals=1 + banks, num_barriers=blocks.stages),
             plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=blocks.stages),
         ],
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
     )
-    outputs: tuple[Array, ...] = kernel(tiles, *rows, *weights, *optional)
-    return tuple(outputs)
+    outputs: tuple[Array, ...] = kernel(tiles, *rows, *weights, *beside, *given.values())
+    return tuple(outputs[: settings.outputs]), outputs[-1] if settings.sums else None
+
+
+_SCRATCH = ("row_ring", "weight_ring", "staging", "full", "empty")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +202,10 @@ class _Kernel:
     row_index: Ref | None
     bias: Ref | None
     output_index: Ref | None
+    factor: Ref | None
+    beside: list[Ref]
     outputs: list[Ref]
+    sums: Ref | None
     row_ring: Ref
     weight_ring: Ref
     staging: Ref
@@ -318,12 +349,7 @@ class _Kernel:
             plgpu.barrier_arrive(self.empty.at[self._slot(done - 1)])
             if self.bias is not None:
                 sums = (sums[0] + self._bias(tile, column, shape),)
-            outputs = self.settings.epilogue(*sums)
-            if self.settings.zero_rest:
-                named = self.tiles[gpu_tiles.EXPERT, tile] < self.weights[0].shape[0]
-                outputs = tuple(jnp.where(named, y, jnp.zeros_like(y)) for y in outputs)
-            for ref, y in zip(self.outputs, outputs, strict=True):
-                self._write(ref, y.astype(ref.dtype), tile, column, own)
+            self._write_tile(sums, tile, column, own)
             return done
 
         self._for_each_tile(visit)
@@ -333,17 +359,76 @@ class _Kernel:
         assert self.bias is not None
         columns = pl.ds(column * self._blocks.columns, self._blocks.columns)
         row = plgpu.load(
-            self.bias.at[self._expert(tile), columns], layout=plgpu.Layout.WGMMA.reduce(0)
+            self.bias.at[self._expert(tile), columns],
+            layout=plgpu.Layout.WGMMA.reduce(0),
+            optimized=False,
         )
         return jax.lax.broadcast_in_dim(row, shape, (1,))
 
-    def _write(self, ref: Ref, y: Array, tile: Array, column: Array, own: Array) -> None:
-        """Writes the tile's rows and columns that are inside of the output."""
-        blocks, warpgroup = self._blocks, jax.lax.axis_index("warpgroup")
+    def _write_tile(self, sums: tuple[Array, ...], tile: Array, column: Array, own: Array) -> None:
+        """Runs the epilogue on a few columns at a time, and writes what it returns."""
+        blocks, total = self._blocks, None
         start = self.tiles[gpu_tiles.START, tile] + own
+        named = self.tiles[gpu_tiles.EXPERT, tile] < self.weights[0].shape[0]
+        warpgroup = jax.lax.axis_index("warpgroup")
+        for piece in range(blocks.columns // blocks.staged_columns):
+            # A buffer of several is filled while the last one is copied out; where each output has
+            # one, all must have been. What the last tile left under way is done by now.
+            in_flight = min(piece, 1) if len(self.outputs) == 1 and not interpreted() else 0
+            by_warps(functools.partial(_wait_for_copies, in_flight))
+            first_buffer = piece % 2 if len(self.outputs) == 1 else 0
+            first = piece * blocks.staged_columns
+            for offset in range(0, blocks.staged_columns, blocks.epilogue_columns):
+                outputs, summands = self._epilogue(sums, start, column, first + offset)
+                for i, y in enumerate(outputs):
+                    if self.settings.zero_rest:
+                        y = jnp.where(named, y, jnp.zeros_like(y))
+                    columns = pl.ds(offset, blocks.epilogue_columns)
+                    self.staging[warpgroup, first_buffer + i, :, columns] = y.astype(
+                        self.settings.output_dtype
+                    )
+                if summands is not None:
+                    over_columns = jnp.sum(summands, axis=1)
+                    total = over_columns if total is None else total + over_columns
+            plgpu.commit_smem()
+            for i, ref in enumerate(self.outputs):
+                self._write_piece(ref, first_buffer + i, tile, column, start, first)
+            # One group a piece, be it empty, so that they can be counted.
+            by_warps(lambda _: plgpu.commit_smem_to_gmem_group())
+        if self.sums is not None:
+            self.sums[tile, column, pl.ds(own, CONSUMER_ROWS)] = total
+
+    def _epilogue(
+        self, sums: tuple[Array, ...], start: Array, column: Array, first: int
+    ) -> tuple[tuple[Array, ...], Array | None]:
+        width = self._blocks.epilogue_columns
+        shape = (CONSUMER_ROWS, width)
+        rows = pl.ds(start, CONSUMER_ROWS)
+        columns = pl.ds(column * self._blocks.columns + first, width)
+        beside = tuple(
+            plgpu.load(ref.at[rows, columns], layout=plgpu.Layout.WGMMA, optimized=False)
+            for ref in self.beside
+        )
+        factor = None
+        if self.factor is not None:
+            factors = plgpu.load(
+                self.factor.at[rows], layout=plgpu.Layout.WGMMA.reduce(1), optimized=False
+            )
+            factor = jax.lax.broadcast_in_dim(factors, shape, (0,))
+        return self.settings.epilogue(
+            tuple(x[:, first : first + width] for x in sums),
+            tuple(x.astype(jnp.float32) for x in beside),
+            factor,
+        )
+
+    def _write_piece(
+        self, ref: Ref, buffer: int, tile: Array, column: Array, start: Array, first: int
+    ) -> None:
+        """Writes the rows and columns of a piece that are inside of the output."""
+        blocks, warpgroup = self._blocks, jax.lax.axis_index("warpgroup")
         height = jnp.clip(self.tiles[gpu_tiles.END, tile] - start, 0, CONSUMER_ROWS)
 
-        def write_rows(first_column: int, width: int) -> None:
+        def write_rows(width: int) -> None:
             def by_warp(warp: Array) -> None:
                 def write_row(i: Array, _: None) -> None:
                     row = i * 4 + warp
@@ -351,8 +436,9 @@ class _Kernel:
                     if self.output_index is not None:
                         to = self.output_index[to]
                     plgpu.copy_smem_to_gmem(
-                        self.staging.at[warpgroup, row, pl.ds(0, width)],
-                        ref.at[to, pl.ds(column * blocks.columns + first_column, width)],
+                        self.staging.at[warpgroup, buffer, row, pl.ds(0, width)],
+                        ref.at[to, pl.ds(column * blocks.columns + first, width)],
+                        commit_group=interpreted(),
                     )
 
                 jax.lax.fori_loop(0, jax.lax.div(height - warp + 3, jnp.int32(4)), write_row, None)
@@ -360,17 +446,14 @@ class _Kernel:
             by_warps(by_warp)
 
         last = self._column_tiles - 1
-        for first in range(0, blocks.columns, blocks.staged_columns):
-            # Before it is overwritten, the warps' copies of the last piece must have read it.
-            by_warps(lambda _: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
-            self.staging[warpgroup, :, pl.ds(0, blocks.staged_columns)] = y[
-                :, first : first + blocks.staged_columns
-            ]
-            plgpu.commit_smem()
-            left = self.columns - last * blocks.columns - first
-            if left >= blocks.staged_columns:
-                write_rows(first, blocks.staged_columns)
-                continue
-            pl.when(column < last)(functools.partial(write_rows, first, blocks.staged_columns))
+        left = self.columns - last * blocks.columns - first
+        if left >= blocks.staged_columns:
+            write_rows(blocks.staged_columns)
+        else:
+            pl.when(column < last)(functools.partial(write_rows, blocks.staged_columns))
             if left > 0:
-                pl.when(column == last)(functools.partial(write_rows, first, left))
+                pl.when(column == last)(functools.partial(write_rows, left))
+
+
+def _wait_for_copies(in_flight: int, _: Array) -> None:
+    plgpu.wait_smem_to_gmem(in_flight, wait_read_only=True)

@@ -7,6 +7,7 @@ is multiplied twice.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -17,11 +18,16 @@ _LIMITS = 64
 _ROUNDING = 1e-3  # of a position, in tiles; what float32 may be wrong by, and far below a tile
 
 
+def bounded_offsets(group_offsets: Array, num_rows: int) -> Array:
+    """The offsets, made to ascend within [0, R]: kernels read and write by them unchecked."""
+    return jax.lax.cummax(jnp.clip(group_offsets.astype(jnp.int32), 0, num_rows))
+
+
 def row_tiles(group_offsets: Array, num_rows: int, height: int, *, rest: bool) -> Array:
     """The tiles of all experts, one after another.
 
     Args:
-        group_offsets: int32 [E+1].
+        group_offsets: int32 [E+1], whatever they hold.
         num_rows: R, what the last offset is at most.
         height: rows of a tile.
         rest: whether the rows without an expert have tiles too, of expert E.
@@ -30,7 +36,7 @@ def row_tiles(group_offsets: Array, num_rows: int, height: int, *, rest: bool) -
         int32 [4, M], M static: the number of tiles (in the first column), and for each tile its
         expert, first row, and the end of its expert's rows.
     """
-    offsets = group_offsets.astype(jnp.int32)
+    offsets = bounded_offsets(group_offsets, num_rows)
     if rest:
         offsets = jnp.append(offsets, jnp.int32(num_rows))
     sizes = jnp.diff(offsets)
@@ -43,6 +49,23 @@ def row_tiles(group_offsets: Array, num_rows: int, height: int, *, rest: bool) -
     start = offsets[expert] + (tile - (ends - counts)[expert]) * height
     count = jnp.full_like(tile, ends[-1])
     return jnp.stack([count, expert, start, offsets[expert + 1]])
+
+
+def position_in_tiles(group_offsets: Array, expert_of_row: Array, height: int) -> Array:
+    """int32 [R]; where each grouped row is if the tiles of `row_tiles` are put under one another.
+
+    Args:
+        group_offsets: int32 [E+1].
+        expert_of_row: int32 [R]; E for rows without an expert, which get any position.
+        height: rows of a tile.
+    """
+    counts = -(-jnp.diff(group_offsets) // height)
+    first = jnp.append(jnp.cumsum(counts) - counts, 0)
+    row = jnp.arange(expert_of_row.size, dtype=jnp.int32)
+    in_group = row - group_offsets[expert_of_row]
+    return jnp.where(
+        expert_of_row < counts.size, first[expert_of_row] * height + in_group, 0
+    ).astype(jnp.int32)
 
 
 def balanced_shares(

@@ -34,7 +34,6 @@ from pallas_kernels.grouped_matmul.gpu_row_reader import (
 )
 
 Ref = Any
-_STAGES_OF_OUTPUT = 2
 # What writing a tile costs, in steps of the contracted axis: 128 x 256 results at a few bytes each
 # against 48 KiB a step.
 _WRITING_COST = 2
@@ -140,7 +139,7 @@ def sum_products(
                 transforms=tile_transforms(dtype),
             ),
             plgpu.SMEM(
-                (CONSUMERS, _STAGES_OF_OUTPUT, CONSUMER_ROWS, blocks.staged_columns),
+                (CONSUMERS, blocks.staging_buffers, CONSUMER_ROWS, blocks.staged_columns),
                 settings.dtype,
                 transforms=tile_transforms(settings.dtype),
             ),
@@ -310,7 +309,9 @@ class _Kernel:
     def _scale(self, rows: Ref, first: Array) -> None:
         assert self.scale is not None
         scale = plgpu.load(
-            self.scale.at[pl.ds(first, self._blocks.depth)], layout=plgpu.Layout.WGMMA.reduce(1)
+            self.scale.at[pl.ds(first, self._blocks.depth)],
+            layout=plgpu.Layout.WGMMA.reduce(1),
+            optimized=False,
         )
         values = rows[...].astype(jnp.float32)
         rows[...] = (values * jax.lax.broadcast_in_dim(scale, values.shape, (0,))).astype(
@@ -328,9 +329,9 @@ class _Kernel:
             # TMA leaves out what lies beyond the array, as long as the box begins inside of it.
             @pl.when((first_row < height) & (first_column < width))
             def _write_piece(piece: int = piece, first: int = first) -> None:
-                stage = piece % _STAGES_OF_OUTPUT
+                stage = piece % blocks.staging_buffers
                 # The last tile's copies may have come from either buffer.
-                in_flight = _STAGES_OF_OUTPUT - 1 if piece else 0
+                in_flight = blocks.staging_buffers - 1 if piece else 0
                 plgpu.wait_smem_to_gmem(in_flight, wait_read_only=True)
                 self.staging[warpgroup, stage] = total[:, first : first + blocks.staged_columns]
                 plgpu.commit_smem()

@@ -22,6 +22,7 @@ from pallas_kernels.grouped_matmul.target import Case
 from tests.contracts.grouped_matmul import (
     GroupedMatmulContract,
     assert_close,
+    feed_forward_oracle,
     problem,
 )
 
@@ -42,19 +43,36 @@ class TestGpu(GroupedMatmulContract):
 
 @pytest.mark.usefixtures("_interpret")
 class TestPartOfTheContract:
+    """On widths that leave parts of tiles, with slots that have no expert."""
+
     contract = TestGpu()
 
-    def test_bfloat16_matches_the_oracle(self):
-        self.contract.test_bfloat16_matches_the_oracle()
-
-    def test_float32_is_as_accurate_as_float32(self):
-        self.contract.test_every_layout_pair_matches_the_oracle("slots", "tokens")
-
-    def test_rows_without_an_expert_are_zeros(self):
-        p = problem((9, 2, 3, 20, 70), seed=1)
-        results = self.contract.matmul_results(p, "tokens", "slots", jnp.bfloat16)
-        for name, expected in self.contract.matmul_expected(p, "tokens", "slots").items():
+    def test_gated_feed_forward_and_its_gradients(self):
+        p = problem((13, 2, 3, 20, 70), seed=2)
+        results = self.contract.feed_forward_results(p, "silu", True, jnp.bfloat16)
+        for name, expected in feed_forward_oracle(p, "silu", True).items():
             assert_close(name, results[name], expected, 1e-2)
+
+    def test_gate_weighted_sums_and_their_gradients(self):
+        p = problem((9, 2, 3, 20, 70), seed=1)
+        results = self.contract.matmul_results(p, "slots", "tokens", jnp.bfloat16)
+        for name, expected in self.contract.matmul_expected(p, "slots", "tokens").items():
+            assert_close(name, results[name], expected, 1e-2)
+
+    @pytest.mark.parametrize("output_layout", ["slots", "grouped"])
+    def test_float32_is_as_accurate_as_float32(self, output_layout):
+        p = problem((9, 2, 3, 20, 70), seed=3)
+        plan = p.plan
+        tokens, weights, bias = (x.astype(np.float32) for x in (p.tokens, p.weights, p.bias))
+        outputs = self.contract.grouped_matmul(
+            tokens, weights, plan, bias=bias, output_layout=output_layout
+        )
+        expected = self.contract.matmul_expected(p, "tokens", "slots")["outputs"]
+        if output_layout == "grouped":
+            expected = expected.reshape(plan.num_slots, -1)[np.asarray(plan.order)]
+        assert_close("outputs", outputs, expected, 1e-6)
+        without = p.experts.reshape(-1)[np.asarray(plan.order)[int(plan.group_offsets[-1]) :]]
+        assert without.size > 0  # these rows are zeros
 
 
 def _lowered(dtype: jnp.dtype, **settings) -> str:

@@ -43,6 +43,17 @@ def test_each_row_is_in_one_tile_of_its_expert(loads: list[int], rest: bool) -> 
     np.testing.assert_array_equal(owner[offsets[-1] :], len(loads) if rest else -1)
 
 
+def test_a_forged_plan_stays_within_its_rows() -> None:
+    forged = jnp.asarray([5, -9, 2**30, 12, 99], jnp.int32)
+    offsets = np.asarray(gpu_tiles.bounded_offsets(forged, 70))
+    assert offsets.tolist() == [5, 5, 70, 70, 70]
+    table = np.asarray(gpu_tiles.row_tiles(forged, 70, 64, rest=True))
+    count = table[gpu_tiles.COUNT, 0]
+    assert count <= table.shape[1]
+    assert (table[gpu_tiles.START, :count] < 70).all()
+    assert (table[gpu_tiles.END, :count] <= 70).all()
+
+
 @pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS)
 @pytest.mark.parametrize(("items", "blocks"), [(1, 132), (64, 132), (7, 2)])
 def test_shares_cover_all_tiles_and_differ_by_a_tile(
