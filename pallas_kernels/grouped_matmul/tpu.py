@@ -24,8 +24,13 @@ from jax.typing import DTypeLike
 from pallas_kernels.grouped_matmul.loops import Activation, hidden_layer
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
 from pallas_kernels.grouped_matmul.rows import flatten_rows, gates_by_row, row_index, take_rows
-from pallas_kernels.grouped_matmul.target import Case
-from pallas_kernels.grouped_matmul.tpu_block_sizes import BlockSizes, block_sizes, vmem_limit
+from pallas_kernels.grouped_matmul.target import Case, device_kind_in_force
+from pallas_kernels.grouped_matmul.tpu_block_sizes import (
+    TOO_SMALL,
+    BlockSizes,
+    block_sizes,
+    vmem_limit,
+)
 from pallas_kernels.grouped_matmul.tpu_feed_forward import hidden_layer_gradients
 from pallas_kernels.grouped_matmul.tpu_matmul import (
     Product,
@@ -52,6 +57,8 @@ def why_not(case: Case | None, platform: str | None) -> str | None:
     """Why these kernels cannot run a case on a platform, or None; see `implementations`."""
     if platform not in (None, "tpu"):
         return f"these kernels are for TPUs, and the platform is {platform!r}"
+    if platform is not None and device_kind_in_force() in TOO_SMALL:
+        return f"these kernels need more VMEM than a {device_kind_in_force()} has"
     if case is None:
         return None
     for name, dtype in (("inputs", case.input_dtype), ("weights", case.weight_dtype)):
@@ -87,8 +94,7 @@ def _products(
             rows,
             products,
             num_rows=plan.num_slots,
-            columns=sizes.columns,
-            chunk=sizes.chunk,
+            sizes=sizes,
             as_rows=as_rows,
             **settings | more,
         )
@@ -117,8 +123,7 @@ def _weight_gradient(
         left,
         right,
         experts=plan.num_experts,
-        columns=sizes.columns,
-        chunk=sizes.chunk,
+        sizes=sizes,
         output_dtype=bank.dtype,
         **settings,
     )
@@ -199,7 +204,7 @@ def _matmul_backward_pass(
             weights,
             num_rows=plan.num_slots,
             buffers=buffers,
-            chunk=sizes.chunk,
+            sizes=sizes,
             as_rows=as_rows,
             scale=scale,
             with_sums=bias is not None,
@@ -350,7 +355,7 @@ def _feed_forward_forward_pass(
             banks,
             num_rows=plan.num_slots,
             buffers=buffers,
-            chunk=sizes.chunk,
+            sizes=sizes,
             **settings,
         )
         return ungroup_rows(
@@ -404,7 +409,7 @@ def _feed_forward_backward_pass(
             scale,
             num_rows=plan.num_slots,
             buffers=buffers,
-            chunk=sizes.chunk,
+            sizes=sizes,
             **settings,
         )
         dinputs = ungroup_rows(
@@ -418,8 +423,7 @@ def _feed_forward_backward_pass(
         banks,
         scale,
         num_rows=plan.num_slots,
-        columns=sizes.columns,
-        chunk=sizes.chunk,
+        sizes=sizes,
         **settings,
     )
     hidden_rows = Rows(hidden, hidden.shape[1])

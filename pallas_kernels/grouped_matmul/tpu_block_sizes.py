@@ -24,11 +24,14 @@ class BlockSizes:
         height: rows of a tile.
         columns: columns of the results that a step computes, at most.
         chunk: columns that one turn of the inner loop computes, at most.
+        unrolled: whether the turns are written out one after the other. Matrix units fill and drain
+            once a turn of a loop, which costs the more, the faster they are.
     """
 
     height: int = 256
     columns: int = 2048
     chunk: int = 256
+    unrolled: bool = False
 
     def __post_init__(self) -> None:
         if self.height < 8 or self.height % 8:
@@ -53,23 +56,22 @@ class Generation:
 
 
 _SMALL_MXU = {
-    "matmul": BlockSizes(256, 2048, 256),
-    "matmul_gradient": BlockSizes(256, 2048, 256),
-    "weights": BlockSizes(256, 1024, 256),
-    "feed_forward": BlockSizes(256, 2048, 256),
-    "feed_forward_gradient": BlockSizes(128, 2048, 256),
+    "matmul": BlockSizes(256, 2048, 512),
+    "matmul_gradient": BlockSizes(256, 2048, 512),
+    "weights": BlockSizes(256, 1024, 512),
+    "feed_forward": BlockSizes(256, 2048, 512),
+    "feed_forward_gradient": BlockSizes(128, 2048, 512),
+}
+_LARGE_MXU = {
+    "matmul": BlockSizes(512, 2048, 512),
+    "matmul_gradient": BlockSizes(256, 2048, 512),
+    "weights": BlockSizes(256, 1024, 512),
+    "feed_forward": BlockSizes(512, 2048, 512),
+    "feed_forward_gradient": BlockSizes(256, 2048, 512),
 }
 KERNELS = tuple(_SMALL_MXU)
-_LARGE_MXU = {
-    "matmul": BlockSizes(512, 2048, 256),
-    "matmul_gradient": BlockSizes(256, 2048, 256),
-    "weights": BlockSizes(256, 1024, 256),
-    "feed_forward": BlockSizes(512, 2048, 256),
-    "feed_forward_gradient": BlockSizes(256, 2048, 256),
-}
 # Measured in schedules compiled ahead of time; docs/kernels/grouped_matmul.md has the figures.
 GENERATIONS = {
-    "v4": Generation(14 * MEBI, {k: BlockSizes(128, 512, 256) for k in _SMALL_MXU}),
     "v5e": Generation(112 * MEBI, _SMALL_MXU),
     "v5p": Generation(60 * MEBI, _SMALL_MXU),
     "v6e": Generation(112 * MEBI, _LARGE_MXU),
@@ -78,7 +80,6 @@ GENERATIONS = {
 # For TPUs that the trace is not told about: what fits the smallest memory of those in use.
 _DEFAULT = "v5p"
 _KINDS = {
-    "TPU v4": "v4",
     "TPU v5 lite": "v5e",
     "TPU v5e": "v5e",
     "TPU v5": "v5p",
@@ -88,6 +89,9 @@ _KINDS = {
     "TPU7x": "tpu7x",
     "TPU7": "tpu7x",
 }
+
+# Their 16 MiB of VMEM hold no useful block of an expert's matrix beside the rows.
+TOO_SMALL = ("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite")
 
 _generation: contextvars.ContextVar[str | None] = contextvars.ContextVar("generation", default=None)
 _blocks: contextvars.ContextVar[dict[str, BlockSizes] | None] = contextvars.ContextVar(

@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.grouped_matmul.loops import Activation, hidden_layer
-from pallas_kernels.grouped_matmul.tpu_block_sizes import vmem_limit
+from pallas_kernels.grouped_matmul.tpu_block_sizes import BlockSizes, vmem_limit
 from pallas_kernels.grouped_matmul.tpu_matmul import (
     Chunks,
     Product,
@@ -59,8 +59,7 @@ def hidden_layer_gradients(
     gates: Array,
     *,
     num_rows: int,
-    columns: int,
-    chunk: int,
+    sizes: BlockSizes,
     activation: Activation,
     precision: jax.lax.Precision,
 ) -> tuple[Array, Arrays, Array]:
@@ -73,8 +72,7 @@ def hidden_layer_gradients(
         banks: (down, up[, gate]).
         gates: float32 [R].
         num_rows: R.
-        columns: most columns of a block.
-        chunk: most columns of a turn of the inner loop.
+        sizes: of blocks.
         activation: of the hidden layer.
         precision: of the products.
 
@@ -84,10 +82,10 @@ def hidden_layer_gradients(
     """
     products = [Product(0, bank) for bank in banks[1:]] + [Product(1, banks[0], transposed=True)]
     width, height, dtype = products[0].width, visits.height, x.rows.dtype
-    block, buffers = fit_columns(products, columns, bank_budget())
+    block, buffers = fit_columns(products, sizes.columns, bank_budget())
     count = -(-width // block)
     ragged = count * block != width
-    chunks = Chunks.of(block, chunk, height)
+    chunks = Chunks.of(block, sizes, height)
     lanes = LANES if chunks.size % LANES == 0 else chunks.size
     outputs = [jax.ShapeDtypeStruct((num_rows, width), dtype)] * len(banks)
     per_row = jax.ShapeDtypeStruct((count, visits.tiles, 1, height), jnp.float32)

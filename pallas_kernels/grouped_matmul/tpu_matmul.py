@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
-from pallas_kernels.grouped_matmul.tpu_block_sizes import vmem_limit
+from pallas_kernels.grouped_matmul.tpu_block_sizes import BlockSizes, vmem_limit
 from pallas_kernels.grouped_matmul.tpu_rows import LANES, ROW_MULTIPLE, round_up
 from pallas_kernels.grouped_matmul.tpu_tiles import Block, Rows, Visit, tile_call
 from pallas_kernels.grouped_matmul.tpu_visits import Visits
@@ -60,35 +60,56 @@ class Chunks:
         width: columns of the block.
         size: columns of a turn.
         parts: parts that the preparation of a tile is cut into.
+        unrolled: whether the turns are written out.
     """
 
     width: int
     size: int
     parts: int
+    unrolled: bool
 
     @classmethod
-    def of(cls, width: int, most: int, height: int) -> Chunks:
-        """The largest chunk up to `most` that divides the block, or the block."""
-        fitting = [size for size in range(LANES, most + 1, LANES) if width % size == 0]
+    def of(cls, width: int, sizes: BlockSizes, height: int) -> Chunks:
+        """The largest chunk up to that of `sizes` that divides the block, or the block."""
+        fitting = [size for size in range(LANES, sizes.chunk + 1, LANES) if width % size == 0]
         size = max(fitting, default=width)
         turns = width // size
-        return cls(width, size, turns if height % (turns * _PACKED_ROWS) == 0 else 1)
+        parts = turns if height % (turns * _PACKED_ROWS) == 0 else 1
+        return cls(width, size, parts, sizes.unrolled)
+
+    @property
+    def turns(self) -> int:
+        """Of the inner loop."""
+        return self.width // self.size
+
+    def at(self, c: Any) -> Any:
+        """The columns of a turn."""
+        if isinstance(c, int):
+            return pl.ds(c * self.size, self.size)
+        return pl.ds(pl.multiple_of(c * self.size, self.size), self.size)
+
+    def loop(self, first: int, turn: Callable[[Any], None]) -> None:
+        """Calls `turn` with the numbers of the turns from `first` on."""
+        if self.unrolled:
+            for c in range(first, self.turns):
+                turn(c)
+        elif first < self.turns:
+            lax.fori_loop(first, self.turns, lambda c, carry: turn(c), None)
 
     def run(self, prepare: Callable[[Any], None], turn: Callable[[Any], None]) -> None:
         """Calls `turn(slice of columns)` for each chunk, and `prepare` for each part."""
-        turns = self.width // self.size
         if self.parts == 1:
             prepare(0)
 
-        def step(c: Any, carry: None) -> None:
+        def step(c: Any) -> None:
             if self.parts > 1:
                 prepare(c)
-            turn(pl.ds(pl.multiple_of(c * self.size, self.size), self.size))
+            turn(self.at(c))
 
-        if turns == 1:
-            turn(pl.ds(0, self.size))
+        if self.turns == 1:
+            step(0)
         else:
-            lax.fori_loop(0, turns, step, None)
+            self.loop(0, step)
 
 
 def as_column(row: Array) -> Array:
@@ -251,8 +272,7 @@ def expert_products(
     products: Sequence[Product],
     *,
     num_rows: int,
-    columns: int,
-    chunk: int,
+    sizes: BlockSizes,
     output_dtype: DTypeLike,
     as_rows: bool,
     precision: jax.lax.Precision,
@@ -269,8 +289,7 @@ def expert_products(
         rows: row operands.
         products: what is multiplied; all of one width N.
         num_rows: R.
-        columns: most columns of a block.
-        chunk: most columns of a turn of the inner loop.
+        sizes: of blocks.
         output_dtype: of the result.
         as_rows: whether the result is for fetching rows from, [R, S, 128], or [R, N].
         precision: of the products.
@@ -287,10 +306,10 @@ def expert_products(
     width = products[0].width
     experts = products[0].bank.shape[0]
     height = visits.height
-    block, buffers = fit_columns(products, columns, bank_budget())
+    block, buffers = fit_columns(products, sizes.columns, bank_budget())
     count = -(-width // block)
     ragged = count * block != width
-    chunks = Chunks.of(block, chunk, height)
+    chunks = Chunks.of(block, sizes, height)
     padded = round_up(block, ROW_MULTIPLE)
     blocks = [(p.bank, p.block(block, buffers)) for p in products]
     if bias is not None:
@@ -401,8 +420,7 @@ def weight_gradient(
     right: Rows,
     *,
     experts: int,
-    columns: int,
-    chunk: int,
+    sizes: BlockSizes,
     output_dtype: DTypeLike,
     precision: jax.lax.Precision,
     scale: Array | None = None,
@@ -416,8 +434,7 @@ def weight_gradient(
         left: rows [R, K].
         right: rows [R, N].
         experts: E.
-        columns: most columns of a block.
-        chunk: most columns of a turn of the inner loop.
+        sizes: of blocks.
         output_dtype: of the result.
         precision: of the products.
         scale: [R].
@@ -428,7 +445,7 @@ def weight_gradient(
         The products, and float32 [E, N] or None.
     """
     height, depth, width = visits.height, left.width, right.width
-    block = column_blocks(width, columns)
+    block = column_blocks(width, sizes.columns)
     across = -(-width // block)
     # The sum and its two output buffers may fill half of VMEM.
     area = vmem_limit() // 2 // (4 + 2 * jnp.dtype(output_dtype).itemsize)
@@ -436,7 +453,7 @@ def weight_gradient(
     count = across * -(-depth // tall)
     left = dataclasses.replace(left, width=tall, place=lambda n: lax.div(n, across))
     right = dataclasses.replace(right, width=block, place=lambda n: lax.rem(n, across))
-    chunks = Chunks.of(block, chunk, height)
+    chunks = Chunks.of(block, sizes, height)
     blocks = []
     if scale is not None:
         blocks.append((row_blocks(scale, height), vector_block(height)))

@@ -10,7 +10,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.grouped_matmul.tpu_block_sizes import vmem_limit
+from pallas_kernels.grouped_matmul.tpu_block_sizes import BlockSizes, vmem_limit
 from pallas_kernels.grouped_matmul.tpu_matmul import (
     Chunks,
     as_column,
@@ -24,6 +24,7 @@ from pallas_kernels.grouped_matmul.tpu_matmul import (
 from pallas_kernels.grouped_matmul.tpu_resident import (
     Footprint,
     expert_block,
+    pipelined,
     rows_result,
     store_rows,
 )
@@ -50,7 +51,7 @@ def matmul_gradients(
     *,
     num_rows: int,
     buffers: int,
-    chunk: int,
+    sizes: BlockSizes,
     as_rows: bool,
     scale: Array | None,
     with_sums: bool,
@@ -65,7 +66,7 @@ def matmul_gradients(
         weights: [E, K, N].
         num_rows: R.
         buffers: that the matrix and its gradient get.
-        chunk: most columns of a turn of the inner loop.
+        sizes: of blocks.
         as_rows: whether the gradients of the inputs are for fetching rows from.
         scale: float32 [R], the gates; None for ones, and no gradient.
         with_sums: also sum dy times scale over each expert's rows.
@@ -77,7 +78,7 @@ def matmul_gradients(
     """
     experts, depth, width = weights.shape
     height, dtype = visits.height, x.rows.dtype
-    chunks = Chunks.of(width, chunk, height)
+    chunks = Chunks.of(width, sizes, height)
     last = experts - 1
     results: list[tuple[jax.ShapeDtypeStruct, Block]] = [
         rows_result(num_rows, depth, height, dtype)
@@ -112,16 +113,19 @@ def matmul_gradients(
         dx[...] = jnp.zeros_like(dx)
         factor = None if scale is None else as_column(block_refs[1][...])[:, :1]
 
-        def turn(at: Any) -> None:
+        def make(at: Any) -> None:
             raw = tiles[1][:, at]
             product = raw if factor is None else raw.astype(jnp.float32) * factor
-            product = jnp.where(own, product, 0)
-            biases[:, at] += jnp.sum(product.astype(jnp.float32), axis=0, keepdims=True)
+            product = jnp.where(own, product, jnp.zeros_like(product))
+            if with_sums:
+                biases[:, at] += jnp.sum(product.astype(jnp.float32), axis=0, keepdims=True)
             scaled[...] = product.astype(scaled.dtype)
-            total[:, at] += dot(turned[...], scaled[...], (1, 0), precision)
-            dx[...] += dot(raw, block_refs[0][:, at], (1, 1), precision)
 
-        chunks.run(prepare, turn)
+        def use(at: Any) -> None:
+            total[:, at] += dot(turned[...], scaled[...], (1, 0), precision)
+            dx[...] += dot(tiles[1][:, at], block_refs[0][:, at], (1, 1), precision)
+
+        pipelined(chunks, prepare, make, use)
         rows = jnp.where(routed, dx[...], 0)
         if factor is not None:
             products = fold_lanes(rows * kept.astype(jnp.float32))

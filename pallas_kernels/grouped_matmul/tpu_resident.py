@@ -14,13 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
 from pallas_kernels.grouped_matmul.loops import Activation, hidden_layer
-from pallas_kernels.grouped_matmul.tpu_block_sizes import vmem_limit
+from pallas_kernels.grouped_matmul.tpu_block_sizes import BlockSizes, vmem_limit
 from pallas_kernels.grouped_matmul.tpu_feed_forward import hidden_gradients
 from pallas_kernels.grouped_matmul.tpu_matmul import (
     Chunks,
@@ -101,35 +101,24 @@ def store_rows(visit: Visit, out: Any, flat: Any) -> None:
     out[...] = jnp.where(visit.own_along(0, 3), view, out[...])
 
 
-def _pipelined(
+def pipelined(
     chunks: Chunks,
     prepare: Callable[[Any], None],
     make: Callable[[Any], None],
     use: Callable[[Any], None],
 ) -> None:
     """For each chunk `make`, then `use`; in the loop, the use of one beside the next's making."""
-    turns = chunks.width // chunks.size
+    prepare(0 if chunks.parts == 1 else chunks.turns - 1)
+    make(chunks.at(0))
 
-    def at(c: Any) -> Any:
-        if turns == 1:
-            return pl.ds(0, chunks.size)
-        return pl.ds(pl.multiple_of(c * chunks.size, chunks.size), chunks.size)
-
-    if chunks.parts == 1:
-        prepare(0)
-    else:
-        prepare(turns - 1)
-    make(at(0))
-
-    def turn(c: Any, carry: None) -> None:
+    def turn(c: Any) -> None:
         if chunks.parts > 1:
             prepare(c - 1)
-        use(at(c - 1))
-        make(at(c))
+        use(chunks.at(c - 1))
+        make(chunks.at(c))
 
-    if turns > 1:
-        lax.fori_loop(1, turns, turn, None)
-    use(at(turns - 1))
+    chunks.loop(1, turn)
+    use(chunks.at(chunks.turns - 1))
 
 
 def feed_forward(
@@ -139,7 +128,7 @@ def feed_forward(
     *,
     num_rows: int,
     buffers: int,
-    chunk: int,
+    sizes: BlockSizes,
     activation: Activation,
     precision: jax.lax.Precision,
 ) -> Array:
@@ -151,13 +140,13 @@ def feed_forward(
         banks: (down, up[, gate]).
         num_rows: R.
         buffers: that each matrix gets.
-        chunk: most columns of the hidden layer in a turn.
+        sizes: of blocks.
         activation: of the hidden layer.
         precision: of the products.
     """
     hidden_width, width = banks[0].shape[1:]
     height, dtype = visits.height, x.rows.dtype
-    chunks = Chunks.of(hidden_width, chunk, height)
+    chunks = Chunks.of(hidden_width, sizes, height)
     padded = round_up(width, ROW_MULTIPLE)
 
     def body(
@@ -174,7 +163,7 @@ def feed_forward(
         def use(at: Any) -> None:
             total[...] += dot(hidden[...], down[at, :], (1, 0), precision)
 
-        _pipelined(chunks, prepare, make, use)
+        pipelined(chunks, prepare, make, use)
         flat[:, :width] = total[...].astype(dtype)
         store_rows(visit, outs[0], flat)
 
@@ -211,7 +200,7 @@ def feed_forward_gradients(
     *,
     num_rows: int,
     buffers: int,
-    chunk: int,
+    sizes: BlockSizes,
     activation: Activation,
     precision: jax.lax.Precision,
 ) -> tuple[Array, Arrays, Array]:
@@ -225,7 +214,7 @@ def feed_forward_gradients(
         gates: float32 [R].
         num_rows: R.
         buffers: that each matrix and each gradient gets.
-        chunk: most columns of the hidden layer in a turn.
+        sizes: of blocks.
         activation: of the hidden layer.
         precision: of the products.
 
@@ -235,7 +224,7 @@ def feed_forward_gradients(
     """
     hidden_width, width = banks[0].shape[1:]
     height, dtype = visits.height, x.rows.dtype
-    chunks = Chunks.of(hidden_width, chunk, height)
+    chunks = Chunks.of(hidden_width, sizes, height)
     lanes = LANES if chunks.size % LANES == 0 else chunks.size
     padded = round_up(width, ROW_MULTIPLE)
     count = len(banks)
@@ -277,7 +266,7 @@ def feed_forward_gradients(
                 parts.append(dot(d[...], up[:, at], (1, 1), precision))
             total[...] += sum(parts[1:], parts[0])
 
-        _pipelined(chunks, prepare, make, use)
+        pipelined(chunks, prepare, make, use)
         flat[:, :width] = total[...].astype(dtype)
         store_rows(visit, outs[0], flat)
         rows = row_sums(terms[...])

@@ -65,18 +65,18 @@ def ungroup_rows(
     tiles = -(-tokens // height)
     index = plan.inverse.reshape(tokens, slots)
     padding = ((0, 0), (0, tiles * height - tokens))
-    # One weight for each slot, 0 where it has no expert; along the lanes, which pads least.
+    # One weight for each slot, 0 where it has no expert, whose row may hold anything; along the
+    # lanes, which pads least.
     routed = plan.slot_is_routed.reshape(tokens, slots).T
     weights = jnp.ones_like(routed, jnp.float32) if gates is None else gates.T.astype(jnp.float32)
     weights = jnp.pad(jnp.where(routed, weights, 0), padding)
-    kept = jnp.pad(routed.astype(jnp.float32), padding)
     # All first slots of a tile, then all second ones, and so on.
     by_tile = jnp.pad(index.T, padding).reshape(slots, tiles, height).swapaxes(0, 1)
     blocks = index_blocks(by_tile.reshape(-1), rows.shape[0], slots * height)
     out_width = width if summed else slots * round_up(width, LANES)
 
     def kernel(
-        source: Any, now: Any, ahead: Any, weight: Any, keep: Any, out: Any, raw: Any, sem: Any
+        source: Any, now: Any, ahead: Any, weight: Any, out: Any, raw: Any, total: Any, sem: Any
     ) -> None:
         step = pl.program_id(0)
         slot = lax.rem(step, 2)
@@ -90,29 +90,29 @@ def ungroup_rows(
 
         wait_rows(raw.at[slot], sem.at[slot])
 
-        def picked(k: Any) -> tuple[Array, Any]:
+        def picked(k: Any) -> tuple[Array, Array]:
             at = pl.ds(k * height, height)
-            return flat_view(raw[slot, at], width), as_column(keep[pl.ds(k, 1), :])[:, :1] > 0
+            return flat_view(raw[slot, at], width), as_column(weight[pl.ds(k, 1), :])[:, :1]
 
         def fetch(k: Any) -> None:
             start_rows(source, ahead, raw.at[1 - slot], sem.at[1 - slot], k * height, height)
 
         if summed:
+            total[...] = jnp.zeros_like(total)
 
-            def add(k: Any, total: Array) -> Array:
+            def add(k: Any, carry: None) -> None:
                 fetch(k)
-                y, own = picked(k)
-                factor = as_column(weight[pl.ds(k, 1), :])[:, :1]
-                return total + jnp.where(own, y.astype(jnp.float32) * factor, 0)
+                y, factor = picked(k)
+                total[...] += jnp.where(factor != 0, y.astype(jnp.float32) * factor, 0)
 
-            total = jnp.zeros((height, width), jnp.float32)
-            out[...] = lax.fori_loop(0, slots, add, total).astype(output_dtype)
+            lax.fori_loop(0, slots, add, None)
+            out[...] = total[...].astype(output_dtype)
         else:
             for k in range(slots):
                 fetch(k)
-                y, own = picked(k)
+                y, factor = picked(k)
                 place = pl.ds(k * round_up(width, LANES), width)
-                out[:, place] = jnp.where(own, y, jnp.zeros_like(y)).astype(output_dtype)
+                out[:, place] = jnp.where(factor != 0, y, jnp.zeros_like(y)).astype(output_dtype)
 
         @pl.when(step == tiles - 1)
         def _() -> None:
@@ -130,11 +130,11 @@ def ungroup_rows(
             index_spec(lambda i: (i, 0, 0)),
             index_spec(lambda i: (lax.rem(i + 1, tiles), 0, 0)),
             pl.BlockSpec((slots, height), lambda i: (0, i)),
-            pl.BlockSpec((slots, height), lambda i: (0, i)),
         ],
         out_specs=pl.BlockSpec((height, out_width), lambda i: (i, 0)),
         scratch_shapes=[
             pltpu.VMEM((2, slots * height, *rows.shape[1:]), rows.dtype),
+            pltpu.VMEM((height, width if summed else LANES), jnp.float32),
             pltpu.SemaphoreType.DMA((2,)),
         ],
         compiler_params=pltpu.CompilerParams(
@@ -149,7 +149,7 @@ def ungroup_rows(
             transcendentals=0,
         ),
         name=f"grouped_matmul_to_{layout}",
-    )(pltpu.with_memory_space_constraint(rows, pltpu.HBM), blocks, blocks, weights, kept)
+    )(pltpu.with_memory_space_constraint(rows, pltpu.HBM), blocks, blocks, weights)
     if summed:
         return outputs
     return outputs.reshape(tokens, slots, -1)[..., :width]
