@@ -126,7 +126,13 @@ def d_key_value(
                 plgpu.barrier_wait(row_full.at[slot])
                 logits = tiles.product(row_smem.at[slot, 1, group], k_smem, tile)
                 d_weights = tiles.product(row_smem.at[slot, 0, group], v_smem, tile)
-                logits = problem.masked(problem.scaled(logits), first, start, offset)
+                full_low, full_high = problem.full_key_blocks(first, ROWS_PER_GROUP, offset)
+                logits = lax.cond(
+                    (full_low <= block) & (block < full_high),
+                    lambda logits: logits,
+                    lambda logits: problem.masked(logits, first, start, offset),
+                    problem.scaled(logits),
+                )
                 logits = problem.same_segment(logits, row_ids, column_ids)
                 weights, d_logits, _, _ = registers.d_logits(
                     logits, d_weights, stick, rest, bound, query.dtype
