@@ -1,7 +1,7 @@
 """Evaluates a model on held-out text: loss, perplexity and bits per byte by domain.
 
     python scripts/evaluate.py --checkpoint=DIR --data=DIR [--sequence_length=N --context=N
-    --json=FILE]
+    --attention_tolerance=T --json=FILE]
 
 Every held-out token counts exactly once. The last line of standard output is one JSON object.
 """
@@ -42,6 +42,9 @@ BATCH = flags.DEFINE_integer("batch_size", 16, "Rows at a time.", lower_bound=1)
 MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", None, "About how many tokens to use; none: all.", lower_bound=1
 )
+TOLERANCE = flags.DEFINE_float(
+    "attention_tolerance", 0.0, "Early exit of stick-breaking attention, below 1; 0: off, exact."
+)
 JSON = flags.DEFINE_string("json", None, "File for the result too.")
 
 
@@ -52,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("name a model and a data set: --checkpoint=DIR --data=DIR")
     if JSON.value and not Path(JSON.value).parent.is_dir():
         raise InputError(f"--json: there is no directory {Path(JSON.value).parent}")
+    execution = ExecutionConfig(attention_tolerance=TOLERANCE.value)
     enable_compilation_cache()
     dataset = Dataset.open(DATA.value)
     split: Split = "train" if SPLIT.value == "train" else "held_out"
@@ -73,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     with Progress(console=console) as bar:
         task = bar.add_task("evaluating", total=len(batches))
         result = evaluate(
-            evaluation_step(config, ExecutionConfig()),
+            evaluation_step(config, execution),
             parameters,
             batches,
             progress=lambda: bar.advance(task),

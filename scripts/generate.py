@@ -2,7 +2,7 @@
 
     python scripts/generate.py --checkpoint=DIR --prompt=TEXT [--prompt=TEXT ...]
     [--prompt_file=FILE] [--max_new_tokens=N --temperature=T --top_k=K --top_p=P | --greedy]
-    [--seed=N --stop=TEXT --json]
+    [--seed=N --stop=TEXT --attention_tolerance=T --json]
 
 Several prompts run as one batch. Prompt i is drawn with seed + i, so that what it gets does not
 depend on the others. Standard output gets prompts and continuations, or with --json one JSON object
@@ -24,6 +24,7 @@ from modbrick import command_line, load_model
 from modbrick.checkpoints import describe, tokenizer_file
 from modbrick.data import Tokenizer, load_tokenizer
 from modbrick.errors import InputError
+from modbrick.execution import ExecutionConfig
 from modbrick.hardware import enable_compilation_cache
 from modbrick.inference import GREEDY, GenerationResult, SamplingConfig, TextStream, generate
 
@@ -42,6 +43,9 @@ TOP_P = flags.DEFINE_float(
     "top_p", None, "Draw from the likeliest tokens that together reach this probability only."
 )
 GREEDILY = flags.DEFINE_bool("greedy", False, "Always take the likeliest token.")
+TOLERANCE = flags.DEFINE_float(
+    "attention_tolerance", 0.0, "Early exit of stick-breaking attention, below 1; 0: off, exact."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 STOP = flags.DEFINE_multi_string(
     "stop", [], "Text that ends a continuation and is left out; the end of a document always does."
@@ -66,7 +70,8 @@ def main(argv: Sequence[str]) -> None:
         [*([] if start is None else [start]), *ids.tolist()]
         for ids in tokenizer.encode_batch(texts)
     ]
-    model = load_model(CHECKPOINT.value, STEP.value)
+    execution = ExecutionConfig(attention_tolerance=TOLERANCE.value)
+    model = load_model(CHECKPOINT.value, STEP.value, execution=execution)
 
     streams = [TextStream(tokenizer, prompt, STOP.value) for prompt in prompts]
     printer = None if JSON.value else Printer(texts)
