@@ -20,7 +20,8 @@ IGNORED = frozenset({
 })
 # fmt: on
 """Keys that change nothing in what a causal language model computes: bookkeeping, ids of special
-tokens, defaults of generation, other heads, and how the original library runs."""
+tokens, defaults of generation, other heads, and how the original library runs. (In training, the
+library gives the embedding of `pad_token_id` no gradient; here it learns like any other.)"""
 
 REFUSED_IF_SET = frozenset(
     {"quantization_config", "pruned_heads", "is_encoder_decoder", "add_cross_attention"}
