@@ -157,8 +157,8 @@ class RowReader:
             index: int32 [R] in device memory; the array's row for each grouped row. None where they
                 are the same.
             start: the first grouped row of the tile.
-            end: the grouped row after the last one that may be read, above 0. May lie before
-                `start` if rows beyond are zeros.
+            end: the grouped row after the last one that may be read. May lie before `start` if
+                rows beyond are zeros.
 
         Returns:
             What `read` wants. On the device, each thread's indices; -1 for a row of zeros.
@@ -171,7 +171,8 @@ class RowReader:
                 jax.lax.broadcasted_iota(jnp.int32, (self._steps * WARPGROUP,), 0), self._layout
             )
             position = start + jax.lax.shift_right_logical(element, _CHUNKS.bit_length() - 1)
-        clamped = jnp.minimum(position, end - 1)
+        # For an expert without rows before all others, the end is 0.
+        clamped = jnp.maximum(jnp.minimum(position, end - 1), 0)
         row = clamped if index is None else self._look_up(index, clamped)
         return jnp.where(position < end, row, -1) if self.zero_rows else row
 
