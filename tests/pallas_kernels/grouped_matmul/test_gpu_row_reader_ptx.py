@@ -97,23 +97,10 @@ _OPERATIONS: dict[str, Callable[..., int]] = {
     "mov": lambda a: a,
 }
 # Synchronisation, and who issues the copy to the output.
-_IGNORED = tuple(
-    [
-        "//",
-        ".",
-        "$",
-        "@",
-        "{",
-        "}",
-        "fence",
-        "bar",
-        "ret",
-        "elect",
-        "setp.eq.and",
-        "cp.async.bulk",
-        "cp.async.commit_group",
-        "cp.async.wait_group",
-    ]
+_IGNORED = (
+    *("//", ".", "$", "@", "{", "}"),
+    *("fence", "bar", "ret", "elect", "setp.eq.and"),
+    *("cp.async.bulk", "cp.async.commit_group", "cp.async.wait_group"),
 )
 
 
