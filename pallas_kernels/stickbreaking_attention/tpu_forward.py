@@ -187,7 +187,9 @@ def _kernel(
     def compute(n: jax.Array, seen: jax.Array | None) -> None:
         products = tpu_tile.dot("kd,qd->kq", keys[n & 1], query[...])
         add_outputs(n + 1)
-        tile, behind = tpu_tile.weights(products, spent[...], scale, seen)
+        tile, behind = tpu_tile.weights(
+            products, spent[...], scale, seen, exact=keys.dtype == jnp.float32
+        )
         weights[...] = tile.astype(weights.dtype)
         spent[...] = behind
 

@@ -24,6 +24,7 @@ LOG2_E = math.log2(math.e)
 # Logits, to base 2, are bounded to this. A key with odds of 2**92 leaves nothing of the stick that
 # counts in float32, and its odds can still be multiplied with those of a nearer key.
 _LARGEST_LOGIT = 92.0
+_LARGEST_EXCESS = 2.0**126
 
 
 def sight(
@@ -63,6 +64,24 @@ def bounded_logits(products: jax.Array, scale: float, seen: jax.Array | None) ->
     return logits if seen is None else jnp.where(seen, logits, -jnp.inf)
 
 
+def taken_in_runs(odds: jax.Array, exact: bool) -> jax.Array:
+    """Binary logarithms of the products of `1 + odds` over each key and the nearer ones of its run.
+
+    Args:
+      odds: float32 `[run, 8, rows]`.
+      exact: whether also thousands of keys with tiny odds, which `1 + odds` rounds, must add up to
+        within 1e-5: the excess of the product over 1 is then what is kept.
+    """
+    if not exact:
+        return jnp.log2(running(jnp.multiply, 1.0 + odds))
+
+    def onwards(excess: jax.Array, more: jax.Array) -> jax.Array:
+        # Bounded, because infinity times the odds 0 of a key out of sight would be NaN.
+        return jnp.minimum(excess + more * (1.0 + excess), _LARGEST_EXCESS)
+
+    return jnp.log2(1.0 + running(onwards, odds))
+
+
 def running(combine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """Each register of `[run, 8, rows]` combined with all in front of it, that is nearer keys."""
     registers = [x[0]]
@@ -83,7 +102,7 @@ def over_nearer_runs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def weights(
-    products: jax.Array, spent: jax.Array, scale: float, seen: jax.Array | None
+    products: jax.Array, spent: jax.Array, scale: float, seen: jax.Array | None, exact: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Weights of a tile, and what is spent of the stick behind it.
 
@@ -93,14 +112,14 @@ def weights(
         each sublane.
       scale: of the logits.
       seen: None if all keys are seen.
+      exact: see `taken_in_runs`.
 
     Returns:
       float32 `[keys, rows]`; `spent` for the next tile.
     """
     logits = bounded_logits(products, scale, seen)
-    product = running(jnp.multiply, 1.0 + jnp.exp2(logits))
     # The weight within the run is the odds over this; the runs in front have still to take theirs.
-    taken = jnp.log2(product)
+    taken = taken_in_runs(jnp.exp2(logits), exact)
     nearer, total = over_nearer_runs(taken[-1])
     tile = jnp.exp2(logits - taken - (nearer + spent)[None])
     return tile.reshape(products.shape), spent + total
@@ -151,11 +170,11 @@ def gradients(
     """
     logits = bounded_logits(products, scale, seen)
     odds = jnp.exp2(logits)
-    factors = 1.0 + odds
-    taken = jnp.log2(running(jnp.multiply, factors))
+    exact = jnp.dtype(dtype) == jnp.float32
+    taken = taken_in_runs(odds, exact)
     nearer, total = over_nearer_runs(taken[-1])
     nearer = nearer + spent
-    breaks = odds * _reciprocal(factors, 2 if jnp.dtype(dtype) == jnp.float32 else 1)
+    breaks = odds * _reciprocal(1.0 + odds, 2 if exact else 1)
     # Rounded as in the forward pass, whose output the rest is made of: a difference would be passed
     # on to all farther keys.
     tile = jnp.exp2(logits - taken - nearer[None]).astype(dtype)
