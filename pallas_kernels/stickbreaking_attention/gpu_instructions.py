@@ -9,7 +9,7 @@ import jax.experimental.mosaic.gpu as mgpu
 import numpy as np
 from jax.experimental.mosaic.gpu import utils
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, llvm, vector
+from jaxlib.mlir.dialects import arith, llvm, math, vector
 
 
 def break_sticks(logits: Any, stick: Any, dtype: Any) -> tuple[Any, Any]:
@@ -51,7 +51,8 @@ def d_logits(
         for n in reversed(range(len(tile))):
             pair: list[ir.Value] = []
             for index in (2 * n + 1, 2 * n):
-                pair.insert(0, arith.subf(parts[index], arith.mulf(share[index], remains)))
+                passed_on = arith.negf(share[index])
+                pair.insert(0, math.fma(passed_on, remains, parts[index]))
                 remains = arith.subf(remains, parts[index])
             gradients[n, half] = _vector(pair)
         sticks[half] = arith.mulf(sticks[half], total)
