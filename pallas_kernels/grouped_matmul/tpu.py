@@ -34,6 +34,7 @@ from pallas_kernels.grouped_matmul.tpu_block_sizes import (
 from pallas_kernels.grouped_matmul.tpu_feed_forward import hidden_layer_gradients
 from pallas_kernels.grouped_matmul.tpu_matmul import (
     Product,
+    bank_budget,
     expert_products,
     in_pieces,
     weight_gradient,
@@ -44,7 +45,7 @@ from pallas_kernels.grouped_matmul.tpu_resident import (
     feed_forward,
     feed_forward_gradients,
 )
-from pallas_kernels.grouped_matmul.tpu_rows import round_up, row_view
+from pallas_kernels.grouped_matmul.tpu_rows import LANES, ROW_MULTIPLE, round_up, row_view
 from pallas_kernels.grouped_matmul.tpu_tiles import Rows
 from pallas_kernels.grouped_matmul.tpu_ungroup import ungroup_rows
 from pallas_kernels.grouped_matmul.tpu_visits import Visits, visits
@@ -64,6 +65,24 @@ def why_not(case: Case | None, platform: str | None) -> str | None:
     for name, dtype in (("inputs", case.input_dtype), ("weights", case.weight_dtype)):
         if dtype.name not in _DTYPES:
             return f"{name} must be {' or '.join(_DTYPES)} for these kernels, got {dtype.name}"
+    return _too_deep(case)
+
+
+def _too_deep(case: Case) -> str | None:
+    """Why the sums of a case do not fit into VMEM, or None.
+
+    Sums over a multiple of 1024 can be cut into pieces, unless an activation follows; results for
+    fetching rows from come in blocks of 1024 columns, hidden layers in blocks of 128.
+    """
+    size = case.weight_dtype.itemsize
+    deepest = bank_budget() // (size * ROW_MULTIPLE)
+    for name, depth in (("D", case.width), ("F", case.hidden)):
+        if depth > deepest and depth % ROW_MULTIPLE:
+            return f"{name}={depth} above {deepest} must be a multiple of {ROW_MULTIPLE}"
+    if case.operation == "grouped_feed_forward":
+        deepest = bank_budget() // (size * LANES * (3 if case.gated else 2))
+        if case.width > deepest:
+            return f"D={case.width} is above {deepest}, the most that VMEM holds blocks for"
     return None
 
 

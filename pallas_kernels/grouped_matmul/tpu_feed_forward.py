@@ -82,7 +82,7 @@ def hidden_layer_gradients(
     """
     products = [Product(0, bank) for bank in banks[1:]] + [Product(1, banks[0], transposed=True)]
     width, height, dtype = products[0].width, visits.height, x.rows.dtype
-    block, buffers = fit_columns(products, sizes.columns, bank_budget())
+    block, buffers = fit_columns(products, sizes.columns, bank_budget(), narrow=True)
     count = -(-width // block)
     ragged = count * block != width
     chunks = Chunks.of(block, sizes, height)

@@ -239,8 +239,17 @@ def _fits(products: Sequence[Product]) -> bool:
     return size <= bank_budget()
 
 
-def fit_columns(products: Sequence[Product], most: int, budget: int) -> tuple[int, int]:
+def fit_columns(
+    products: Sequence[Product], most: int, budget: int, *, narrow: bool
+) -> tuple[int, int]:
     """Columns of a block, and how many buffers it gets, for blocks of all banks in `budget` bytes.
+
+    Args:
+        products: what is multiplied.
+        most: most columns.
+        budget: bytes.
+        narrow: whether blocks may be narrower than 1024 columns; results for fetching rows from may
+            not.
 
     Raises:
         ValueError: not even the narrowest block fits.
@@ -255,6 +264,9 @@ def fit_columns(products: Sequence[Product], most: int, budget: int) -> tuple[in
         if most <= ROW_MULTIPLE or block <= ROW_MULTIPLE:
             if size <= budget:
                 return block, 1
+            for block in (512, 256, 128) if narrow else ():
+                if block < width and depth * block <= budget:
+                    return block, 2 if 2 * depth * block <= budget else 1
             raise ValueError(
                 f"weights with {products[0].depth} rows to sum over need {size} bytes of VMEM for "
                 f"{block} columns, and a kernel has {budget} for them"
@@ -306,7 +318,9 @@ def expert_products(
     width = products[0].width
     experts = products[0].bank.shape[0]
     height = visits.height
-    block, buffers = fit_columns(products, sizes.columns, bank_budget())
+    block, buffers = fit_columns(
+        products, sizes.columns, bank_budget(), narrow=not as_rows and against is None
+    )
     count = -(-width // block)
     ragged = count * block != width
     chunks = Chunks.of(block, sizes, height)

@@ -18,7 +18,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # where race
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import grouped_matmul as op
-from pallas_kernels.grouped_matmul import tpu, tpu_matmul
+from pallas_kernels.grouped_matmul import tpu, tpu_feed_forward, tpu_matmul
 from pallas_kernels.grouped_matmul.target import Case
 from pallas_kernels.grouped_matmul.tpu_block_sizes import KERNELS, BlockSizes, compiling_for
 from tests.contracts.grouped_matmul import (
@@ -105,6 +105,17 @@ def test_deep_and_wide_matrices_are_cut(monkeypatch, shape):
             assert_close(name, results[name], expected, 2e-6)
 
 
+@pytest.mark.verify
+@pytest.mark.usefixtures("interpreted", "streamed")
+def test_hidden_layers_come_in_narrow_blocks(monkeypatch):
+    """Two blocks of 128 columns, the second ragged."""
+    monkeypatch.setattr(tpu_feed_forward, "bank_budget", lambda: 60 * 4 * 128)
+    p = problem((5, 2, 2, 20, 200))
+    results = _Streamed().feed_forward_results(p, "silu", True)
+    for name, expected in feed_forward_oracle(p, "silu", True).items():
+        assert_close(name, results[name], expected, 5e-6)
+
+
 def _assert_feed_forward(
     contract: GroupedMatmulContract, activation: str, gated: bool, dtype: Any, tolerance: float
 ) -> None:
@@ -157,6 +168,11 @@ def test_what_cannot_run_says_why():
     case = Case("grouped_matmul", jnp.dtype("float32"), jnp.dtype("float32"), 6, 2, 3, 4, 5)
     assert tpu.why_not(case, None) is None
     assert tpu.why_not(case, "tpu") is None
+    deep = dataclasses.replace(case, width=50_000)
+    assert "D=50000 above" in (tpu.why_not(deep, "tpu") or "")
+    assert tpu.why_not(dataclasses.replace(deep, width=50 * 1024), "tpu") is None
+    wide = dataclasses.replace(deep, operation="grouped_feed_forward", width=50 * 1024)
+    assert "the most that VMEM holds" in (tpu.why_not(wide, "tpu") or "")
     assert "for TPUs" in (tpu.why_not(case, "cpu") or "")
     half = jnp.dtype("float16")
     for narrow in (
