@@ -1,0 +1,64 @@
+"""A run starts from a foreign checkpoint, without a second copy of it."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from modbrick.addresses import flatten
+from modbrick.checkpoints import load_parameters
+from modbrick.convert import open_checkpoint
+from tests.configs.foreign import SOURCE
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_training_goes_on_with_foreign_weights(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    (tmp_path / "texts").mkdir()
+    for number in range(30):
+        text = " ".join(draw.choices(["a", "bc", "def"], k=40))
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
+    run(
+        "prepare_data",
+        f"--input={tmp_path / 'texts'}",
+        f"--output={tmp_path / 'data'}",
+        "--tokenizer=byte",
+        "--held_out=0.3",
+    )
+    told = run(
+        "train",
+        f"--config={ROOT / 'tests/configs/foreign.py'}",
+        f"--config.data.path={tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert f"starting from {SOURCE}, a checkpoint of the format moduleformer" in told
+    checkpoint = open_checkpoint(SOURCE)
+    moved = []
+    for path, value in flatten(load_parameters(tmp_path / "run")[0]).items():
+        before = checkpoint.read(path, dtype=np.float32)
+        assert value.dtype == np.float32
+        distance = np.linalg.norm(np.asarray(value) - before)
+        assert distance <= 0.5 * np.linalg.norm(before) + 1, path
+        if distance:
+            moved.append(path)
+    assert "embedding" not in moved
+    assert "segments.0.feed_forward.up.weight" in moved
+
+
+def run(script: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / f"scripts/{script}.py"), *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
