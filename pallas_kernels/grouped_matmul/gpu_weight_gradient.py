@@ -261,6 +261,9 @@ class _Kernel:
             plgpu.barrier_arrive(self.full.at[self._slot(step)])
 
         jax.lax.fori_loop(jnp.maximum(done - blocks.reads_in_flight, 0), done, arrive, None)
+        # Every release is waited for, also the last ones: no barrier is left in mid-phase.
+        for slot in range(blocks.stages):
+            plgpu.barrier_wait(self.empty.at[slot])
 
     # ------------------------------------------------------------------------------ consumers
 
