@@ -48,12 +48,14 @@ def _streamed(monkeypatch):
 
 
 @pytest.mark.verify
+@pytest.mark.timeout(1800)  # 256 experts with races looked for take minutes
 @pytest.mark.usefixtures("interpreted")
 class TestTpu(GroupedMatmulContract):
     implementation = "tpu"
 
 
 @pytest.mark.verify
+@pytest.mark.timeout(1800)  # 256 experts with races looked for take minutes
 @pytest.mark.usefixtures("interpreted", "streamed")
 class TestTpuStreamed(GroupedMatmulContract):
     implementation = "tpu"
