@@ -150,7 +150,10 @@ def _report(folder: Path) -> H100Report | CompileError:
     result = json.loads((folder / "program.json").read_text())
     if "error" in result:
         return CompileError(result["error"])
-    kernels = tuple(_kernel(path) for path in sorted(folder.glob("*.ptx")))
+    try:
+        kernels = tuple(_kernel(path) for path in sorted(folder.glob("*.ptx")))
+    except ValueError as error:
+        return CompileError(f"what the compiler left cannot be read: {error}")
     return H100Report(kernels=kernels, **result)
 
 
@@ -161,9 +164,26 @@ def _kernel(path: Path) -> H100KernelReport:
         base,
         path.read_text(),
         path.with_suffix(".ptxas").read_text(),
-        path.with_suffix(".resources.txt").read_text(),
+        _resources(path),
         machine_code.read_text(),
     )
+
+
+def _resources(path: Path) -> str:
+    """What Mosaic GPU says of a kernel's shared memory.
+
+    Its files are numbered apart from the assembler's. Where the numbers differ, all kernels of the
+    same name must agree.
+    """
+    exact = path.with_suffix(".resources.txt")
+    if exact.exists():
+        return exact.read_text()
+    stem = re.sub(r"_\d+$", "", path.stem)
+    texts = {other.read_text() for other in path.parent.glob(f"{stem}_*.resources.txt")}
+    sizes = {size for text in texts for size in re.findall(r"smem_scratch_bytes=\d+", text)}
+    if len(sizes) != 1:
+        raise ValueError(f"kernel {path.stem}: its shared memory is not known, of {sorted(sizes)}")
+    return sizes.pop()
 
 
 def parse_kernel(
