@@ -32,6 +32,8 @@ from modbrick.checkpoints.metadata import (
 from modbrick.errors import InputError
 
 METADATA = "metadata"
+LARGEST_PIECE = 64 << 20
+"""Bytes above which an array is stored in pieces."""
 # What reading damaged files was seen to raise: missing and truncated files, flipped bits, text that
 # is no JSON. Lack of memory and permissions are no damage and pass through.
 _READING = (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError, AssertionError)
@@ -188,9 +190,25 @@ def _context() -> ocp.Context:
     context.checkpointables.registry = registry
     # Weights hardly compress: 8 % of the size for a third of the time a save takes.
     context.array.saving.use_compression = False
+    context.array.saving.scoped_storage_options_creator = _storage
     # In the background they would leave threads waiting for minutes when a save fails at its start.
     context.asynchronous.create_directories_asynchronously = False
     return context
+
+
+def _storage(path: Any, leaf: Any) -> ocp.options.ArrayOptions.Saving.StorageOptions:
+    """Divides large stacks by layers, then by experts, so that slices of them can be read.
+
+    Orbax stores an array that one device holds in one piece, which is read whole or not at all.
+    """
+    del path
+    options, size = ocp.options.ArrayOptions.Saving.StorageOptions(), leaf.nbytes
+    if size <= LARGEST_PIECE:
+        return options
+    if leaf.ndim > 2:
+        options.shard_axes = (0,) if size // leaf.shape[0] <= LARGEST_PIECE else (0, 1)
+    options.chunk_byte_size = LARGEST_PIECE
+    return options
 
 
 def _as_items(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def unseal(data: Any, where: str) -> Description:
         raise DamagedError("its metadata are not those of a checkpoint of modbrick")
     record = data["description"]
     if _digest(record) != data["sha256"]:
-        raise DamagedError("its metadata do not agree with their checksum")
+        raise DamagedError("metadata/data.json does not agree with its checksum")
     if record["format"] != FORMAT:
         written = record.get("versions", {}).get("modbrick", "?")
         raise InputError(

@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from modbrick.addresses import flatten, unflatten
-from modbrick.checkpoints import Metadata, describe, leaves, load_parameters, save_model
+from modbrick.checkpoints import Metadata, describe, files, leaves, load_parameters, save_model
 from modbrick.checkpoints.leaves import checksums, slice_summary
 from modbrick.checkpoints.metadata import DamagedError
 from modbrick.checkpoints.slices import Layout, SliceReader, SliceWriter, piece_shape
@@ -94,6 +94,27 @@ def test_checkpoints_written_whole_are_read_in_slices(tmp_path: Path) -> None:
     save_model(tmp_path / "m", unflatten(values), Metadata(model=MODEL), step=7)
     for path, value in read(tmp_path / "m").items():
         assert value.tobytes() == values[path].tobytes(), path
+
+
+def test_large_stacks_are_stored_by_layers_and_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LARGEST_PIECE", 3000)
+    values = values_of(np.float32)
+    save_model(tmp_path / "m", unflatten(values), Metadata(model=MODEL), step=7)
+    path = epath.Path(tmp_path / "m" / "checkpoints" / "7")
+    reader = SliceReader(path, describe(tmp_path / "m"))
+    for name, piece in {
+        "segments.0.feed_forward.up.weight": (1, 1, 16, 24),  # a layer's experts are too large
+        "segments.0.attention_norm.scale": (3, 16),  # small enough
+        "segments.0.attention.key.weight": (1, 16, 16),
+    }.items():
+        assert reader._arrays[name].chunk_layout.read_chunk.shape == piece, name
+    for path_, value in read(tmp_path / "m").items():
+        assert value.tobytes() == values[path_].tobytes(), path_
+    restored, _ = load_parameters(tmp_path / "m")
+    for path_, value in flatten(restored).items():
+        assert np.asarray(value).tobytes() == values[path_].tobytes(), path_
 
 
 def test_reading_only_a_part_does_not_verify(checkpoint: Path) -> None:
