@@ -1,6 +1,7 @@
 r"""Turns text into a tokenised data set that training and evaluation read.
 
-  python scripts/prepare_data.py --input PATH... --tokenizer byte|FILE|train --output DIR
+  python scripts/prepare_data.py --input PATH... --tokenizer byte|FILE|CHECKPOINT|train \
+      --output DIR
 
 Inputs are directories (searched for text, source files and records), globs, files, or `stdlib:`
 (the sources of this Python's standard library). Text and source files are one document each;
@@ -11,6 +12,9 @@ skipped, counted and listed.
   python scripts/prepare_data.py --input stdlib: --tokenizer byte --output data/stdlib
   python scripts/prepare_data.py --input code=~/src books=books/*.txt --input web=web.jsonl.zst \
       --tokenizer train --vocab_size 32768 --held_out 0.01 --output data/mine
+
+To train or evaluate a model that there is, name its directory as the tokenizer: its boundary tokens
+come with it.
 
 The outcome does not depend on the number of workers. An interrupted run leaves nothing behind.
 """
@@ -23,6 +27,7 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
+from etils import epath
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -40,7 +45,9 @@ from modbrick.command_line import run
 from modbrick.data.preparation import PreparationConfig, Report, prepare
 from modbrick.data.sources import TEXT_EXTENSIONS, Input
 from modbrick.data.tasks import ReadingOptions
+from modbrick.data.tokenizer import TokenizerIdentity
 from modbrick.errors import InputError
+from modbrick.schema import from_mapping
 
 _INPUT = flags.DEFINE_multi_string(
     "input",
@@ -55,8 +62,9 @@ _HELD_OUT_INPUT = flags.DEFINE_multi_string(
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer",
     "byte",
-    "byte; or a Hugging Face tokenizer.json or a directory with one; or train: a byte-level BPE "
-    "trained on the training split (--vocab_size).",
+    "byte; or a Hugging Face tokenizer.json or a directory with one; or the directory of a run or "
+    "a model, with its boundary tokens; or train: a byte-level BPE trained on the training split "
+    "(--vocab_size).",
 )
 _VOCAB_SIZE = flags.DEFINE_integer(
     "vocab_size", None, "Tokens of a tokenizer to be trained, at least 257."
@@ -114,9 +122,11 @@ def main(argv: Sequence[str]) -> None:
     inputs = [Input.parse(os.path.expanduser(text)) for text in (*_INPUT.value, *argv[1:])]
     inputs += [Input.parse(os.path.expanduser(text), "held_out") for text in _HELD_OUT_INPUT.value]
     extensions = [f".{name.lstrip('.').lower()}" for name in _EXTENSIONS.value]
+    tokenizer, identity = _tokenizer(_TOKENIZER.value)
     config = PreparationConfig(
         inputs=tuple(inputs),
-        tokenizer=_TOKENIZER.value,
+        tokenizer=tokenizer,
+        identity=identity,
         output=os.path.expanduser(_OUTPUT.value),
         vocabulary=_VOCAB_SIZE.value,
         training_bytes=_TRAINING_BYTES.value,
@@ -152,6 +162,17 @@ def main(argv: Sequence[str]) -> None:
     finally:
         bar.stop()
     _tell(report, config)
+
+
+def _tokenizer(source: str) -> tuple[str, TokenizerIdentity | None]:
+    """Returns where the tokenizer lies, and what it must be if it is that of a model."""
+    if not (epath.Path(source) / "checkpoints").is_dir():
+        return source, None
+    from modbrick.checkpoints import describe, tokenizer_file  # two seconds that others are spared
+
+    identity = describe(source).metadata.tokenizer
+    known = from_mapping(TokenizerIdentity, identity) if identity else None
+    return str(tokenizer_file(source)), known
 
 
 def _token(name: str) -> str | None:

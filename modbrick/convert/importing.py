@@ -148,7 +148,9 @@ def _metadata(
         extra["dtypes"] = dtypes
     return Metadata(
         model=checkpoint.model,
-        tokenizer={} if tokenizer is None else dataclasses.asdict(tokenizer.identity),
+        tokenizer={}
+        if tokenizer is None
+        else dataclasses.asdict(tokenizer.identity) | {"name": str(checkpoint.source.path)},
         extra=extra,
     )
 

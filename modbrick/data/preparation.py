@@ -14,7 +14,7 @@ from modbrick.data.manifest import Manifest, SourceSummary
 from modbrick.data.reading import read_task
 from modbrick.data.sources import TEXT_EXTENSIONS, Input, Source, list_sources
 from modbrick.data.tasks import ReadingOptions, SourceRecord, cut_into_tasks
-from modbrick.data.tokenizer import Tokenizer
+from modbrick.data.tokenizer import Tokenizer, TokenizerIdentity
 from modbrick.data.tokenizer_files import load_tokenizer, train_tokenizer
 from modbrick.data.writer import DatasetWriter, check_target
 from modbrick.errors import InputError
@@ -34,6 +34,7 @@ class PreparationConfig:
       domain: for inputs that name none.
       extensions: read as text in directories and globs.
       start_token, end_token: boundary tokens by text, `auto`, or None.
+      identity: what the tokenizer must be, boundary tokens included; None: anything.
       workers: processes; 0: as many as help. The outcome is the same.
       overwrite: replace a data set in `output`.
     """
@@ -48,6 +49,7 @@ class PreparationConfig:
     extensions: tuple[str, ...] = TEXT_EXTENSIONS
     start_token: str | None = "auto"
     end_token: str | None = "auto"
+    identity: TokenizerIdentity | None = None
     workers: int = 0
     overwrite: bool = False
 
@@ -104,7 +106,12 @@ def prepare(config: PreparationConfig, progress: Progress | None = None) -> Repo
     check_target(config.output, overwrite=config.overwrite)
     tokenizer: Tokenizer | None = None
     if config.tokenizer != "train":
-        tokenizer = load_tokenizer(config.tokenizer, start=config.start_token, end=config.end_token)
+        tokenizer = load_tokenizer(
+            config.tokenizer,
+            start=config.start_token,
+            end=config.end_token,
+            identity=config.identity,
+        )
     sources, left_aside = list_sources(
         config.inputs, domain=config.domain, extensions=config.extensions
     )

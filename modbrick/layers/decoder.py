@@ -148,7 +148,9 @@ class Decoder(nnx.Module):
             tokens, attention_mask, segment_ids, positions, cache, brick_ids
         )
         embedding = gathered(self.embedding[...], self.embedding.axes)
-        x = (embedding[tokens] * config.embedding_multiplier).astype(config.dtype)
+        # Weights may be kept in less than float32; the product is not.
+        x = embedding[tokens].astype(jnp.float32) * config.embedding_multiplier
+        x = x.astype(config.dtype)
         x = constrain(x, "batch", "sequence", "width")
         x = attach(bricks.decoder, "embedding", x, x, brick_ids)
         caches: dict[str, Any] = {}

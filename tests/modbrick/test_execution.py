@@ -13,9 +13,7 @@ from modbrick.schema import from_mapping
 
 @pytest.mark.parametrize("field", ["attention", "dispatch"])
 @pytest.mark.parametrize(("name", "message"), [("flash", "flash"), ("", "''")])
-def test_implementations_that_do_not_exist_are_refused(
-    field: str, name: str, message: str
-) -> None:
+def test_implementations_that_do_not_exist_are_refused(field: str, name: str, message: str) -> None:
     with pytest.raises(InputError, match=rf"^execution\.{field}: .*{message}") as refused:
         from_mapping(ExecutionConfig, {field: name})
     assert "'xla'" in str(refused.value), "the remedy"

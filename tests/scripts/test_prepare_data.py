@@ -1,4 +1,6 @@
+import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -6,8 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+import tokenizers
 
+from modbrick.checkpoints import describe
+from modbrick.convert import import_checkpoint, open_checkpoint
 from modbrick.data.dataset import Dataset
+from modbrick.data.tokenizer import TokenizerIdentity
+from modbrick.data.tokenizer_files import train_tokenizer
+from modbrick.schema import from_mapping
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +55,22 @@ def test_it_makes_a_data_set_and_tells(files):
     assert again.returncode == 2
     assert "already holds a finished data set" in again.stderr
     assert run("--input", "in", "--output", "out", "--overwrite", cwd=files).returncode == 0
+
+
+def test_the_tokenizer_of_a_model_brings_its_boundary_tokens(files):
+    source, model = files / "source", files / "model"
+    shutil.copytree(ROOT / "tests/fixtures/moduleformer/molm_like", source)
+    tokenizer = tokenizers.Tokenizer.from_str(train_tokenizer(iter(["text"]), 257).to_json())
+    tokenizer.add_special_tokens(["<|im_end|>"])
+    (source / "tokenizer.json").write_text(tokenizer.to_str())
+    (source / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    import_checkpoint(open_checkpoint(source), model)
+    done = run("--input", "in", "--output", "out", "--tokenizer", "model", cwd=files)
+    assert done.returncode == 0, done.stderr
+    identity = Dataset.open(str(files / "out")).tokenizer_identity
+    assert identity.end_of_document == 257
+    known = from_mapping(TokenizerIdentity, describe(model).metadata.tokenizer)
+    assert known == dataclasses.replace(identity, name=str(source))
 
 
 @pytest.mark.parametrize(
