@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from modbrick.convert import open_checkpoint
+from modbrick.convert import format_named, open_checkpoint
 from modbrick.errors import InputError
 
 ROOT = Path(__file__).parents[2]
+MODULEFORMER = format_named("moduleformer")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def script() -> Iterator[ModuleType]:
 
 def test_the_synthetic_checkpoint_is_one_of_the_format(script: ModuleType, tmp_path: Path) -> None:
     model = script.model_of_size("small")
-    size = script.write_checkpoint(tmp_path / "first", model, 2_000_000)
+    size = script.write_checkpoint(tmp_path / "first", MODULEFORMER, model, 2_000_000)
     checkpoint = open_checkpoint(tmp_path / "first")
     assert checkpoint.form.name == "moduleformer"
     assert checkpoint.model.segments == model.segments
@@ -41,16 +42,30 @@ def test_the_synthetic_checkpoint_is_one_of_the_format(script: ModuleType, tmp_p
     assert np.isfinite(values).all()
     assert np.unique(values).size > 10_000
     script.compare(tmp_path / "first", tmp_path / "first")
-    script.write_checkpoint(tmp_path / "other", model.replace(vocabulary=499), 2_000_000)
+    script.write_checkpoint(
+        tmp_path / "other", MODULEFORMER, model.replace(vocabulary=499), 2_000_000
+    )
     with pytest.raises(InputError, match=r"transformer\.wte\.weight differs"):
         script.compare(tmp_path / "first", tmp_path / "other")
 
 
 def test_full_size_is_that_of_the_released_model(script: ModuleType) -> None:
     model = script.model_of_size("full")
-    places = script.correspondence(script.FORMAT, model).places
+    places = script.correspondence(MODULEFORMER, model).places
     specs = [script.TensorSpec(place.shape, np.dtype(jnp.bfloat16)) for place in places.values()]
     assert 16.3e9 < sum(spec.nbytes for spec in specs) < 16.4e9
+
+
+def test_a_widened_model_is_the_narrowest_that_is_large_enough(script: ModuleType) -> None:
+    small = open_checkpoint(ROOT / "tests/fixtures/granitemoe/multipliers").model
+    assert script.widened(small, 1) == small
+    wide = script.widened(small, 1_000_000)
+    factor, rest = divmod(wide.width, small.width)
+    assert factor > 1
+    assert rest == 0
+    count = sum(info.size for info in script.parameter_table(wide))
+    assert 1_000_000 <= count < 3_000_000
+    assert wide.layers[0].attention.head_width == factor * small.layers[0].attention.head_width
 
 
 def test_time_and_peak_memory_are_those_of_the_command(script: ModuleType, tmp_path: Path) -> None:

@@ -152,8 +152,12 @@ def compare_routers(
         statistics = output.router_statistics[f"segments.0.{sublayer}"]
         for index in range(layers):
             where = f"router.transformer.h.{index}.{name}.gate"
-            assert np.array_equal(routing.indices[index], want[f"{where}.indices"]), where
-            assert relative_error(routing.gates[index], want[f"{where}.gates"]) <= TOLERANCE, where
+            # Rows and positions of a batch are one axis in the original.
+            indices, gates = (want[f"{where}.{x}"] for x in ("indices", "gates"))
+            chosen = routing.indices[index]
+            assert np.array_equal(chosen, indices.reshape(chosen.shape)), where
+            gates = gates.reshape(chosen.shape)
+            assert relative_error(routing.gates[index], gates) <= TOLERANCE, where
             one = jax.tree.map(lambda x, index=index: x[index : index + 1], statistics)
             loss = router_loss(one, directory)
             wanted = float(want[f"{where}.loss"])
