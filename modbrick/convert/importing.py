@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,11 @@ def import_checkpoint(
         broken: dict[str, int] = {}
         try:
             with SliceWriter(epath.Path(directory / CHECKPOINTS / "0"), layouts) as writer:
-                for path, layout in layouts.items():
-                    for index in layout.pieces():
-                        values = checkpoint.read(path, index, dtype=layout.dtype)
-                        if writer.write(path, index, values):
-                            for name, count in _not_finite(checkpoint, path, index, values):
-                                broken[name] = broken.get(name, 0) + count
-                        progress(values.nbytes)
+                for path, index, values in _pieces(checkpoint, layouts):
+                    if writer.write(path, index, values):
+                        for name, count in _not_finite(checkpoint, path, index, values):
+                            broken[name] = broken.get(name, 0) + count
+                    progress(values.nbytes)
                 if broken and not allow_not_finite:
                     raise InputError(_complaint(checkpoint, broken))
                 writer.finish(0, _metadata(checkpoint, layouts, tokenizer))
@@ -101,6 +100,26 @@ def import_checkpoint(
     return Imported(
         Path(target), int(sum(sizes)), sum(stored), sum(broken.values()), tokenizer is not None
     )
+
+
+def _pieces(
+    checkpoint: OpenedSource, layouts: dict[str, Layout]
+) -> Iterator[tuple[str, tuple[slice, ...], np.ndarray]]:
+    """Reads every parameter in pieces, each while the one before is written."""
+    places = [(path, index) for path, layout in layouts.items() for index in layout.pieces()]
+
+    def read(path: str, index: tuple[slice, ...]) -> tuple[str, tuple[slice, ...], np.ndarray]:
+        return path, index, checkpoint.read(path, index, dtype=layouts[path].dtype)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="reading") as reader:
+        ahead = None
+        for place in places:
+            following = reader.submit(read, *place)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = following
+        if ahead is not None:
+            yield ahead.result()
 
 
 def stored_bytes(checkpoint: OpenedSource, dtype: str | None = None) -> int:
