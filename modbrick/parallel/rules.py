@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from modbrick.addresses import AddressTable, ParameterInfo
 from modbrick.errors import InputError
@@ -77,7 +77,7 @@ def gathered(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def parameter_shardings(
-    parameters: AddressTable | Iterable[ParameterInfo], mesh: jax.sharding.Mesh
+    parameters: AddressTable | Iterable[ParameterInfo], mesh: Mesh | AbstractMesh
 ) -> dict[str, NamedSharding]:
     """Returns the sharding of each parameter by path.
 
@@ -91,13 +91,13 @@ def parameter_shardings(
     return {info.path: NamedSharding(mesh, parameter_spec(info.axes)) for info in infos}
 
 
-def mesh_axes_size(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axes: MeshAxes) -> int:
+def mesh_axes_size(mesh: Mesh | AbstractMesh, axes: MeshAxes) -> int:
     """Returns over how many devices these mesh axes divide."""
     names = () if axes is None else (axes,) if isinstance(axes, str) else axes
     return math.prod(mesh.shape[name] for name in names)
 
 
-def _problems(info: ParameterInfo, mesh: jax.sharding.Mesh) -> list[str]:
+def _problems(info: ParameterInfo, mesh: Mesh | AbstractMesh) -> list[str]:
     spec = parameter_spec(info.axes)
     return [
         f"{axis} {size} of {info.address()} does not divide by mesh.{rule} {mesh.shape[rule]}"

@@ -1,8 +1,9 @@
-"""`python -m modbrick summary`."""
+"""`python -m modbrick summary` and `shardings`."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from modbrick.__main__ import command, model_config
 from modbrick.analysis.summary import summarise
 from modbrick.checkpoints import Metadata, save_model
 from modbrick.errors import InputError
+from modbrick.layers.parameter_table import parameter_table
 from modbrick.training.state import abstract_parameters
 
 ROOT = Path(__file__).parents[2]
+flags.FLAGS.mark_as_parsed()
 QUICKSTART = ROOT / "configs" / "quickstart.py"
 TINY = ROOT / "tests" / "configs" / "tiny.py"
 
@@ -45,8 +50,8 @@ def test_a_checkpoint_tells_the_config_it_was_made_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"usage: python -m modbrick summary CONFIG\.py\|CHECKPOINT$"),
-        (["summary"], r"usage: python -m modbrick summary CONFIG\.py\|CHECKPOINT$"),
+        ([], r"usage: python -m modbrick summary\|shardings CONFIG\.py\|CHECKPOINT$"),
+        (["summary"], r"usage: python -m modbrick summary\|shardings CONFIG\.py\|CHECKPOINT$"),
         (["sumary", "x.py"], r"usage: .* \(did you mean 'summary'\?\)"),
         (["summary", "a.py", "b.py"], "usage: "),
         (["summary", "missing.py"], "missing.py: no such config file"),
@@ -66,6 +71,37 @@ def test_bad_input_is_one_line(
     Path("wrong.py").write_text(head + "{'model': {'widht': 3}})\n")
     with pytest.raises(InputError, match=message) as refused:
         command(["modbrick", *arguments])
+    assert "\n" not in str(refused.value)
+
+
+def test_shardings_of_a_config_by_a_mesh(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with flagsaver.flagsaver(mesh="expert=4,fsdp=2", devices=None):
+        assert command(["modbrick", "shardings", str(TINY)]) == 0
+    shown = capsys.readouterr().out
+    assert "8 devices (fsdp 2 x expert 4)" in shown
+    for info in parameter_table(model_config(str(TINY))):
+        assert info.address() in shown
+    assert "expert/expert, width/fsdp, hidden" in shown
+
+
+@pytest.mark.parametrize(
+    ("mesh", "devices", "message"),
+    [
+        ("fsdp", None, "--mesh=fsdp: 'fsdp' is no NAME=SIZE"),
+        ("fsdb=2", None, "mesh.fsdb: unknown key; did you mean 'fsdp'?"),
+        ("fsdp=2", 3, "a mesh of fsdp 2 is 2 devices, but there are 3: "),
+        ("expert=3", None, "expert 4 of layer.*.attention.expert.*.output.weight does not divide"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_one_line(mesh: str, devices: int | None, message: str) -> None:
+    with (
+        flagsaver.flagsaver(mesh=mesh, devices=devices),
+        pytest.raises(InputError, match=re.escape(message)) as refused,
+    ):
+        command(["modbrick", "shardings", str(TINY)])
     assert "\n" not in str(refused.value)
 
 
