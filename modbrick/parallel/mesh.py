@@ -48,7 +48,7 @@ class MeshConfig:
             size = getattr(self, name)
             if size < 1 and not (name == "data" and size == -1):
                 raise InputError(f"mesh.{name} must be at least 1, got {size}")
-        if self.data % self.slices:
+        if self.data != -1 and self.data % self.slices:
             raise InputError(
                 f"mesh.data {self.data} must be a multiple of mesh.slices {self.slices}: only the "
                 "data axis goes across slices"

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.modbrick.parallel.device_process import reports_of
 
 
 # Two processes, for two workers; each compares its meshes with one device that it computes once.
@@ -24,20 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
     ids=lambda meshes: " ".join(meshes),
 )
 def test_a_step_on_a_mesh_is_that_of_one_device(meshes: list[str]) -> None:
-    program = Path(__file__).with_name("equality.py")
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    run = subprocess.run(
-        [sys.executable, str(program), *meshes],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    reports = [json.loads(line) for line in run.stdout.splitlines()]
+    reports = reports_of("equality.py", *meshes)
     assert [(r["mesh"], r["way"]) for r in reports] == [
         (mesh, way) for mesh in meshes for way in ("gather", "exchange")
     ]
