@@ -1,6 +1,6 @@
 """Run in a process of its own: one step's loss and gradients on a mesh of 8, against one device.
 
-    python equality.py MESH...     as data=2,expert=4
+    python equality.py DISPATCH MESH...     as reference data=2,expert=4
 
 Prints for each mesh and each way of expert parallelism a line of JSON: the relative errors of the
 loss, of each of its parts and of each gradient.
@@ -81,7 +81,7 @@ def error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
-def on_mesh(sizes: str, parameters: Any, way: ExpertParallelism) -> dict[str, np.ndarray]:
+def on_mesh(sizes: str, parameters: Any, execution: ExecutionConfig) -> dict[str, np.ndarray]:
     """The same on a mesh of all devices."""
     axes = {name: int(size) for name, _, size in (x.partition("=") for x in sizes.split(","))}
     mesh = make_mesh(MeshConfig(**{"data": 1, **axes}))
@@ -89,15 +89,17 @@ def on_mesh(sizes: str, parameters: Any, way: ExpertParallelism) -> dict[str, np
     placed = {p: jax.device_put(x, shardings[p]) for p, x in flatten(parameters).items()}
     with jax.set_mesh(mesh):
         data = jax.device_put(batch(), batch_sharding(mesh))
-        return values(unflatten(placed), data, ExecutionConfig(expert_parallelism=way))
+        return values(unflatten(placed), data, execution)
 
 
 def main() -> None:
     parameters = initial_parameters(CONFIG, jax.random.key(1))
-    alone = values(parameters, batch(), ExecutionConfig())
+    dispatch, *meshes = sys.argv[1:]
+    alone = values(parameters, batch(), ExecutionConfig(dispatch=dispatch))
     ways: tuple[ExpertParallelism, ...] = ("gather", "exchange")
-    for sizes, way in itertools.product(sys.argv[1:], ways):
-        together = on_mesh(sizes, parameters, way)
+    for sizes, way in itertools.product(meshes, ways):
+        execution = ExecutionConfig(dispatch=dispatch, expert_parallelism=way)
+        together = on_mesh(sizes, parameters, execution)
         dropped = float(together.pop("dropped"))
         errors = {name: error(x, alone[name]) for name, x in together.items()}
         print(json.dumps({"mesh": sizes, "way": way, "dropped": dropped, "errors": errors}))

@@ -8,7 +8,10 @@ import pytest
 from tests.modbrick.parallel.device_process import reports_of
 
 
-# Two processes, for two workers; each compares its meshes with one device that it computes once.
+# Dense products compile in half the time of those that users run, which test_dispatch.py compares;
+# `make verify` does it all with those. Two processes, for two workers; each compares its meshes
+# with one device that it computes once.
+@pytest.mark.parametrize("dispatch", ["reference", pytest.param("xla", marks=pytest.mark.verify)])
 @pytest.mark.parametrize(
     "meshes",
     [
@@ -17,8 +20,8 @@ from tests.modbrick.parallel.device_process import reports_of
     ],
     ids=lambda meshes: " ".join(meshes),
 )
-def test_a_step_on_a_mesh_is_that_of_one_device(meshes: list[str]) -> None:
-    reports = reports_of("equality.py", *meshes)
+def test_a_step_on_a_mesh_is_that_of_one_device(dispatch: str, meshes: list[str]) -> None:
+    reports = reports_of("equality.py", dispatch, *meshes)
     assert [(r["mesh"], r["way"]) for r in reports] == [
         (mesh, way) for mesh in meshes for way in ("gather", "exchange")
     ]
