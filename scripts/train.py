@@ -21,32 +21,22 @@ from etils import epath
 from ml_collections import config_flags
 
 from modbrick import command_line
-from modbrick.addresses import unflatten
 from modbrick.checkpoints import CheckpointStore, Metadata, save_tokenizer
 from modbrick.checkpoints.directory import write_text
 from modbrick.data import Dataset, check_vocabulary, evaluation_batches, training_batches
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache, peak_flops
-from modbrick.layers.parameter_table import parameter_table
 from modbrick.models import initial_weights
-from modbrick.optimizer import Optimizer
-from modbrick.parallel import make_mesh, parameter_shardings
-from modbrick.parallel.batch import check_batch, place_batch
-from modbrick.partition import Partition
+from modbrick.parallel import make_mesh
+from modbrick.parallel.batch import place_batch
 from modbrick.schema import from_mapping, to_json, to_mapping
 from modbrick.training.evaluation import evaluate, evaluation_step
 from modbrick.training.metrics import MetricsWindow, MetricsWriter, useful_flops
-from modbrick.training.placement import placed, state_shardings
 from modbrick.training.preemption import EXIT_PREEMPTED, PreemptionGuard
+from modbrick.training.program import TrainProgram, train_program
 from modbrick.training.progress import TrainingProgress
 from modbrick.training.run_config import RunConfig, check_identity
-from modbrick.training.state import (
-    TrainState,
-    abstract_parameters,
-    initial_parameters,
-    initial_state,
-)
-from modbrick.training.step import train_step
+from modbrick.training.state import TrainState, initial_parameters, initial_state
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, local or remote.")
@@ -69,12 +59,6 @@ def main(argv: Sequence[str]) -> int:
 
     # --------------------------------------------------------------------------------------- mesh
     mesh = make_mesh(config.mesh)
-    check_batch(
-        mesh,
-        rows=config.data.batch_size,
-        microbatches=config.training.microbatches,
-        positions=config.data.sequence_length,
-    )
     jax.set_mesh(mesh)
 
     # --------------------------------------------------------------------------------------- data
@@ -90,33 +74,11 @@ def main(argv: Sequence[str]) -> int:
     )
 
     # ------------------------------------------------------------------------- model and optimizer
-    partition = Partition(
-        parameter_table(config.model),
-        trainable=config.optimizer.trainable,
-        frozen=config.optimizer.frozen,
-    )
-    optimizer = Optimizer(config.optimizer, partition, total_steps)
-    abstract = jax.eval_shape(
-        lambda p: initial_state(p, partition, optimizer), abstract_parameters(config.model)
-    )
-    shardings = state_shardings(abstract, partition, mesh)
-    run_step = jax.jit(
-        train_step(
-            config.model,
-            execution,
-            config.objective,
-            optimizer,
-            partition,
-            microbatches=config.training.microbatches,
-            seed=config.training.seed,
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
+    program = train_program(config, mesh)
     run_evaluation = evaluation_step(config.model, execution)
 
     def parameters_of(state: TrainState) -> dict[str, Any]:
-        return partition.join(state.trainable, state.frozen)
+        return program.partition.join(state.trainable, state.frozen)
 
     # ------------------------------------------------------------------------------------ restore
     with (
@@ -129,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
                 latest.metadata.run, identity, ALLOW_CHANGE.value, str(workdir)
             ):
                 print(f"continuing with a change: {line}")
-        state, row = start_state(config, partition, optimizer, store, placed(abstract, shardings))
+        state, row = start_state(program, store)
         batches.set_state(row)
         start_step = int(state.step)
         write_text(workdir / "config.json", to_json(config))
@@ -156,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
             window = MetricsWindow(peak_flops() * mesh.size, config.optimizer.max_skipped_in_a_row)
             while step < total_steps and not guard.requested:
                 batch = next(batches)
-                state, report = run_step(state, place_batch(batch, mesh))
+                state, report = program.step(state, place_batch(batch, mesh))
                 step += 1
                 last = step == total_steps
                 window.add(report, batch["tokens"].size, useful_flops(config.model, batch))
@@ -201,38 +163,31 @@ def require_enough_rows(rows: int | None, config: RunConfig) -> None:
         )
 
 
-def start_state(
-    config: RunConfig,
-    partition: Partition,
-    optimizer: Optimizer,
-    store: CheckpointStore,
-    abstract: TrainState,
-) -> tuple[TrainState, int]:
+def start_state(program: TrainProgram, store: CheckpointStore) -> tuple[TrainState, int]:
     """Returns the state and row to continue from, of the last checkpoint or new, laid out."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    mesh = shardings.step.mesh
-    of_parameters = unflatten(parameter_shardings(partition.table, mesh))
-    whole = placed(abstract_parameters(config.model), of_parameters)
-    restored = store.restore_latest(whole, abstract.optimizer)
+    model, training = program.config.model, program.config.training
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
+    of_parameters = jax.tree.map(lambda leaf: leaf.sharding, program.parameters)
+    restored = store.restore_latest(program.parameters, program.state.optimizer)
     if restored is not None:
         trainable, frozen = jax.jit(
-            partition.split, donate_argnums=0, out_shardings=(shardings.trainable, shardings.frozen)
+            program.partition.split,
+            donate_argnums=0,
+            out_shardings=(shardings.trainable, shardings.frozen),
         )(restored.parameters)
         step = jax.device_put(np.int32(restored.step), shardings.step)
         print(f"continuing from step {restored.step}")
         return TrainState(
             step, trainable, frozen, restored.optimizer_state
         ), restored.metadata.data["row"]
-    if config.training.initial_checkpoint is None:
-        parameters = initial_parameters(
-            config.model, jax.random.key(config.training.seed), of_parameters
+    if training.initial_checkpoint is None:
+        parameters = initial_parameters(model, jax.random.key(training.seed), of_parameters)
+    else:
+        parameters, origin = initial_weights(
+            training.initial_checkpoint, model, shardings=of_parameters
         )
-        return initial_state(parameters, partition, optimizer, shardings), 0
-    parameters, origin = initial_weights(
-        config.training.initial_checkpoint, config.model, shardings=of_parameters
-    )
-    print(f"starting from {origin}")
-    return initial_state(parameters, partition, optimizer, shardings), 0
+        print(f"starting from {origin}")
+    return initial_state(parameters, program.partition, program.optimizer, shardings), 0
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from modbrick.errors import InputError
 from modbrick.parallel.mesh import BATCH_AXES
 from modbrick.parallel.rules import activation_spec, mesh_axes_size
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns how arrays `[B, S]` of a batch are divided."""
     return NamedSharding(mesh, activation_spec("batch", "sequence"))
 
@@ -31,7 +31,7 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     }
 
 
-def check_batch(mesh: Mesh, *, rows: int, microbatches: int, positions: int) -> None:
+def check_batch(mesh: Mesh | AbstractMesh, *, rows: int, microbatches: int, positions: int) -> None:
     """Refuses a batch that the mesh does not divide.
 
     Args:

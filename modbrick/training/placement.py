@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
 from modbrick.parallel import parameter_shardings, parameter_spec
@@ -13,7 +13,9 @@ from modbrick.partition import Members, Partition
 from modbrick.training.state import TrainState
 
 
-def state_shardings(abstract: TrainState, partition: Partition, mesh: Mesh) -> TrainState:
+def state_shardings(
+    abstract: TrainState, partition: Partition, mesh: Mesh | AbstractMesh
+) -> TrainState:
     """Returns the sharding of each array of a state: moments lie where their parameter does.
 
     A part of a bank whose members were picked out is not divided along the axis that they were

@@ -1,0 +1,94 @@
+"""What a run compiles: its state laid out on a mesh, and the step that changes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+
+from modbrick.addresses import unflatten
+from modbrick.data.batches import FIELDS
+from modbrick.layers.parameter_table import parameter_table
+from modbrick.optimizer import Optimizer
+from modbrick.parallel import parameter_shardings
+from modbrick.parallel.batch import batch_sharding, check_batch
+from modbrick.partition import Partition
+from modbrick.training.placement import placed, state_shardings
+from modbrick.training.run_config import RunConfig
+from modbrick.training.state import TrainState, abstract_parameters, initial_state
+from modbrick.training.step import StepReport, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainProgram:
+    """A run's config on a mesh.
+
+    Attributes:
+      config: of the run.
+      mesh: of its devices, or of devices that are only described.
+      partition: trainable and frozen parameters.
+      optimizer: of the trainable ones.
+      parameters: shapes and shardings of the whole parameters, nested.
+      state: shapes and shardings of the state.
+      step: compiled when first called, with the mesh in force; consumes the state.
+    """
+
+    config: RunConfig
+    mesh: Mesh | AbstractMesh
+    partition: Partition
+    optimizer: Optimizer
+    parameters: dict[str, Any]
+    state: TrainState
+    step: Callable[[TrainState, Any], tuple[TrainState, StepReport]]
+
+    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes and shardings of a global batch."""
+        shape = (self.config.data.batch_size, self.config.data.sequence_length)
+        sharding = batch_sharding(self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct(shape, jax.numpy.int32, sharding=sharding) for name in FIELDS
+        }
+
+
+def train_program(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainProgram:
+    """Puts a run's step together; allocates and compiles nothing.
+
+    Raises:
+      InputError: the mesh divides the model or the batch not evenly; names what.
+    """
+    check_batch(
+        mesh,
+        rows=config.data.batch_size,
+        microbatches=config.training.microbatches,
+        positions=config.data.sequence_length,
+    )
+    partition = Partition(
+        parameter_table(config.model),
+        trainable=config.optimizer.trainable,
+        frozen=config.optimizer.frozen,
+    )
+    optimizer = Optimizer(config.optimizer, partition, config.training.steps)
+    whole = abstract_parameters(config.model)
+    abstract = jax.eval_shape(lambda p: initial_state(p, partition, optimizer), whole)
+    shardings = state_shardings(abstract, partition, mesh)
+    step = train_step(
+        config.model,
+        config.execution,
+        config.objective,
+        optimizer,
+        partition,
+        microbatches=config.training.microbatches,
+        seed=config.training.seed,
+    )
+    return TrainProgram(
+        config,
+        mesh,
+        partition,
+        optimizer,
+        parameters=placed(whole, unflatten(parameter_shardings(partition.table, mesh))),
+        state=placed(abstract, shardings),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+    )

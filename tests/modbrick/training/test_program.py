@@ -1,0 +1,40 @@
+"""A run's program: what it describes is what it runs on, and what does not divide is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh
+
+from modbrick.errors import InputError
+from modbrick.parallel import AXES, MeshConfig, make_mesh
+from modbrick.schema import from_mapping
+from modbrick.training.program import train_program
+from modbrick.training.run_config import RunConfig
+from tests.configs import tiny
+
+CONFIG = from_mapping(RunConfig, tiny.get_config().to_dict())
+
+
+def test_a_step_keeps_the_shapes_that_the_program_describes() -> None:
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    program = train_program(CONFIG, mesh)
+    with jax.set_mesh(mesh):
+        after, _ = jax.eval_shape(program.step, program.state, program.batch())
+    for described, array in zip(
+        jax.tree.leaves(program.state), jax.tree.leaves(after), strict=True
+    ):
+        assert (described.shape, described.dtype) == (array.shape, array.dtype)
+        assert described.sharding.mesh == mesh
+    whole = program.partition.join(after.trainable, after.frozen)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, whole)
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, program.parameters)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_compiled() -> None:
+    training = dataclasses.replace(CONFIG.training, microbatches=4)
+    mesh = AbstractMesh((2, 1, 1, 1, 1), AXES)
+    with pytest.raises(InputError, match=r"batch_size 4 in 4 training\.microbatches"):
+        train_program(dataclasses.replace(CONFIG, training=training), mesh)
