@@ -435,7 +435,8 @@ class GroupedMatmulContract:
         for name, value in runs[0].items():
             np.testing.assert_array_equal(value, runs[1][name], err_msg=name)
 
-    def test_it_composes_with_scan_over_layers_and_remat(self):
+    def layers(self):
+        """Two layers of each product: one layer, what is scanned, and the arguments."""
         layers, tokens, k, experts, width = 2, 19, 2, 4, 8
         rng = np.random.default_rng(11)
         chosen = jnp.asarray(rng.integers(0, experts, (layers, tokens, k)), jnp.int32)
@@ -453,22 +454,29 @@ class GroupedMatmulContract:
             x = x + self.grouped_feed_forward(x, up, jnp.swapaxes(up, 1, 2), plan, gates)
             return x, None
 
-        def scanned(body, x, up, gates):
+        return layer, chosen, (x, up, gates)
+
+    def gradients_of_a_scan(self, body, chosen):
+        def scanned(x, up, gates):
             return jnp.sum(jnp.sin(jax.lax.scan(body, x, (chosen, up, gates))[0]))
 
+        return jax.jit(jax.grad(scanned, argnums=(0, 1, 2)))
+
+    def gradients_of_a_loop(self, layer, chosen):
         def unrolled(x, up, gates):
-            for i in range(layers):
+            for i in range(len(chosen)):
                 x, _ = layer(x, (chosen[i], up[i], gates[i]))
             return jnp.sum(jnp.sin(x))
 
-        def gradients(function):
-            return jax.jit(jax.grad(function, argnums=(0, 1, 2)))(x, up, gates)
+        return jax.jit(jax.grad(unrolled, argnums=(0, 1, 2)))
 
-        expected = gradients(unrolled)
-        for body in (layer, jax.checkpoint(layer)):
-            scan = functools.partial(scanned, body)
-            for a, b in zip(gradients(scan), expected, strict=True):
-                assert_close("gradient", a, np.asarray(b, np.float64), 1e-5)
+    @pytest.mark.parametrize("wrap", [lambda layer: layer, jax.checkpoint], ids=["", "remat"])
+    def test_it_composes_with_scan_over_layers(self, wrap):
+        layer, chosen, arguments = self.layers()
+        expected = self.gradients_of_a_loop(layer, chosen)(*arguments)
+        actual = self.gradients_of_a_scan(wrap(layer), chosen)(*arguments)
+        for a, b in zip(actual, expected, strict=True):
+            assert_close("gradient", a, np.asarray(b, np.float64), 1e-5)
 
     def test_it_composes_with_vmap(self):
         rng = np.random.default_rng(12)

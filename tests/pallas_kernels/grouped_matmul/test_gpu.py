@@ -40,6 +40,11 @@ def _interpret():
 class TestGpu(GroupedMatmulContract):
     implementation = "gpu"
 
+    # The interpreter's callbacks have an effect that `jax.checkpoint` refuses: lowered, below.
+    @pytest.mark.parametrize("wrap", [lambda layer: layer], ids=[""])
+    def test_it_composes_with_scan_over_layers(self, wrap):
+        super().test_it_composes_with_scan_over_layers(wrap)
+
 
 @pytest.mark.usefixtures("_interpret")
 class TestPartOfTheContract:
@@ -108,6 +113,14 @@ def _lowered(dtype: jnp.dtype, **settings) -> str:
 def _products(text: str) -> list[str]:
     """The operand types of the matrix instructions in a lowered text."""
     return re.findall(r"wgmma\.mma_async\.sync\.aligned\.m\d+n\d+k\d+\.(f32\.\w+\.\w+)", text)
+
+
+def test_layers_that_are_computed_again_lower():
+    contract = TestGpu()
+    layer, chosen, arguments = contract.layers()
+    gradients = contract.gradients_of_a_scan(jax.checkpoint(layer), chosen)
+    shapes = (jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for a in arguments)
+    assert _products(lower_for_h100(gradients, *shapes))
 
 
 def test_wgmma_multiplies_bfloat16_and_never_tf32():
