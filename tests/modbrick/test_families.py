@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from modbrick.config import ModelConfig
+from modbrick.convert import jetmoe as jetmoe_format
+from modbrick.convert import mixtral as mixtral_format
 from modbrick.errors import InputError
-from modbrick.families import moduleformer
+from modbrick.families import dense, jetmoe, mixtral, moduleformer
 
 
 def family(**changes: Any) -> ModelConfig:
@@ -60,3 +62,76 @@ def test_every_layer_is_the_same_mixture_twice() -> None:
     same = family(top_k=3).layers[0].feed_forward.experts
     assert same is not None
     assert same.top_k == 3, "both banks choose as many unless told otherwise"
+
+
+def test_a_dense_decoder_is_that_model_without_its_experts() -> None:
+    sparse = family()
+    config = dense(vocabulary=40, width=16, layers=3, heads=2, feed_forward_width=24)
+    attention, feed_forward = config.layers[0].attention, config.layers[0].feed_forward
+    assert attention.experts is feed_forward.experts is None
+    assert (attention.kind, attention.heads, attention.head_width) == ("stickbreaking", 2, 8)
+    assert feed_forward.activation == sparse.layers[0].feed_forward.activation
+    assert not feed_forward.gated
+    for field in ("norm", "tied_head", "initial_scale", "dtype", "context"):
+        assert getattr(config, field) == getattr(sparse, field)
+    with pytest.raises(InputError, match="width 16 does not divide into 3 heads"):
+        dense(vocabulary=40, width=16, layers=3, heads=3, feed_forward_width=24)
+
+
+# What a family says of a model is what the reader of its published checkpoints says.
+
+
+def test_jetmoe_is_as_its_checkpoints_say() -> None:
+    published = {
+        "model_type": "jetmoe",
+        "architectures": ["JetMoeForCausalLM"],
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "kv_channels": 8,
+        "intermediate_size": 24,
+        "num_local_experts": 4,
+        "max_position_embeddings": 64,
+    }
+    config = jetmoe(
+        vocabulary=40,
+        width=16,
+        layers=3,
+        heads=2,
+        head_width=8,
+        feed_forward_width=24,
+        experts=4,
+        context=64,
+        dtype="float32",
+    )
+    assert config == jetmoe_format.read_config(published, "config.json").model
+
+
+def test_mixtral_is_as_its_checkpoints_say() -> None:
+    published = {
+        "model_type": "mixtral",
+        "architectures": ["MixtralForCausalLM"],
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 24,
+        "num_local_experts": 4,
+        "max_position_embeddings": 64,
+    }
+    sizes: dict[str, Any] = {
+        "vocabulary": 40,
+        "width": 16,
+        "layers": 3,
+        "key_value_heads": 2,
+        "feed_forward_width": 24,
+        "experts": 4,
+        "context": 64,
+        "dtype": "float32",
+    }
+    expected = mixtral_format.read_config(published, "config.json").model
+    assert mixtral(heads=4, **sizes) == expected
+    with pytest.raises(InputError, match="width 16 does not divide into 3 heads"):
+        mixtral(heads=3, **sizes)

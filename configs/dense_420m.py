@@ -1,0 +1,71 @@
+"""A dense decoder with as many parameters as MoLM-350M-4B has active: what its experts must beat.
+
+417,677,312 parameters, all of them active for a token; 300 billion tokens in 95,367 steps of
+3,145,728.
+
+Batch, tokens and learning rate are those published for MoLM (arXiv 2306.04640); the baseline itself
+is ours. Its layers have the depth, the width and the operations of MoLM's: attention of four
+projections stands for the query and output of two experts, 4,096 of its 4,352 hidden units for two
+feed-forward experts, and the rest for what the routers take. The schedule is that of
+`molm_350m_4b`.
+
+Laid out for 64 chips of v5p:4x4x4 (fsdp 64) and for 256 of v5e:16x16 or v6e:16x16 (data 4 x fsdp
+64).
+
+    python scripts/train.py --config=configs/dense_420m.py --config.data.path=DATA --workdir=DIR
+    python scripts/train.py --config=configs/dense_420m.py:v5e:16x16 ...
+"""
+
+from ml_collections import ConfigDict
+
+from modbrick.checkpoints import CheckpointConfig
+from modbrick.config_dict import to_config_dict
+from modbrick.data import DataConfig
+from modbrick.execution import ExecutionConfig
+from modbrick.families import dense
+from modbrick.optimizer import OptimizerConfig, ScheduleConfig
+from modbrick.parallel import MeshConfig
+from modbrick.training.layouts import Layout, layout_for
+from modbrick.training.run_config import (
+    EvaluationConfig,
+    LoggingConfig,
+    RunConfig,
+    TrainingConfig,
+)
+
+LAYOUTS = {
+    "v5p:4x4x4": Layout(MeshConfig(fsdp=64), ExecutionConfig(rematerialisation="sublayers")),
+    "v5e:16x16": Layout(
+        MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="sublayers")
+    ),
+    "v6e:16x16": Layout(
+        MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="sublayers")
+    ),
+}
+
+
+def get_config(topology: str = "v5p:4x4x4") -> ConfigDict:
+    """Returns the run's config, laid out for a topology."""
+    layout = layout_for(topology, LAYOUTS)
+    run = RunConfig(
+        model=dense(
+            vocabulary=50_295,
+            width=1024,
+            layers=24,
+            heads=8,
+            feed_forward_width=4352,
+            context=1024,
+        ),
+        data=DataConfig(path="", sequence_length=1024, batch_size=3072),
+        training=TrainingConfig(steps=95_367, microbatches=layout.microbatches),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-4,
+            schedule=ScheduleConfig("cosine", warm_up_steps=2_000, end_factor=0.1),
+        ),
+        evaluation=EvaluationConfig(every=2_000, max_tokens=10_000_000),
+        checkpoint=CheckpointConfig(every=1_000, keep_every=10_000),
+        logging=LoggingConfig(every=10),
+        execution=layout.execution,
+        mesh=layout.mesh,
+    )
+    return to_config_dict(run)

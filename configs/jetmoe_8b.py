@@ -1,0 +1,76 @@
+"""JetMoE-8B: 24 layers with 2 of 8 attention experts and 2 of 8 gated feed-forward experts.
+
+8,522,237,952 parameters, 2,331,445,248 of them active for a token; 1.25 trillion tokens in 298,023
+steps of 4,194,304.
+
+Published (arXiv 2404.07413 and the model card): sizes, tokens, learning rate, 4M tokens a batch,
+rows of 4,096, weights 0.01 and 0.001 of the balance and z losses, a linear warm-up, a constant
+phase of 1 trillion tokens and a decay over the last 250 billion. The decay is exponential there and
+linear here. Chosen: a warm-up of 10 billion tokens, an end at a tenth, AdamW's betas, weight decay,
+clipping.
+
+Laid out for 64 chips of v5p:4x4x4 (fsdp 64) and for 256 of v5e:16x16 or v6e:16x16 (data 4 x fsdp
+64).
+
+    python scripts/train.py --config=configs/jetmoe_8b.py --config.data.path=DATA --workdir=DIR
+    python scripts/train.py --config=configs/jetmoe_8b.py:v5e:16x16 ...
+"""
+
+from ml_collections import ConfigDict
+
+from modbrick.checkpoints import CheckpointConfig
+from modbrick.config_dict import to_config_dict
+from modbrick.data import DataConfig
+from modbrick.execution import ExecutionConfig
+from modbrick.families import jetmoe
+from modbrick.objective import ObjectiveConfig
+from modbrick.optimizer import OptimizerConfig, ScheduleConfig
+from modbrick.parallel import MeshConfig
+from modbrick.training.layouts import Layout, layout_for
+from modbrick.training.run_config import (
+    EvaluationConfig,
+    LoggingConfig,
+    RunConfig,
+    TrainingConfig,
+)
+
+LAYOUTS = {
+    "v5p:4x4x4": Layout(MeshConfig(fsdp=64), ExecutionConfig(rematerialisation="sublayers")),
+    "v5e:16x16": Layout(MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="full")),
+    "v6e:16x16": Layout(
+        MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="sublayers")
+    ),
+}
+
+
+def get_config(topology: str = "v5p:4x4x4") -> ConfigDict:
+    """Returns the run's config, laid out for a topology."""
+    layout = layout_for(topology, LAYOUTS)
+    run = RunConfig(
+        model=jetmoe(
+            vocabulary=32_000,
+            width=2048,
+            layers=24,
+            heads=16,
+            head_width=128,
+            feed_forward_width=5632,
+            experts=8,
+            top_k=2,
+            context=4096,
+        ),
+        data=DataConfig(path="", sequence_length=4096, batch_size=1024),
+        training=TrainingConfig(steps=298_023, microbatches=layout.microbatches),
+        optimizer=OptimizerConfig(
+            learning_rate=5e-4,
+            schedule=ScheduleConfig(
+                "warmup_stable_decay", warm_up_steps=2_384, decay_steps=59_605, end_factor=0.1
+            ),
+        ),
+        objective=ObjectiveConfig(switch=0.01, router_z=0.001),
+        evaluation=EvaluationConfig(every=2_000, max_tokens=10_000_000),
+        checkpoint=CheckpointConfig(every=1_000, keep_every=10_000),
+        logging=LoggingConfig(every=10),
+        execution=layout.execution,
+        mesh=layout.mesh,
+    )
+    return to_config_dict(run)

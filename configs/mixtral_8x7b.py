@@ -1,0 +1,72 @@
+"""Mixtral 8x7B: 32 layers of dense attention and 2 of 8 gated feed-forward experts.
+
+46,702,792,704 parameters, 12,879,925,248 of them active for a token; 1 trillion tokens in 238,419
+steps of 4,194,304.
+
+Published (arXiv 2401.04088 and the model's config): the sizes, and a context of 32,768 tokens. How
+it was trained is not: tokens, batch, rows of 4,096 (short rows first, as is usual), AdamW and its
+learning rate, the schedule and the weight 0.01 of the balance loss are chosen here.
+
+Laid out for 64 chips of v5p:4x4x4 (fsdp 64) and for 256 of v5e:16x16 (fsdp 64 x expert 4, in four
+microbatches) or v6e:16x16 (fsdp 256).
+
+    python scripts/train.py --config=configs/mixtral_8x7b.py --config.data.path=DATA --workdir=DIR
+    python scripts/train.py --config=configs/mixtral_8x7b.py:v5e:16x16 ...
+"""
+
+from ml_collections import ConfigDict
+
+from modbrick.checkpoints import CheckpointConfig
+from modbrick.config_dict import to_config_dict
+from modbrick.data import DataConfig
+from modbrick.execution import ExecutionConfig
+from modbrick.families import mixtral
+from modbrick.objective import ObjectiveConfig
+from modbrick.optimizer import OptimizerConfig, ScheduleConfig
+from modbrick.parallel import MeshConfig
+from modbrick.training.layouts import Layout, layout_for
+from modbrick.training.run_config import (
+    EvaluationConfig,
+    LoggingConfig,
+    RunConfig,
+    TrainingConfig,
+)
+
+LAYOUTS = {
+    "v5p:4x4x4": Layout(MeshConfig(fsdp=64), ExecutionConfig(rematerialisation="full")),
+    "v5e:16x16": Layout(
+        MeshConfig(fsdp=64, expert=4), ExecutionConfig(rematerialisation="full"), microbatches=4
+    ),
+    "v6e:16x16": Layout(MeshConfig(fsdp=256), ExecutionConfig(rematerialisation="full")),
+}
+
+
+def get_config(topology: str = "v5p:4x4x4") -> ConfigDict:
+    """Returns the run's config, laid out for a topology."""
+    layout = layout_for(topology, LAYOUTS)
+    run = RunConfig(
+        model=mixtral(
+            vocabulary=32_000,
+            width=4096,
+            layers=32,
+            heads=32,
+            key_value_heads=8,
+            feed_forward_width=14336,
+            experts=8,
+            top_k=2,
+            context=32_768,
+        ),
+        data=DataConfig(path="", sequence_length=4096, batch_size=1024),
+        training=TrainingConfig(steps=238_419, microbatches=layout.microbatches),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-4,
+            schedule=ScheduleConfig("cosine", warm_up_steps=2_000, end_factor=0.1),
+        ),
+        objective=ObjectiveConfig(switch=0.01),
+        evaluation=EvaluationConfig(every=2_000, max_tokens=10_000_000),
+        checkpoint=CheckpointConfig(every=1_000, keep_every=10_000),
+        logging=LoggingConfig(every=10),
+        execution=layout.execution,
+        mesh=layout.mesh,
+    )
+    return to_config_dict(run)

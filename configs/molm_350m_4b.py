@@ -1,0 +1,76 @@
+"""MoLM-350M-4B, a ModuleFormer of 24 layers: 2 of 16 attention, 2 of 32 feed-forward experts.
+
+4,142,526,464 parameters, 417,984,512 of them active for a token; 300 billion tokens in 95,367 steps
+of 3,145,728.
+
+Published (the model card and arXiv 2306.04640): sizes, tokens, learning rate, 3M tokens a batch.
+Not published, chosen here: AdamW's betas, weight decay and clipping as usual for language models, a
+warm-up of 2,000 steps and half a cosine down to a tenth, 0.01 as the weight of load balancing, rows
+of 1,024 tokens (the released models see 512 and 512 before them).
+
+Laid out for 64 chips of v5p:4x4x4 (fsdp 64) and for 256 of v5e:16x16 or v6e:16x16 (data 4 x fsdp
+64).
+
+    python scripts/train.py --config=configs/molm_350m_4b.py --config.data.path=DATA --workdir=DIR
+    python scripts/train.py --config=configs/molm_350m_4b.py:v5e:16x16 ...
+"""
+
+from ml_collections import ConfigDict
+
+from modbrick.checkpoints import CheckpointConfig
+from modbrick.config_dict import to_config_dict
+from modbrick.data import DataConfig
+from modbrick.execution import ExecutionConfig
+from modbrick.families import moduleformer
+from modbrick.objective import ObjectiveConfig
+from modbrick.optimizer import OptimizerConfig, ScheduleConfig
+from modbrick.parallel import MeshConfig
+from modbrick.training.layouts import Layout, layout_for
+from modbrick.training.run_config import (
+    EvaluationConfig,
+    LoggingConfig,
+    RunConfig,
+    TrainingConfig,
+)
+
+LAYOUTS = {
+    "v5p:4x4x4": Layout(MeshConfig(fsdp=64), ExecutionConfig(rematerialisation="sublayers")),
+    "v5e:16x16": Layout(
+        MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="sublayers")
+    ),
+    "v6e:16x16": Layout(
+        MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="sublayers")
+    ),
+}
+
+
+def get_config(topology: str = "v5p:4x4x4") -> ConfigDict:
+    """Returns the run's config, laid out for a topology."""
+    layout = layout_for(topology, LAYOUTS)
+    run = RunConfig(
+        model=moduleformer(
+            vocabulary=50_295,
+            width=1024,
+            layers=24,
+            heads=1,
+            attention_width=1024,
+            feed_forward_width=2048,
+            attention_experts=16,
+            feed_forward_experts=32,
+            top_k=2,
+            context=1024,
+        ),
+        data=DataConfig(path="", sequence_length=1024, batch_size=3072),
+        training=TrainingConfig(steps=95_367, microbatches=layout.microbatches),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-4,
+            schedule=ScheduleConfig("cosine", warm_up_steps=2_000, end_factor=0.1),
+        ),
+        objective=ObjectiveConfig(load_balancing=0.01),
+        evaluation=EvaluationConfig(every=2_000, max_tokens=10_000_000),
+        checkpoint=CheckpointConfig(every=1_000, keep_every=10_000),
+        logging=LoggingConfig(every=10),
+        execution=layout.execution,
+        mesh=layout.mesh,
+    )
+    return to_config_dict(run)
