@@ -33,6 +33,14 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "modbrick", "jax"))
 
 
+def process_start() -> float:
+    """Returns when this process began, in seconds since the epoch (Linux; to 10 ms)."""
+    # Fields after the name, which may hold anything: the 20th is ticks after the machine's start.
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - max(age, 0.0)
+
+
 @functools.cache
 def peak_flops() -> float:
     """Returns floating-point operations per second of one device.

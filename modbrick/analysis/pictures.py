@@ -11,6 +11,8 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
+from modbrick.analysis.goodput import Goodput
+
 
 def draw_loss(records: list[dict[str, Any]], path: str) -> None:
     """Draws training and held-out loss over steps, in nats per token.
@@ -55,6 +57,37 @@ def draw_expert_load(routers: dict[str, dict[str, Any]], path: str) -> None:
         axes.set_yticks(range(load.shape[0]))
         figure.colorbar(image, ax=axes, label="load (1: its equal share)", shrink=0.8)
     figure.suptitle("Expert load by layer")
+    _save(figure, path)
+
+
+def draw_goodput(report: Goodput, path: str) -> None:
+    """Draws the step reached over wall time, a line a start, and where the time went.
+
+    Args:
+      report: of a run.
+      path: of the PNG file.
+    """
+    figure, (course, shares) = pyplot.subplots(
+        2, 1, figsize=(8, 5.5), layout="constrained", height_ratios=(3, 1)
+    )
+    begin, longest = report.starts[0].begin, report.total
+    unit, name = next(
+        (u, n)
+        for u, n in ((3600, "hours"), (60, "minutes"), (1, "seconds"))
+        if longest >= 2 * u or u == 1
+    )
+    for start in report.starts:
+        times = [(record["time"] - begin) / unit for record in start.records]
+        course.plot(times, [record["step"] for record in start.records], linewidth=1.5)
+    course.set(xlabel=f"wall time ({name})", ylabel="step", title="Progress of every start")
+    course.grid(alpha=0.3)
+    left = 0.0
+    for part, seconds in report.seconds.items():
+        share = 100 * seconds / report.total if report.total else 0.0
+        shares.barh(0, share, left=left, label=f"{part.replace('_', ' ')} {share:.1f} %")
+        left += share
+    shares.set(xlim=(0, 100), yticks=[], xlabel="share of the wall time (%)", title="Goodput")
+    shares.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6), ncols=4, frameon=False)
     _save(figure, path)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,10 +11,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from modbrick.checkpoints.directory import write_text
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
 from modbrick.flops import training_flops
+from modbrick.parallel.processes import is_first
+from modbrick.training.line_log import LineLog, read_log
 from modbrick.training.router_health import RouterHealth
 from modbrick.training.step import StepReport
 
@@ -45,7 +44,23 @@ class MetricsWindow:
         self._tokens = 0
         self._flops = 0.0
         self._timed_steps = 0
+        self._data_wait = 0.0
         self._start = time.perf_counter()
+
+    def fetch[B](self, batches: Iterator[B]) -> tuple[B, float]:
+        """Returns the next batch, and the seconds for which the devices waited for it, at most.
+
+        While the step before is still running, nobody waits; what the host takes then is none. If
+        it has ended by the time the batch is there, all that the host took counts.
+        """
+        start = time.perf_counter()
+        batch = next(batches)
+        last = self._reports[-1].loss if self._reports else None
+        running = last is not None and not last.is_ready()  # type: ignore[attr-defined]
+        seconds = 0.0 if running else time.perf_counter() - start
+        if self._compiled:
+            self._data_wait += seconds
+        return batch, seconds
 
     def add(self, report: StepReport, tokens: int, flops: float) -> None:
         """Adds a step: its report, the tokens it read, and the useful operations it took.
@@ -84,6 +99,7 @@ class MetricsWindow:
             "tokens_per_second": self._tokens / seconds,
             "utilisation": self._flops / seconds / self._peak,
             "seconds_per_step": seconds / self._timed_steps if self._timed_steps else None,
+            "data_wait_seconds": self._data_wait,
             "routers": {
                 name: RouterHealth.from_statistics(s).to_mapping() for name, s in statistics.items()
             },
@@ -122,6 +138,8 @@ def useful_flops(config: ModelConfig, batch: Mapping[str, np.ndarray]) -> float:
 class MetricsWriter:
     """Appends records to `metrics.jsonl` and TensorBoard events in a run's directory.
 
+    In a run of several processes the first one writes.
+
     Args:
       directory: of the run.
       start_step: step that the run continues from; records of later steps, left by a run that was
@@ -130,11 +148,11 @@ class MetricsWriter:
     """
 
     def __init__(self, directory: str, *, start_step: int = 0, tensorboard: bool = True):
-        self._path = epath.Path(directory) / METRICS_FILE
-        kept = [r for r in read_metrics(directory) if r["step"] <= start_step]
-        write_text(self._path, "".join(json.dumps(r) + "\n" for r in kept))
-        self._file = self._path.open("a")
-        self._events = None
+        path = epath.Path(directory) / METRICS_FILE
+        self._log = self._events = None
+        if not is_first():
+            return
+        self._log = LineLog(path, keep=lambda record: record["step"] <= start_step)
         if tensorboard:
             import tensorboardX  # takes a second to import
 
@@ -143,8 +161,8 @@ class MetricsWriter:
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes one record, whose `step` is its time axis; numbers may be nested."""
-        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
-        self._file.flush()
+        if self._log is not None:
+            self._log.append(record)
         if self._events is not None:
             for name, value in _scalars(record).items():
                 if name != "step":
@@ -152,7 +170,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        self._file.close()
+        if self._log is not None:
+            self._log.close()
         if self._events is not None:
             self._events.close()
 
@@ -165,12 +184,7 @@ class MetricsWriter:
 
 def read_metrics(directory: str) -> list[dict[str, Any]]:
     """Returns the records of a run, in order; a line cut off by a kill is left out."""
-    path = epath.Path(directory) / METRICS_FILE
-    if not path.exists():
-        return []
-    *lines, last = path.read_text().split("\n")
-    del last  # empty, or cut off
-    return [json.loads(line) for line in lines]
+    return read_log(epath.Path(directory) / METRICS_FILE)
 
 
 def _mean(values: list[Any]) -> float:
@@ -191,12 +205,3 @@ def _scalars(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, (int, float)):
             found[prefix + key] = value
     return found
-
-
-def _finite(value: Any) -> Any:
-    """Puts None, which is JSON, for numbers that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
