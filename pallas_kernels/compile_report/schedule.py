@@ -82,13 +82,18 @@ class Region:
 
     @property
     def is_rare(self) -> bool:
-        """Whether it is a part that most steps skip, see `steady`."""
-        return self.kind == "branch" and not self.slots["MXU"] and not self.copies
+        """Whether it is a part that most steps skip, see `steady`.
+
+        One that starts copies in a loop of its own fills the buffers before the first step.
+        """
+        copies = self.copies and not any(region.kind == "loop" for region in self.children)
+        return self.kind == "branch" and not self.slots["MXU"] and not copies
 
     @property
-    def has_loops(self) -> bool:
-        """Whether there is a loop inside."""
-        return any(region.kind == "loop" for region in self.walk() if region is not self)
+    def multiplies_in_loops(self) -> bool:
+        """Whether a loop inside multiplies."""
+        inside = (region for region in self.walk() if region is not self)
+        return any(region.kind == "loop" and region.slots["MXU"] for region in inside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +114,12 @@ class Schedule:
 
     @property
     def inner_loop(self) -> Region:
-        """The loop without loops in it that multiplies most; the kernel if there is no loop."""
-        loops = [r for r in self.kernel.walk() if r.kind == "loop" and not r.has_loops]
+        """The innermost loop that multiplies most; the kernel if none multiplies.
+
+        Loops that do not multiply, such as the first step's fetches, do not count.
+        """
+        loops = [r for r in self.kernel.walk() if r.kind == "loop" and r.slots["MXU"]]
+        loops = [r for r in loops if not r.multiplies_in_loops]
         return max(
             loops, key=lambda region: (region.slots["MXU"], region.bundles), default=self.kernel
         )

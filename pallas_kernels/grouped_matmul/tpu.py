@@ -29,6 +29,7 @@ from pallas_kernels.grouped_matmul.tpu_block_sizes import (
     TOO_SMALL,
     BlockSizes,
     block_sizes,
+    cores_in_force,
     vmem_limit,
 )
 from pallas_kernels.grouped_matmul.tpu_feed_forward import hidden_layer_gradients
@@ -95,10 +96,21 @@ def _source(x: Array, plan: RoutingPlan, layout: str) -> Rows:
 
 
 def _visits(
-    plan: RoutingPlan, sizes: BlockSizes, *, every_row: bool = False, every_expert: bool = False
+    plan: RoutingPlan,
+    sizes: BlockSizes,
+    *,
+    every_row: bool = False,
+    every_expert: bool = False,
+    cores: int | None = None,
 ) -> Visits:
     height = min(sizes.height, round_up(plan.num_slots, 16))
-    return visits(plan, height, every_row=every_row, every_expert=every_expert)
+    return visits(
+        plan,
+        height,
+        every_row=every_row,
+        every_expert=every_expert,
+        cores=cores_in_force() if cores is None else cores,
+    )
 
 
 def _products(
@@ -138,7 +150,7 @@ def _weight_gradient(
 ) -> tuple[Array, Array | None]:
     sizes = block_sizes("weights")
     return weight_gradient(
-        _visits(plan, sizes, every_expert=True),
+        _visits(plan, sizes, every_expert=True, cores=1),  # its columns are divided
         left,
         right,
         experts=plan.num_experts,

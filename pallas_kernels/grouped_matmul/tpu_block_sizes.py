@@ -49,10 +49,12 @@ class Generation:
     Attributes:
         vmem: bytes of vector memory that a kernel may use; the rest is left to the compiler.
         blocks: for each kernel, its block sizes.
+        cores: TensorCores that work for one jax device.
     """
 
     vmem: int
     blocks: dict[str, BlockSizes]
+    cores: int = 1
 
 
 _SMALL_MXU = {
@@ -73,7 +75,7 @@ KERNELS = tuple(_SMALL_MXU)
 # Measured in schedules compiled ahead of time; docs/kernels/grouped_matmul.md has the figures.
 GENERATIONS = {
     "v5e": Generation(112 * MEBI, _SMALL_MXU),
-    "v5p": Generation(60 * MEBI, _SMALL_MXU),
+    "v5p": Generation(60 * MEBI, _SMALL_MXU, cores=2),
     "v6e": Generation(112 * MEBI, _LARGE_MXU),
     "tpu7x": Generation(60 * MEBI, _LARGE_MXU),
 }
@@ -139,6 +141,11 @@ def generation_in_force() -> str:
 def vmem_limit() -> int:
     """Bytes of VMEM that a kernel may use."""
     return GENERATIONS[generation_in_force()].vmem
+
+
+def cores_in_force() -> int:
+    """TensorCores that share the work of a kernel, on the generation in force."""
+    return GENERATIONS[generation_in_force()].cores
 
 
 def block_sizes(kernel: str) -> BlockSizes:

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
-from pallas_kernels.grouped_matmul.tpu_block_sizes import BlockSizes, vmem_limit
+from pallas_kernels.grouped_matmul.tpu_block_sizes import BlockSizes, cores_in_force, vmem_limit
 from pallas_kernels.grouped_matmul.tpu_rows import LANES, ROW_MULTIPLE, round_up
 from pallas_kernels.grouped_matmul.tpu_tiles import Block, Rows, Visit, tile_call
 from pallas_kernels.grouped_matmul.tpu_visits import Visits
@@ -334,7 +334,7 @@ def expert_products(
     operands = list(rows)
     lanes = LANES if chunks.size % LANES == 0 else chunks.size
     scratch = []
-    results: list[tuple[jax.ShapeDtypeStruct, Block]] = []
+    results: list[tuple[jax.ShapeDtypeStruct, Block | None]] = []
     if as_rows:
         sublanes = padded // LANES
         shape = (num_rows, count * sublanes, LANES)
@@ -465,13 +465,14 @@ def weight_gradient(
     area = vmem_limit() // 2 // (4 + 2 * jnp.dtype(output_dtype).itemsize)
     tall = column_blocks(depth, max(area // round_up(block, LANES), ROW_MULTIPLE))
     count = across * -(-depth // tall)
+    cores = cores_in_force() if count % cores_in_force() == 0 else 1
     left = dataclasses.replace(left, width=tall, place=lambda n: lax.div(n, across))
     right = dataclasses.replace(right, width=block, place=lambda n: lax.rem(n, across))
     chunks = Chunks.of(block, sizes, height)
     blocks = []
     if scale is not None:
         blocks.append((row_blocks(scale, height), vector_block(height)))
-    results = [
+    results: list[tuple[jax.ShapeDtypeStruct, Block | None]] = [
         (
             jax.ShapeDtypeStruct((experts, depth, width), output_dtype),
             Block((None, tall, block), lambda n, e, t: (e, lax.div(n, across), lax.rem(n, across))),
@@ -529,6 +530,7 @@ def weight_gradient(
         results=results,
         scratch=scratch,
         parts=chunks.parts,
+        column_cores=cores,
         vmem_limit=vmem_limit(),
         cost=pl.CostEstimate(
             flops=2 * visits.tiles * height * depth * width,

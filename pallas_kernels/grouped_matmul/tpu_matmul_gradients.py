@@ -11,6 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.grouped_matmul.tpu_block_sizes import BlockSizes, vmem_limit
+from pallas_kernels.grouped_matmul.tpu_expert_sums import ExpertSums, Sums, joined
 from pallas_kernels.grouped_matmul.tpu_matmul import (
     Chunks,
     as_column,
@@ -65,7 +66,7 @@ def matmul_gradients(
         dy: gradients of the outputs [R, N], before the gates.
         weights: [E, K, N].
         num_rows: R.
-        buffers: that the matrix and its gradient get.
+        buffers: that the matrix gets.
         sizes: of blocks.
         as_rows: whether the gradients of the inputs are for fetching rows from.
         scale: float32 [R], the gates; None for ones, and no gradient.
@@ -79,35 +80,31 @@ def matmul_gradients(
     experts, depth, width = weights.shape
     height, dtype = visits.height, x.rows.dtype
     chunks = Chunks.of(width, sizes, height)
-    last = experts - 1
-    results: list[tuple[jax.ShapeDtypeStruct, Block]] = [
+    results: list[tuple[jax.ShapeDtypeStruct, Block | None]] = [
         rows_result(num_rows, depth, height, dtype)
         if as_rows
         else (
             jax.ShapeDtypeStruct((num_rows, depth), dtype),
             Block((height, depth), lambda n, e, t: (t, 0)),
         ),
-        (jax.ShapeDtypeStruct(weights.shape, weights.dtype), expert_block(weights, buffers)),
     ]
-    if with_sums:
-        sums = jax.ShapeDtypeStruct((experts, 1, width), jnp.float32)
-        place = lambda n, e, t: (jnp.minimum(e, last), 0, 0)  # noqa: E731
-        results.append((sums, Block((None, 1, width), place)))
     if scale is not None:
         per_row = jax.ShapeDtypeStruct((visits.tiles, 1, height), jnp.float32)
         results.append((per_row, vector_block(height)))
+    specs = [ExpertSums(experts, (depth, width), weights.dtype, visits.cores)]
+    if with_sums:
+        specs.append(ExpertSums(experts, (1, width), jnp.float32, visits.cores))
+    own_results = len(results)
 
     def body(
         visit: Visit, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
     ) -> None:
-        total, turned, scaled, dx, flat, biases = scratch_refs
+        outs, parts = outs[:own_results], outs[own_results:]
+        sums = [Sums.of(spec, visit, parts, scratch_refs) for spec in specs]
+        turned, scaled, dx, flat = scratch_refs
         own, routed = visit.own(), visit.expert < experts
-
-        @pl.when(visit.opens_expert)
-        def _() -> None:
-            total[...] = jnp.zeros_like(total)
-            biases[...] = jnp.zeros_like(biases)
-
+        for kept_sum in sums:
+            kept_sum.open()
         kept = jnp.where(own, tiles[0][...], jnp.zeros_like(tiles[0]))
         turned[...] = kept.T
         dx[...] = jnp.zeros_like(dx)
@@ -118,14 +115,16 @@ def matmul_gradients(
             product = raw if factor is None else raw.astype(jnp.float32) * factor
             product = jnp.where(own, product, jnp.zeros_like(product))
             if with_sums:
-                biases[:, at] += jnp.sum(product.astype(jnp.float32), axis=0, keepdims=True)
+                sums[1].total[:, at] += jnp.sum(product.astype(jnp.float32), axis=0, keepdims=True)
             scaled[...] = product.astype(scaled.dtype)
 
         def use(at: Any) -> None:
-            total[:, at] += dot(turned[...], scaled[...], (1, 0), precision)
+            sums[0].total[:, at] += dot(turned[...], scaled[...], (1, 0), precision)
             dx[...] += dot(tiles[1][:, at], block_refs[0][:, at], (1, 1), precision)
 
         pipelined(chunks, prepare, make, use)
+        for done in sums:
+            done.stage()
         rows = jnp.where(routed, dx[...], 0)
         if factor is not None:
             products = fold_lanes(rows * kept.astype(jnp.float32))
@@ -138,11 +137,8 @@ def matmul_gradients(
         else:
             outs[0][...] = jnp.where(own, rows.astype(dtype), outs[0][...])
 
-        @pl.when(visit.closes_expert & routed)
-        def _() -> None:
-            outs[1][...] = total[...].astype(weights.dtype)
-            if with_sums:
-                outs[2][...] = biases[...]
+        for done in sums:
+            done.copy()
 
     blocks = [(weights, expert_block(weights, buffers))]
     if scale is not None:
@@ -154,14 +150,13 @@ def matmul_gradients(
         columns=1,
         rows=[x, dy],
         blocks=blocks,
-        results=results,
+        results=[*results, *(result for spec in specs for result in spec.results)],
         scratch=[
-            pltpu.VMEM((depth, width), jnp.float32),
+            *(ref for spec in specs for ref in spec.scratch),
             pltpu.VMEM((depth, height), dtype),
             pltpu.VMEM((height, chunks.size), dy.rows.dtype),
             pltpu.VMEM((height, depth), jnp.float32),
             pltpu.VMEM((height, round_up(depth, ROW_MULTIPLE)), dtype),
-            pltpu.VMEM((1, width), jnp.float32),
         ],
         parts=chunks.parts,
         vmem_limit=vmem_limit(),
@@ -172,6 +167,6 @@ def matmul_gradients(
             transcendentals=0,
         ),
     )
-    dgates = None if scale is None else outputs[-1].reshape(-1)[:num_rows]
-    dbias = outputs[2][:, 0] if with_sums else None
-    return outputs[0], outputs[1], dgates, dbias
+    dgates = None if scale is None else outputs[1].reshape(-1)[:num_rows]
+    dx, (dweights, *dbias) = joined(specs, outputs[own_results:], visits, outputs[0])
+    return dx, dweights, dgates, dbias[0][:, 0] if dbias else None

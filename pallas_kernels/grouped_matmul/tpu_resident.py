@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.grouped_matmul.loops import Activation, hidden_layer
 from pallas_kernels.grouped_matmul.tpu_block_sizes import BlockSizes, vmem_limit
+from pallas_kernels.grouped_matmul.tpu_expert_sums import ExpertSums, Sums, joined
 from pallas_kernels.grouped_matmul.tpu_feed_forward import hidden_gradients
 from pallas_kernels.grouped_matmul.tpu_matmul import (
     Chunks,
@@ -45,7 +46,7 @@ class Footprint:
 
     Attributes:
         banks: one expert's matrices.
-        sums: the sums and results of their gradients, with one buffer; 0 for the forward pass.
+        sums: the sums of their gradients and what is copied out; 0 for the forward pass.
         tiles: everything that grows with the height of a tile.
     """
 
@@ -74,8 +75,7 @@ class Footprint:
     def buffers(self, budget: int) -> int | None:
         """How many buffers the matrices can have, or None if they do not fit."""
         for count in (2, 1):
-            gradients = self.sums + (count - 1) * (self.banks if self.sums else 0)
-            if count * self.banks + gradients + self.tiles <= budget:
+            if count * self.banks + self.sums + self.tiles <= budget:
                 return count
         return None
 
@@ -213,7 +213,7 @@ def feed_forward_gradients(
         banks: (down, up[, gate]).
         gates: float32 [R].
         num_rows: R.
-        buffers: that each matrix and each gradient gets.
+        buffers: that each matrix gets.
         sizes: of blocks.
         activation: of the hidden layer.
         precision: of the products.
@@ -228,21 +228,19 @@ def feed_forward_gradients(
     lanes = LANES if chunks.size % LANES == 0 else chunks.size
     padded = round_up(width, ROW_MULTIPLE)
     count = len(banks)
+    specs = [ExpertSums(b.shape[0], b.shape[1:], b.dtype, visits.cores) for b in banks]
 
     def body(
         visit: Visit, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
     ) -> None:
         down, *ups = block_refs[:count]
         factor = as_column(block_refs[count][...])[:, :1]
-        sums, scratch_refs = scratch_refs[:count], scratch_refs[count:]
+        dx, dgates, *rest = outs
+        sums = [Sums.of(spec, visit, rest, scratch_refs) for spec in specs]
         x_own, x_turned, dy_own, terms, total, flat, hidden, *dpre = scratch_refs
         own = visit.own()
-
-        @pl.when(visit.opens_expert)
-        def _() -> None:
-            for ref in sums:
-                ref[...] = jnp.zeros_like(ref)
-
+        for kept in sums:
+            kept.open()
         # Rows of other experts must not reach the sums over rows, whatever they hold.
         for tile, kept in ((tiles[0], x_own), (tiles[1], dy_own)):
             kept[...] = jnp.where(own, tile[...], jnp.zeros_like(tile))
@@ -259,25 +257,23 @@ def feed_forward_gradients(
                 ref[...] = jnp.where(own, new, 0).astype(dtype)
 
         def use(at: Any) -> None:
-            sums[0][at, :] += dot(hidden[...], dy_own[...], (0, 0), precision)
+            sums[0].total[at, :] += dot(hidden[...], dy_own[...], (0, 0), precision)
             parts = []
             for d, up, dup in zip(dpre, ups, sums[1:], strict=True):
-                dup[:, at] += dot(x_turned[...], d[...], (1, 0), precision)
+                dup.total[:, at] += dot(x_turned[...], d[...], (1, 0), precision)
                 parts.append(dot(d[...], up[:, at], (1, 1), precision))
             total[...] += sum(parts[1:], parts[0])
 
         pipelined(chunks, prepare, make, use)
+        for done in sums:
+            done.stage()
         flat[:, :width] = total[...].astype(dtype)
-        store_rows(visit, outs[0], flat)
-        rows = row_sums(terms[...])
-        outs[1][...] = jnp.where(own_lanes(visit), rows, outs[1][...])
+        store_rows(visit, dx, flat)
+        dgates[...] = jnp.where(own_lanes(visit), row_sums(terms[...]), dgates[...])
+        for done in sums:
+            done.copy()
 
-        @pl.when(visit.closes_expert)
-        def _() -> None:
-            for out, ref in zip(outs[2:], sums, strict=True):
-                out[...] = ref[...].astype(out.dtype)
-
-    dx, dgates, *dbanks = tile_call(
+    dx, dgates, *parts = tile_call(
         body,
         visits,
         name="grouped_feed_forward_resident_gradients",
@@ -293,13 +289,10 @@ def feed_forward_gradients(
                 jax.ShapeDtypeStruct((visits.tiles, 1, height), jnp.float32),
                 vector_block(height),
             ),
-            *(
-                (jax.ShapeDtypeStruct(bank.shape, bank.dtype), expert_block(bank, buffers))
-                for bank in banks
-            ),
+            *(result for spec in specs for result in spec.results),
         ],
         scratch=[
-            *(pltpu.VMEM(bank.shape[1:], jnp.float32) for bank in banks),
+            *(ref for spec in specs for ref in spec.scratch),
             pltpu.VMEM((height, width), dtype),
             pltpu.VMEM((width, height), dtype),
             pltpu.VMEM((height, width), dtype),
@@ -317,4 +310,5 @@ def feed_forward_gradients(
             transcendentals=num_rows * hidden_width,
         ),
     )
+    dx, dbanks = joined(specs, parts, visits, dx)
     return dx, tuple(dbanks), dgates.reshape(-1)[:num_rows]

@@ -1,6 +1,8 @@
 """The frame of the kernels that work tile by tile through the grouped rows.
 
-A grid step is one visit (`tpu_visits`) of one column block. Operands come as
+A grid step is one visit (`tpu_visits`) of one column block. Where a jax device has two cores, the
+outermost axis of the grid divides the visits, or the column blocks, between them; all else of the
+grid is a core's own, and so are scratch and pipelines. Operands come as
 
 - `Rows`: the tile's rows, fetched one by one through an index where they have one;
 - blocks: whatever a `pl.BlockSpec` can describe, pipelined by Pallas.
@@ -16,6 +18,7 @@ prepare the first tiles once more.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +68,27 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
+class Division:
+    """How the grid's axes (core, column block, visit) divide the work.
+
+    Attributes:
+        length: of a core's work list; 0 if both have the same one.
+        columns: column blocks of a core; 0 if both have the same ones.
+    """
+
+    length: int
+    columns: int
+
+    def visit(self, core: Any, number: Any) -> Any:
+        """The place of a visit in the work lists."""
+        return core * self.length + number if self.length else number
+
+    def column(self, core: Any, number: Any) -> Any:
+        """The column block."""
+        return core * self.columns + number if self.columns else number
+
+
+@dataclasses.dataclass(frozen=True)
 class Block:
     """An operand or a result in blocks.
 
@@ -78,30 +102,48 @@ class Block:
     place: Callable[[Any, Any, Any], tuple[Any, ...]]
     buffers: int = 2
 
-    def spec(self) -> pl.BlockSpec:
+    def spec(self, division: Division) -> pl.BlockSpec:
         """As Pallas takes it: grid indices, then the scalars of `Visits`."""
 
-        def place(n: Any, v: Any, expert: Any, tile: Any, offsets: Any, count: Any) -> Any:
-            del offsets, count
-            return self.place(n, expert[v], tile[v])
+        def place(c: Any, n: Any, v: Any, expert: Any, tile: Any, *rest: Any) -> Any:
+            del rest
+            at = division.visit(c, v)
+            return self.place(division.column(c, n), expert[at], tile[at])
 
         mode = None if self.buffers == 2 else pl.Buffered(self.buffers)
         return pl.BlockSpec(self.shape, place, pipeline_mode=mode)
 
 
 class Visit:
-    """What a kernel body knows of the visit it makes."""
+    """What a kernel body knows of the visit it makes.
 
-    def __init__(self, scalars: Sequence[Any], height: int):
-        experts, tiles, self._offsets, count = scalars
-        self.number, self.count = pl.program_id(1), count[0]
-        self.column = pl.program_id(0)
-        self.expert, self.tile = experts[self.number], tiles[self.number]
+    Attributes:
+        core: 0 or 1.
+        column: the column block.
+        expert: the visit's expert, E for rows that have none.
+        tile: its tile.
+        first_expert: of this core.
+        partial: the expert whose rows may be divided between the cores, or -1; see `Visits`.
+        opens_expert: whether it is the core's first visit for the expert.
+        closes_expert: whether it is the core's last one.
+        ends: whether it is the core's last visit to this column block.
+    """
+
+    def __init__(self, scalars: Sequence[Any], height: int, cores: int, division: Division):
+        experts, tiles, self._offsets, count, partial = scalars
+        self.core: Any = pl.program_id(0) if cores > 1 else 0
+        self.number, self.steps = pl.program_id(2), count[0]
+        self.column = division.column(self.core, pl.program_id(1))
+        at = functools.partial(division.visit, self.core)
+        self.expert, self.tile = experts[at(self.number)], tiles[at(self.number)]
+        self.first_expert, self.partial = experts[at(0)], partial[self.core]
+        # Steps that only wait for the other core own nothing.
+        self._idle = self.number >= count[1 + self.core] if division.length else None
         before = jnp.maximum(self.number - 1, 0)
-        after = jnp.minimum(self.number + 1, self.count - 1)
-        start, stop = self.number == 0, self.number == self.count - 1
-        self.opens_expert = start | (experts[before] != self.expert)
-        self.closes_expert = stop | (experts[after] != self.expert)
+        after = jnp.minimum(self.number + 1, self.steps - 1)
+        start, self.ends = self.number == 0, self.number == self.steps - 1
+        self.opens_expert = start | (experts[at(before)] != self.expert)
+        self.closes_expert = self.ends | (experts[at(after)] != self.expert)
         self.height = height
 
     def own_along(self, axis: int, rank: int = 2) -> Array:
@@ -109,6 +151,8 @@ class Visit:
         shape = tuple(self.height if i == axis else 1 for i in range(rank))
         rows = lax.broadcasted_iota(jnp.int32, shape, axis) + self.tile * self.height
         lower, upper = self._offsets[self.expert], self._offsets[self.expert + 1]
+        if self._idle is not None:
+            upper = jnp.where(self._idle, lower, upper)
         return (rows >= lower) & (rows < upper)
 
     def own(self) -> Array:
@@ -151,10 +195,11 @@ class _Fetch:
         at = pl.ds(first, count)
         self.flat[slot, at, :] = flat_view(self.raw[slot, at], self.flat.shape[2])
 
-    def begin(self, second: Any) -> None:
+    def begin(self, first: Any, second: Any) -> None:
         """Before the first step: its tile is made ready, and that of the second is fetched.
 
         Args:
+            first: the column block of the first step.
             second: the column block of the second step.
         """
         height = self.raw.shape[1]
@@ -166,7 +211,7 @@ class _Fetch:
 
             lax.fori_loop(0, height // some, part, None)
 
-        start(0, 0)
+        start(0, first)
         start(1, second)
         self.wait(0)
         self.flatten(0, 0, height)
@@ -184,9 +229,10 @@ def tile_call(
     columns: int,
     rows: Sequence[Rows] = (),
     blocks: Sequence[tuple[Array, Block]] = (),
-    results: Sequence[tuple[jax.ShapeDtypeStruct, Block]],
+    results: Sequence[tuple[jax.ShapeDtypeStruct, Block | None]],
     scratch: Sequence[Any] = (),
     parts: int = 1,
+    column_cores: int = 1,
     vmem_limit: int,
     cost: pl.CostEstimate,
 ) -> tuple[Array, ...]:
@@ -200,22 +246,33 @@ def tile_call(
         columns: how often the visits are gone through.
         rows: operands whose tiles the body gets.
         blocks: operands in blocks.
-        results: shapes and blocks of the results.
+        results: shapes and blocks of the results; those without a block stay in HBM, and the body
+            copies to them.
         scratch: VMEM scratch shapes.
         parts: into how many equal parts a tile's preparation is divided.
+        column_cores: cores that the columns are divided between; if above 1, the visits are not.
         vmem_limit: bytes.
         cost: what the kernel does, for XLA's scheduler.
     """
     height = visits.height
     share = height // parts
+    cores = max(visits.cores, column_cores)
     assert share * parts == height, (height, parts)
+    assert 1 in (visits.cores, column_cores), "the visits or the columns are divided"
+    assert columns % column_cores == 0, (columns, column_cores)
+    columns //= column_cores
+    division = Division(
+        visits.expert.shape[0] // cores if visits.cores > 1 else 0,
+        columns if column_cores > 1 else 0,
+    )
     fetched = [r for r in rows if r.index is not None]
     direct = [r for r in rows if r.index is None]
 
     def index_spec(ahead: int) -> pl.BlockSpec:
-        def place(n: Any, v: Any, expert: Any, tile: Any, offsets: Any, count: Any) -> Any:
+        def place(c: Any, n: Any, v: Any, expert: Any, tile: Any, offsets: Any, *rest: Any) -> Any:
             del n, expert, offsets
-            return tile[lax.rem(v + ahead, count[0])], 0, 0
+            count, _ = rest
+            return tile[division.visit(c, lax.rem(v + ahead, count[0]))], 0, 0
 
         return pl.BlockSpec((None, 1, height), place, memory_space=pltpu.SMEM)
 
@@ -234,9 +291,10 @@ def tile_call(
             pltpu.SemaphoreType.DMA((2,)),
         ]
     operands += [r.rows for r in direct]
-    specs += [_direct_block(r, height).spec() for r in direct]
+    specs += [_direct_block(r, height).spec(division) for r in direct]
     operands += [array for array, _ in blocks]
-    specs += [block.spec() for _, block in blocks]
+    specs += [block.spec(division) for _, block in blocks]
+    in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
 
     def kernel(*refs: Any) -> None:
         remaining = list(refs)
@@ -246,7 +304,7 @@ def tile_call(
             del remaining[:count]
             return taken
 
-        visit = Visit(take(4), height)
+        visit = Visit(take(len(visits.scalars)), height, cores, division)
         sources = [take(4) for _ in fetched]
         direct_refs, block_refs = take(len(direct)), take(len(blocks))
         result_refs, scratch_refs = take(len(results)), take(len(scratch))
@@ -254,17 +312,18 @@ def tile_call(
             _Fetch(r, source, tuple(indices), *take(3))
             for r, (source, *indices) in zip(fetched, sources, strict=True)
         ]
-        step = visit.column * visit.count + visit.number
+        column = pl.program_id(1)
+        step = column * visit.steps + visit.number
         slot = lax.rem(step, 2)
 
         def column_of(ahead: int) -> Any:
-            later = visit.column + lax.div(visit.number + ahead, visit.count)
-            return lax.rem(later, columns)
+            later = column + lax.div(visit.number + ahead, visit.steps)
+            return division.column(visit.core, lax.rem(later, columns))
 
         @pl.when(step == 0)
         def _() -> None:
             for pipeline in pipelines:
-                pipeline.begin(column_of(1))
+                pipeline.begin(column_of(0), column_of(1))
 
         for pipeline in pipelines:
             pipeline.wait(1 - slot)
@@ -281,7 +340,7 @@ def tile_call(
 
         if pipelines:
 
-            @pl.when((visit.column == columns - 1) & (visit.number == visit.count - 1))
+            @pl.when((column == columns - 1) & visit.ends)
             def _() -> None:
                 for pipeline in pipelines:
                     pipeline.wait(slot)
@@ -290,17 +349,18 @@ def tile_call(
         kernel,
         out_shape=[shape for shape, _ in results],
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=4,
-            grid=(columns, visits.count[0]),
+            num_scalar_prefetch=len(visits.scalars),
+            grid=(cores, columns, visits.count[0]),
             in_specs=specs,
-            out_specs=[block.spec() for _, block in results],
+            out_specs=[in_hbm if block is None else block.spec(division) for _, block in results],
             scratch_shapes=[
                 *scratch,
                 *buffers,
             ],
         ),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary", "arbitrary"),
+            # What a core keeps from step to step is made ready in its own first step.
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=vmem_limit,
             disable_bounds_checks=True,
         ),

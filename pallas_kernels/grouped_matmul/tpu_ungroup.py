@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
-from pallas_kernels.grouped_matmul.tpu_block_sizes import vmem_limit
+from pallas_kernels.grouped_matmul.tpu_block_sizes import cores_in_force, vmem_limit
 from pallas_kernels.grouped_matmul.tpu_matmul import as_column
 from pallas_kernels.grouped_matmul.tpu_rows import (
     LANES,
@@ -74,11 +74,17 @@ def ungroup_rows(
     by_tile = jnp.pad(index.T, padding).reshape(slots, tiles, height).swapaxes(0, 1)
     blocks = index_blocks(by_tile.reshape(-1), rows.shape[0], slots * height)
     out_width = width if summed else slots * round_up(width, LANES)
+    cores = min(cores_in_force(), tiles)
+    steps = -(-tiles // cores)
+
+    def tile(core: Any, step: Any) -> Any:
+        # Where the second core has a tile less, it makes its last one twice.
+        return step if cores == 1 else jnp.minimum(core * steps + step, tiles - 1)
 
     def kernel(
         source: Any, now: Any, ahead: Any, weight: Any, out: Any, raw: Any, total: Any, sem: Any
     ) -> None:
-        step = pl.program_id(0)
+        step = pl.program_id(1)
         slot = lax.rem(step, 2)
 
         @pl.when(step == 0)
@@ -114,7 +120,7 @@ def ungroup_rows(
                 place = pl.ds(k * round_up(width, LANES), width)
                 out[:, place] = jnp.where(factor != 0, y, jnp.zeros_like(y)).astype(output_dtype)
 
-        @pl.when(step == tiles - 1)
+        @pl.when(step == steps - 1)
         def _() -> None:
             wait_rows(raw.at[1 - slot], sem.at[1 - slot])
 
@@ -124,21 +130,21 @@ def ungroup_rows(
     outputs = pl.pallas_call(
         kernel,
         out_shape=jax.ShapeDtypeStruct((tokens, out_width), output_dtype),
-        grid=(tiles,),
+        grid=(cores, steps),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.HBM),
-            index_spec(lambda i: (i, 0, 0)),
-            index_spec(lambda i: (lax.rem(i + 1, tiles), 0, 0)),
-            pl.BlockSpec((slots, height), lambda i: (0, i)),
+            index_spec(lambda c, i: (tile(c, i), 0, 0)),
+            index_spec(lambda c, i: (tile(c, lax.rem(i + 1, steps)), 0, 0)),
+            pl.BlockSpec((slots, height), lambda c, i: (0, tile(c, i))),
         ],
-        out_specs=pl.BlockSpec((height, out_width), lambda i: (i, 0)),
+        out_specs=pl.BlockSpec((height, out_width), lambda c, i: (tile(c, i), 0)),
         scratch_shapes=[
             pltpu.VMEM((2, slots * height, *rows.shape[1:]), rows.dtype),
             pltpu.VMEM((height, width if summed else LANES), jnp.float32),
             pltpu.SemaphoreType.DMA((2,)),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary",),
+            dimension_semantics=("parallel", "arbitrary"),
             vmem_limit_bytes=vmem_limit(),
             disable_bounds_checks=True,
         ),

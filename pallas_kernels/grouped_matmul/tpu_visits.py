@@ -14,8 +14,8 @@ from pallas_kernels.grouped_matmul.plan import RoutingPlan
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["expert", "tile", "offsets", "count"],
-    meta_fields=["height", "tiles"],
+    data_fields=["expert", "tile", "offsets", "count", "partial"],
+    meta_fields=["height", "tiles", "cores"],
 )
 @dataclasses.dataclass(frozen=True)
 class Visits:
@@ -24,29 +24,41 @@ class Visits:
     A tile that several experts share is visited once for each, one visit after the other, so an
     output block that stays in VMEM collects them all.
 
+    With two cores, the list is cut in two where a tile ends, as near to the middle as that allows:
+    no tile belongs to both. The expert at the cut may: see `partial`.
+
     Attributes:
-        expert: int32 [V]; the expert of each visit, E for rows that have none.
-        tile: int32 [V]; its tile.
+        expert: int32 [cores * V]; the expert of each visit, E for rows that have none.
+        tile: int32 [cores * V]; its tile.
         offsets: int32 [E+2]; expert `e` owns the grouped rows `offsets[e]:offsets[e + 1]`.
-        count: int32 [1]; how many of the V are to be made, at least 1.
+        count: int32 [1 + cores]; the steps that every core makes, at least 1, then the visits of
+            each. Steps beyond a core's visits repeat its last one and own no rows. A core without
+            visits is given expert E and a tile of its own.
+        partial: int32 [cores]; with two cores, the last expert of the first one, and the same again
+            if the second one goes on with it, or else -1; with one core, -1.
         height: rows of a tile.
         tiles: tiles that hold all rows.
+        cores: 1 or 2.
     """
 
     expert: Array
     tile: Array
     offsets: Array
     count: Array
+    partial: Array
     height: int
     tiles: int
+    cores: int
 
     @property
-    def scalars(self) -> tuple[Array, Array, Array, Array]:
+    def scalars(self) -> tuple[Array, Array, Array, Array, Array]:
         """What the kernel keeps in scalar memory."""
-        return self.expert, self.tile, self.offsets, self.count
+        return self.expert, self.tile, self.offsets, self.count, self.partial
 
 
-def visits(plan: RoutingPlan, height: int, *, every_row: bool, every_expert: bool) -> Visits:
+def visits(
+    plan: RoutingPlan, height: int, *, every_row: bool, every_expert: bool, cores: int = 1
+) -> Visits:
     """The work list of a plan.
 
     Args:
@@ -54,6 +66,7 @@ def visits(plan: RoutingPlan, height: int, *, every_row: bool, every_expert: boo
         height: rows of a tile.
         every_row: also visit the rows that have no expert, as expert E.
         every_expert: also visit experts without rows, once each, on any tile.
+        cores: that share the work, 1 or 2; if all rows fit one tile, there is but one.
     """
     experts, tiles = plan.num_experts, -(-plan.num_slots // height)
     ends = jnp.full((1,), plan.num_slots, jnp.int32)
@@ -74,5 +87,29 @@ def visits(plan: RoutingPlan, height: int, *, every_row: bool, every_expert: boo
     expert = jnp.searchsorted(before + needed, numbers, side="right").astype(jnp.int32)
     expert = jnp.minimum(expert, experts)
     tile = jnp.clip(first[expert] + numbers - before[expert], 0, tiles - 1).astype(jnp.int32)
-    count = jnp.sum(needed, dtype=jnp.int32)[None]
-    return Visits(expert, tile, offsets, count, height, tiles)
+    total = jnp.sum(needed, dtype=jnp.int32)
+    if cores == 1 or tiles == 1:
+        count, nobody = jnp.stack([total, total]), jnp.full((1,), -1, jnp.int32)
+        return Visits(expert, tile, offsets, count, nobody, height, tiles, 1)
+    return Visits(*_halves(expert, tile, offsets, total, experts, tiles), height, tiles, 2)
+
+
+def _halves(
+    expert: Array, tile: Array, offsets: Array, total: Array, experts: int, tiles: int
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Cuts a list of `total` visits in two; the arrays of `Visits`."""
+    numbers = jnp.arange(expert.shape[0], dtype=jnp.int32)
+    opens_tile = (numbers > 0) & (numbers < total) & (tile != jnp.roll(tile, 1))
+    from_middle = jnp.where(opens_tile, jnp.abs(2 * numbers - total), 2 * expert.shape[0])
+    cut = jnp.where(jnp.any(opens_tile), jnp.argmin(from_middle), total).astype(jnp.int32)
+    first, second = jnp.minimum(numbers, cut - 1), jnp.minimum(cut + numbers, total - 1)
+    idle = cut == total
+    # Everything is on one tile: the second core has any other one.
+    halves = (
+        jnp.concatenate([expert[first], jnp.where(idle, experts, expert[second])]),
+        jnp.concatenate([tile[first], jnp.where(idle, (tile[0] + 1) % tiles, tile[second])]),
+    )
+    counts = jnp.stack([jnp.maximum(cut, total - cut), cut, total - cut])
+    last = jnp.minimum(expert[cut - 1], experts - 1)
+    goes_on = ~idle & (expert[jnp.minimum(cut, total - 1)] == last)
+    return *halves, offsets, counts, jnp.stack([last, jnp.where(goes_on, last, -1)])

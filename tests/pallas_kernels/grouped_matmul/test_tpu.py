@@ -36,7 +36,9 @@ BRIEF: Shape = (11, 2, 3, 20, 33)
 
 @pytest.fixture(name="interpreted")
 def _interpreted():
-    params = pltpu.InterpretParams(detect_races=True, dma_execution_mode="eager")
+    params = pltpu.InterpretParams(
+        detect_races=True, dma_execution_mode="eager", num_cores_or_threads=2
+    )
     with pltpu.force_tpu_interpret_mode(params), compiling_for("v5p", SMALL):
         yield
 
