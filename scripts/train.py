@@ -24,24 +24,44 @@ from modbrick import command_line
 from modbrick.checkpoints import CheckpointStore, Metadata, save_tokenizer
 from modbrick.checkpoints.directory import write_text
 from modbrick.data import Dataset, check_vocabulary, evaluation_batches, training_batches
+from modbrick.data.batches import Batch
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache, peak_flops
 from modbrick.models import initial_weights
 from modbrick.parallel import make_mesh
-from modbrick.parallel.batch import place_batch
+from modbrick.parallel.batch import check_rows, local_rows, place_batch
+from modbrick.parallel.processes import (
+    ProcessConfig,
+    check_agreement,
+    everywhere,
+    is_first,
+    say,
+    start_processes,
+)
 from modbrick.schema import from_mapping, to_json, to_mapping
 from modbrick.training.evaluation import evaluate, evaluation_step
 from modbrick.training.metrics import MetricsWindow, MetricsWriter, useful_flops
 from modbrick.training.preemption import EXIT_PREEMPTED, PreemptionGuard
 from modbrick.training.program import TrainProgram, train_program
 from modbrick.training.progress import TrainingProgress
-from modbrick.training.run_config import RunConfig, check_identity
+from modbrick.training.run_config import RunConfig, check_identity, shared_settings
 from modbrick.training.state import TrainState, initial_parameters, initial_state
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, local or remote.")
 ALLOW_CHANGE = flags.DEFINE_list(
     "allow_change", [], "What may differ from the run to be continued: names such as optimizer."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, or none. Default: as the cluster says."
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "How many there are, with --coordinator.")
+PROCESS = flags.DEFINE_integer("process", None, "Number of this one from 0, with --coordinator.")
+START_TIMEOUT = flags.DEFINE_integer(
+    "start_timeout", 300, "Seconds to wait until all processes are there."
+)
+SILENCE_TIMEOUT = flags.DEFINE_integer(
+    "silence_timeout", 100, "Seconds without a sign of life after which a process counts as dead."
 )
 
 
@@ -54,48 +74,66 @@ def main(argv: Sequence[str]) -> int:
 
     # ------------------------------------------------------------------------------------- config
     config = from_mapping(RunConfig, CONFIG.value.to_dict())
-    total_steps, execution = config.training.steps, config.execution
+    total_steps, batch_size = config.training.steps, config.data.batch_size
     workdir = epath.Path(WORKDIR.value)
+
+    # ---------------------------------------------------------------------------------- processes
+    start_processes(
+        ProcessConfig(
+            COORDINATOR.value,
+            PROCESSES.value,
+            PROCESS.value,
+            start_timeout=START_TIMEOUT.value,
+            silence_timeout=SILENCE_TIMEOUT.value,
+        )
+    )
+    dataset = everywhere(lambda: Dataset.open(config.data.path))
+    identity = config.identity(dataset)
+    check_agreement(
+        {"config": shared_settings(config), "data": identity["data"], "workdir": str(workdir)}
+    )
 
     # --------------------------------------------------------------------------------------- mesh
     mesh = make_mesh(config.mesh)
     jax.set_mesh(mesh)
 
     # --------------------------------------------------------------------------------------- data
-    dataset = Dataset.open(config.data.path)
     check_vocabulary(dataset, config.model.vocabulary)
-    batches = training_batches(dataset, config.data)
+    batches = training_batches(dataset, config.data, rows=local_rows(mesh, batch_size))
     require_enough_rows(batches.plan.rows, config)
+    evaluated = config.evaluation.batch_size or batch_size
+    check_rows(mesh, evaluated, f"evaluation.batch_size {evaluated}")
     held_out = evaluation_batches(
         dataset,
         sequence_length=config.data.sequence_length,
-        batch_size=config.evaluation.batch_size or config.data.batch_size,
+        batch_size=evaluated,
         max_tokens=config.evaluation.max_tokens,
+        rows=local_rows(mesh, evaluated),
     )
 
     # ------------------------------------------------------------------------- model and optimizer
     program = train_program(config, mesh)
-    run_evaluation = evaluation_step(config.model, execution)
+    run_evaluation = evaluation_step(config.model, config.execution, mesh)
 
     def parameters_of(state: TrainState) -> dict[str, Any]:
         return program.partition.join(state.trainable, state.frozen)
 
     # ------------------------------------------------------------------------------------ restore
     with (
-        PreemptionGuard() as guard,
-        CheckpointStore(workdir, config.checkpoint, warn=print) as store,
+        PreemptionGuard(mesh) as guard,
+        CheckpointStore(workdir, config.checkpoint, warn=say) as store,
     ):
-        identity = config.identity(dataset)
         if (latest := store.latest()) is not None:
             for line in check_identity(
                 latest.metadata.run, identity, ALLOW_CHANGE.value, str(workdir)
             ):
-                print(f"continuing with a change: {line}")
+                say(f"continuing with a change: {line}")
         state, row = start_state(program, store)
         batches.set_state(row)
         start_step = int(state.step)
-        write_text(workdir / "config.json", to_json(config))
-        save_tokenizer(workdir, dataset.tokenizer().to_json())
+        if is_first():
+            write_text(workdir / "config.json", to_json(config))
+            save_tokenizer(workdir, dataset.tokenizer().to_json())
 
         def save(step: int, next_row: int, metrics: dict[str, float]) -> None:
             metadata = Metadata(
@@ -113,15 +151,17 @@ def main(argv: Sequence[str]) -> int:
             MetricsWriter(
                 workdir, start_step=start_step, tensorboard=config.logging.tensorboard
             ) as writer,
-            TrainingProgress(total_steps, start_step, config.logging.progress) as progress,
+            TrainingProgress(
+                total_steps, start_step, config.logging.progress if is_first() else "none"
+            ) as progress,
         ):
             window = MetricsWindow(peak_flops() * mesh.size, config.optimizer.max_skipped_in_a_row)
-            while step < total_steps and not guard.requested:
+            while step < total_steps and not guard.should_stop():
                 batch = next(batches)
-                state, report = program.step(state, place_batch(batch, mesh))
+                state, report = program.step(state, place_batch(batch, mesh, batch_size))
                 step += 1
                 last = step == total_steps
-                window.add(report, batch["tokens"].size, useful_flops(config.model, batch))
+                window.add(report, *work_of(batch, config))
                 progress.step(step)
                 if last or config.logging.due(step):
                     record = window.record(step)
@@ -134,7 +174,8 @@ def main(argv: Sequence[str]) -> int:
                             run_evaluation,
                             parameters_of(state),
                             held_out,
-                            stop=lambda: guard.requested,
+                            mesh=mesh,
+                            stop=guard.should_stop,
                         )
                     if result is not None:
                         writer.write({"step": step, "evaluation": result.to_mapping()})
@@ -147,8 +188,15 @@ def main(argv: Sequence[str]) -> int:
                 store.wait()
                 progress.message(f"stopped by {guard.name}: saved step {step} of {total_steps}")
                 return EXIT_PREEMPTED
-    print(f"finished {total_steps} steps; everything is in {workdir}")
+    say(f"finished {total_steps} steps; everything is in {workdir}")
     return 0
+
+
+def work_of(batch: Batch, config: RunConfig) -> tuple[int, float]:
+    """Returns tokens and useful operations of a global batch, by this process's rows of it."""
+    rows, positions = batch["tokens"].shape
+    whole = config.data.batch_size
+    return whole * positions, useful_flops(config.model, batch) * whole / rows
 
 
 def require_enough_rows(rows: int | None, config: RunConfig) -> None:
@@ -176,7 +224,7 @@ def start_state(program: TrainProgram, store: CheckpointStore) -> tuple[TrainSta
             out_shardings=(shardings.trainable, shardings.frozen),
         )(restored.parameters)
         step = jax.device_put(np.int32(restored.step), shardings.step)
-        print(f"continuing from step {restored.step}")
+        say(f"continuing from step {restored.step}")
         return TrainState(
             step, trainable, frozen, restored.optimizer_state
         ), restored.metadata.data["row"]
@@ -186,7 +234,7 @@ def start_state(program: TrainProgram, store: CheckpointStore) -> tuple[TrainSta
         parameters, origin = initial_weights(
             training.initial_checkpoint, model, shardings=of_parameters
         )
-        print(f"starting from {origin}")
+        say(f"starting from {origin}")
     return initial_state(parameters, program.partition, program.optimizer, shardings), 0
 
 

@@ -1,6 +1,6 @@
 """Batches for training: rows of the global plan, read, packed and prefetched by Grain.
 
-A batch is a dict of int32 arrays [local batch, S]:
+A batch is a dict of int32 arrays [b, S], of the rows that this process reads:
 
     tokens        inputs
     targets       the id that follows each input in its document
@@ -41,24 +41,38 @@ def training_batches(
     config: DataConfig,
     *,
     start_row: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> TrainingBatches:
-    """Returns an iterator over this process's part of each global batch.
+    """Returns an iterator over this process's rows of each global batch.
 
-    Global batch i holds rows `start_row + i B` to `start_row + (i + 1) B` of the plan; process p of
-    n gets the p-th of n equal runs of them, so that the parts joined in order of the processes are
-    the global batch. The last batch of a finite plan is filled up with empty rows, on all processes
-    alike.
+    Global batch i holds rows `start_row + i B` to `start_row + (i + 1) B` of the plan, whoever
+    reads which of them. The last batch of a finite plan is filled up with empty rows, on all
+    processes alike.
+
+    Args:
+      dataset: an open data set.
+      config: which rows, in which order.
+      start_row: of the plan, where the first batch begins.
+      rows: which rows of each global batch to read, from 0 to B - 1; None: all.
 
     Raises:
-      InputError: no training documents, a misspelt domain, or a batch that does not divide among
-        processes.
+      InputError: no training documents, or a misspelt domain.
     """
     documents = dataset.documents("train")
-    return TrainingBatches(
-        RowPlan(documents, config), documents, config, start_row, process_index, process_count
-    )
+    chosen = check_rows(rows, config.batch_size)
+    return TrainingBatches(RowPlan(documents, config), documents, config, start_row, chosen)
+
+
+def check_rows(rows: Sequence[int] | None, batch_size: int) -> tuple[int, ...]:
+    """Returns the rows of a global batch to read: those named, or all.
+
+    Raises:
+      ValueError: none, or some outside the batch.
+    """
+    chosen = tuple(range(batch_size)) if rows is None else tuple(int(row) for row in rows)
+    if not chosen or not 0 <= min(chosen) <= max(chosen) < batch_size:
+        raise ValueError(f"rows {chosen} of a batch of {batch_size}")
+    return chosen
 
 
 def data_identity(dataset: Dataset, config: DataConfig) -> dict[str, Any]:
@@ -78,20 +92,12 @@ class TrainingBatches(Iterator[Batch]):
         documents: Documents,
         config: DataConfig,
         start_row: int,
-        process_index: int,
-        process_count: int,
+        rows: tuple[int, ...],
     ):
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process {process_index} of {process_count}")
-        if config.batch_size % process_count:
-            raise InputError(
-                f"data batch_size {config.batch_size} does not divide among {process_count} "
-                "processes"
-            )
         self.plan = plan
+        self.rows = rows
         self._documents = documents
         self._config = config
-        self._processes = (process_index, process_count)
         # Grain's iterator, once there is one. It is closed at exit even where nobody closes it:
         # once modules are torn down it cannot stop its workers.
         self._running: list[grain.DatasetIterator[Batch]] = []
@@ -128,16 +134,14 @@ class TrainingBatches(Iterator[Batch]):
 
     def _start(self) -> grain.DatasetIterator[Batch]:
         config = self._config
-        index, count = self._processes
-        local = config.batch_size // count
-        rows = _LocalRows(self.plan, self._row, config.batch_size, index * local, local)
+        rows = _LocalRows(self.plan, self._row, config.batch_size, self.rows)
         # Workers read ahead by themselves: no threads within them.
         threads = 0 if config.workers else min(config.prefetch, 4)
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.prefetch)
         dataset = (
             grain.MapDataset.source(rows)
             .map(PackRow(self._documents, config.sequence_length))
-            .batch(local)
+            .batch(len(self.rows))
             .to_iter_dataset(reading)
         )
         if config.workers:
@@ -163,18 +167,18 @@ def _stop(running: list[grain.DatasetIterator[Batch]]) -> None:
 class _LocalRows:
     """The rows of one process, batch after batch, from `start` on."""
 
-    def __init__(self, plan: RowPlan, start: int, batch: int, offset: int, local: int):
-        self._plan, self._start = plan, start
-        self._batch, self._offset, self._local = batch, offset, local
+    def __init__(self, plan: RowPlan, start: int, batch: int, rows: tuple[int, ...]):
+        self._plan, self._start, self._batch, self._rows = plan, start, batch, rows
 
     def __len__(self) -> int:
+        local = len(self._rows)
         if self._plan.rows is None:
-            return _ENDLESS // self._local * self._local
-        return -(-max(self._plan.rows - self._start, 0) // self._batch) * self._local
+            return _ENDLESS // local * local
+        return -(-max(self._plan.rows - self._start, 0) // self._batch) * local
 
     def __getitem__(self, index: int) -> list[Piece]:
-        step, row = divmod(index, self._local)
-        return self._plan.pieces(self._start + step * self._batch + self._offset + row)
+        step, row = divmod(index, len(self._rows))
+        return self._plan.pieces(self._start + step * self._batch + self._rows[row])
 
 
 class PackRow(grain.transforms.Map):

@@ -9,12 +9,12 @@ domain. The end of a document is a target too: its cost is part of the text's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int64
 
-from modbrick.data.batches import Batch, PackRow
+from modbrick.data.batches import Batch, PackRow, check_rows
 from modbrick.data.dataset import Dataset, Documents
 from modbrick.data.manifest import Split
 from modbrick.data.packing import Piece, Shuffler, best_fit
@@ -26,6 +26,8 @@ class EvaluationBatches:
 
     Attributes:
       domains: names, in the order of the indices in `batch["domains"]`.
+      batch_size: rows of a global batch, B.
+      rows: which of them are read here.
       documents, tokens, scored_bytes: by domain: how many documents, targets and UTF-8 bytes that
         the targets stand for.
     """
@@ -37,12 +39,12 @@ class EvaluationBatches:
         sequence_length: int,
         batch_size: int,
         context: int,
-        processes: tuple[int, int],
+        rows: tuple[int, ...],
     ):
         self._source = documents
         self._length = sequence_length
-        self._batch_size = batch_size
-        self._processes = processes
+        self.batch_size = batch_size
+        self.rows = rows
         self.domains = documents.domains
         self.documents: dict[str, int] = {}
         self.tokens: dict[str, int] = {}
@@ -58,13 +60,11 @@ class EvaluationBatches:
         self._rows = _pack(documents.targets, chosen, sequence_length, context)
 
     def __len__(self) -> int:
-        return -(-len(self._rows) // self._batch_size)
+        return -(-len(self._rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        index, count = self._processes
-        local = self._batch_size // count
-        for first in range(0, len(self._rows), self._batch_size):
-            rows = range(first + index * local, first + (index + 1) * local)
+        for first in range(0, len(self._rows), self.batch_size):
+            rows = [first + row for row in self.rows]
             made = [self._row(self._rows[r] if r < len(self._rows) else []) for r in rows]
             yield {field: np.stack([row[field] for row in made]) for field in made[0]}
 
@@ -88,8 +88,7 @@ def evaluation_batches(
     split: Split = "held_out",
     context: int = 0,
     max_tokens: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> EvaluationBatches:
     """Returns batches in which every target of the split counts exactly once.
 
@@ -100,14 +99,13 @@ def evaluation_batches(
     Args:
       dataset: an open data set.
       sequence_length: slots in a row, S.
-      batch_size: rows of a global batch, over all processes; the last one is filled with empty
+      batch_size: rows of a global batch, B, over all processes; the last one is filled with empty
         rows.
       split: which documents.
       context: ids repeated at a cut; less than `sequence_length`.
       max_tokens: evaluate a fixed random choice of whole documents, the same share of each domain,
         with about so many targets (at least one document a domain); None: all.
-      process_index: this process; it gets its part of each batch.
-      process_count: number of processes.
+      rows: which rows of each global batch to read, from 0 to B - 1; None: all.
 
     Raises:
       InputError: the split is empty, or the numbers do not fit together.
@@ -117,16 +115,14 @@ def evaluation_batches(
             f"evaluation context must be from 0 to sequence_length - 1 ({sequence_length - 1}), "
             f"got {context}"
         )
-    if batch_size < 1 or batch_size % process_count:
-        raise InputError(
-            f"evaluation batch_size {batch_size} does not divide among {process_count} processes"
-        )
+    if batch_size < 1:
+        raise InputError(f"evaluation batch_size must be at least 1, got {batch_size}")
     documents = dataset.documents(split)
     chosen = np.arange(len(documents))
     if max_tokens is not None:
         chosen = _choose(documents, max_tokens)
     return EvaluationBatches(
-        documents, chosen, sequence_length, batch_size, context, (process_index, process_count)
+        documents, chosen, sequence_length, batch_size, context, check_rows(rows, batch_size)
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import bisect
+import functools
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -18,17 +20,73 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, activation_spec("batch", "sequence"))
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+@functools.lru_cache(maxsize=16)
+def local_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
+    """Returns which rows of a global batch this process's devices hold, ascending.
+
+    Where a row's positions are divided over devices of several processes, each of them has it.
+
+    Args:
+      mesh: the mesh.
+      rows: of the global batch.
+    """
+    shape = (rows, mesh.shape["sequence"])
+    held: set[int] = set()
+    for index in batch_sharding(mesh).addressable_devices_indices_map(shape).values():
+        assert index is not None
+        held.update(range(*index[0].indices(rows)))
+    return tuple(sorted(held))
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, rows: int) -> dict[str, jax.Array]:
     """Returns the global batch of which each process holds its rows.
 
     Args:
-      batch: this process's rows of arrays `[B, S]`.
+      batch: arrays `[b, S]` of the `local_rows` of this process.
       mesh: the mesh.
+      rows: of the global batch, B.
     """
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }
+    sharding, mine = batch_sharding(mesh), local_rows(mesh, rows)
+
+    def place(local: np.ndarray) -> jax.Array:
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            return local[local_slice(index[0], mine), index[1]]
+
+        return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, shard)
+
+    return {name: place(array) for name, array in batch.items()}
+
+
+def local_slice(rows: slice, mine: Sequence[int]) -> slice:
+    """Returns where rows of a global batch, which one device holds, lie among this process's.
+
+    Args:
+      rows: of the global batch.
+      mine: `local_rows` of this process.
+    """
+    start = bisect.bisect_left(mine, rows.start or 0)
+    stop = len(mine) if rows.stop is None else bisect.bisect_left(mine, rows.stop)
+    return slice(start, stop)
+
+
+def check_rows(mesh: Mesh | AbstractMesh, rows: int, name: str) -> None:
+    """Refuses rows that the mesh does not divide.
+
+    Args:
+      mesh: the mesh.
+      rows: that are computed together.
+      name: of their number, for the message.
+
+    Raises:
+      InputError: they do not divide.
+    """
+    devices = mesh_axes_size(mesh, BATCH_AXES)
+    if rows % devices:
+        axes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in BATCH_AXES)
+        raise InputError(
+            f"{name} does not divide over the {devices} devices of the mesh axes {axes}"
+        )
 
 
 def check_batch(mesh: Mesh | AbstractMesh, *, rows: int, microbatches: int, positions: int) -> None:
@@ -43,13 +101,10 @@ def check_batch(mesh: Mesh | AbstractMesh, *, rows: int, microbatches: int, posi
     Raises:
       InputError: rows of a microbatch, or positions, do not divide.
     """
-    devices = mesh_axes_size(mesh, BATCH_AXES)
-    if rows % (microbatches * devices):
-        axes = " x ".join(f"{name} {mesh.shape[name]}" for name in BATCH_AXES)
-        raise InputError(
-            f"data.batch_size {rows} in {microbatches} training.microbatches does not divide over "
-            f"the {devices} devices of the mesh axes {axes}"
-        )
+    name = f"data.batch_size {rows} in {microbatches} training.microbatches"
+    if rows % microbatches:
+        raise InputError(f"{name} does not divide evenly")
+    check_rows(mesh, rows // microbatches, name)
     # The head divides positions over the tensor axis too.
     parts = mesh_axes_size(mesh, ("sequence", "tensor"))
     if positions % parts:

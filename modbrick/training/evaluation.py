@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Float64, Int32
 
 from modbrick.config import ModelConfig
 from modbrick.data import EvaluationBatches
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.router import RouterStatistics
 from modbrick.next_token import head_token_losses
+from modbrick.parallel.batch import batch_sharding, local_slice, place_batch
+from modbrick.parallel.processes import gather
 from modbrick.training.router_health import RouterHealth
 from modbrick.training.step import Batch, decoder_graph
 
@@ -60,11 +65,20 @@ class EvaluationResult:
 EvaluationStep = Callable[[Any, Batch], tuple[Float[Array, "B S"], dict[str, RouterStatistics]]]
 
 
-def evaluation_step(config: ModelConfig, execution: ExecutionConfig) -> EvaluationStep:
-    """Returns the compiled `step(parameters, batch) -> (losses of targets, router statistics)`."""
-    graph = decoder_graph(config, execution)
+def evaluation_step(
+    config: ModelConfig, execution: ExecutionConfig, mesh: Mesh | None = None
+) -> EvaluationStep:
+    """Returns the compiled `step(parameters, batch) -> (losses of targets, router statistics)`.
 
-    @jax.jit
+    Args:
+      config: the model.
+      execution: how to run it.
+      mesh: on which losses lie like the batch, and statistics everywhere; None: as it comes.
+    """
+    graph = decoder_graph(config, execution)
+    everywhere = mesh and NamedSharding(mesh, PartitionSpec())
+
+    @functools.partial(jax.jit, out_shardings=mesh and (batch_sharding(mesh), everywhere))
     def step(parameters: Any, batch: Batch) -> tuple[Array, dict[str, RouterStatistics]]:
         model = nnx.merge(graph, parameters)
         features = model.features(
@@ -87,6 +101,7 @@ def evaluate(
     parameters: Any,
     batches: EvaluationBatches,
     *,
+    mesh: Mesh | None = None,
     progress: Callable[[], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> EvaluationResult | None:
@@ -96,8 +111,10 @@ def evaluate(
       step: from `evaluation_step`.
       parameters: nested, whole.
       batches: held-out text; each of its targets counts exactly once.
+      mesh: to divide batches over, as given to `evaluation_step`. All processes make this call,
+        each with the rows that its devices hold, and all get the result.
       progress: called after each batch.
-      stop: asked before each batch.
+      stop: asked before each batch; says the same in every process.
 
     Returns:
       The result, or None if `stop` said so.
@@ -107,16 +124,16 @@ def evaluate(
     for batch in batches:
         if stop is not None and stop():
             return None
-        of_tokens, of_routers = step(parameters, {k: v for k, v in batch.items() if k != "domains"})
-        losses += np.bincount(
-            batch["domains"].reshape(-1),
-            weights=np.asarray(of_tokens, np.float64).reshape(-1),
-            minlength=len(losses),
-        )
+        fields: Batch = {name: array for name, array in batch.items() if name != "domains"}
+        if mesh is not None:
+            fields = place_batch(fields, mesh, batches.batch_size)
+        of_tokens, of_routers = step(parameters, fields)
+        losses += _sums(jnp.asarray(of_tokens), batch["domains"], batches.rows, len(losses))
         statistics = jax.tree.map(np.add, statistics, of_routers) if statistics else of_routers
         if progress is not None:
             progress()
-    domains = {
+    losses = np.sum(gather(losses.tolist()), axis=0)
+    results = {
         name: _result(
             loss, batches.tokens[name], batches.scored_bytes[name], batches.documents[name]
         )
@@ -129,7 +146,28 @@ def evaluate(
         sum(batches.documents.values()),
     )
     health = {name: RouterHealth.from_statistics(s) for name, s in statistics.items()}
-    return EvaluationResult(total, domains, health)
+    return EvaluationResult(total, results, health)
+
+
+def _sums(
+    losses: Float[Array, "B S"], domains: Int32[np.ndarray, "b S"], rows: Sequence[int], count: int
+) -> Float64[np.ndarray, " D"]:
+    """Sums the losses of each domain that lie on this process's devices, each loss once.
+
+    Args:
+      losses: of the global batch.
+      domains: of the slots of this process's rows.
+      rows: which rows of the global batch these are.
+      count: of domains, D.
+    """
+    sums = np.zeros(count, np.float64)
+    for shard in losses.addressable_shards:
+        if shard.replica_id:  # another device has the same
+            continue
+        of_slots = domains[local_slice(shard.index[0], rows), shard.index[1]]
+        weights = np.asarray(shard.data, np.float64).reshape(-1)
+        sums += np.bincount(of_slots.reshape(-1), weights=weights, minlength=count)
+    return sums
 
 
 def _result(loss: float, tokens: int, size: int, documents: int) -> DomainResult:

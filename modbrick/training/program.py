@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from modbrick.addresses import unflatten
 from modbrick.data.batches import FIELDS
@@ -83,6 +83,7 @@ def train_program(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainProgram:
         microbatches=config.training.microbatches,
         seed=config.training.seed,
     )
+    everywhere = NamedSharding(mesh, PartitionSpec())  # every process reads the report
     return TrainProgram(
         config,
         mesh,
@@ -90,5 +91,5 @@ def train_program(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainProgram:
         optimizer,
         parameters=placed(whole, unflatten(parameter_shardings(partition.table, mesh))),
         state=placed(abstract, shardings),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere)),
     )

@@ -130,6 +130,16 @@ class RunConfig:
         }
 
 
+def shared_settings(config: RunConfig) -> dict[str, Any]:
+    """Returns, as JSON-able data, what all processes of a run must be told alike: all but paths.
+
+    Data may lie elsewhere on each machine; what they are is compared by the run's identity.
+    """
+    settings = to_mapping(config)
+    del settings["data"]["path"]
+    return settings
+
+
 def check_identity(
     saved: Mapping[str, Any], current: Mapping[str, Any], allowed: Iterable[str], directory: str
 ) -> list[str]:

@@ -69,8 +69,8 @@ def test_targets_follow_inputs_within_documents_and_nowhere_else(dataset, texts,
 def test_the_parts_of_all_processes_are_the_global_batch(dataset, variant, count):
     whole = take(training_batches(dataset, config(**variant)), 5)
     parts = [
-        take(training_batches(dataset, config(**variant), process_index=i, process_count=count), 5)
-        for i in range(count)
+        take(training_batches(dataset, config(**variant), rows=rows), 5)
+        for rows in np.array_split(np.arange(8), count)
     ]
     joined = [
         {field: np.concatenate([part[field] for part in step]) for field in step[0]}
@@ -120,8 +120,7 @@ def test_workers_change_nothing(dataset):
 def test_finite_plans_end_with_empty_rows_on_all_processes_alike(dataset, variant):
     fields = config(batch_size=12, **variant)
     parts = [
-        take(training_batches(dataset, fields, process_index=i, process_count=3), 10_000)
-        for i in range(3)
+        take(training_batches(dataset, fields, rows=range(i, 12, 3)), 10_000) for i in range(3)
     ]
     assert len({len(part) for part in parts}) == 1
     counted = sum(int(batch["loss_mask"].sum()) for part in parts for batch in part)
@@ -150,9 +149,16 @@ def test_identity_leaves_out_execution(dataset, tmp_path, texts, write):
     assert data_identity(other, config())["dataset"] != same["dataset"]
 
 
-def test_a_batch_that_does_not_divide_is_refused(dataset):
-    with pytest.raises(InputError, match="batch_size 8 does not divide among 3 processes"):
-        training_batches(dataset, config(), process_count=3)
+@pytest.mark.parametrize("rows", [[], [0, 8], [-1]])
+def test_rows_outside_the_batch_are_refused(dataset, rows):
+    with pytest.raises(ValueError, match="of a batch of 8"):
+        training_batches(dataset, config(), rows=rows)
+
+
+def test_any_rows_of_the_batch_may_be_read(dataset):
+    whole = take(training_batches(dataset, config()), 3)
+    some = take(training_batches(dataset, config(), rows=[6, 1, 2]), 3)
+    assert_same(some, [{f: array[[6, 1, 2]] for f, array in batch.items()} for batch in whole])
 
 
 def test_a_damaged_record_is_one_clear_error(tmp_path, write, texts):

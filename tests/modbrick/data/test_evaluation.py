@@ -55,10 +55,8 @@ def test_short_documents_are_whole(dataset):
 def test_processes_share_the_batches(dataset, count):
     whole = evaluation_batches(dataset, sequence_length=64, batch_size=4)
     parts = [
-        evaluation_batches(
-            dataset, sequence_length=64, batch_size=4, process_index=i, process_count=count
-        )
-        for i in range(count)
+        evaluation_batches(dataset, sequence_length=64, batch_size=4, rows=rows)
+        for rows in np.array_split(np.arange(4), count)
     ]
     for batch, *shares in zip(whole, *parts, strict=True):
         for field in batch:
@@ -83,8 +81,8 @@ def test_a_choice_is_whole_documents_of_all_domains(dataset):
 def test_errors_name_the_remedy(dataset, tmp_path, write):
     with pytest.raises(InputError, match="context must be from 0 to sequence_length - 1"):
         evaluation_batches(dataset, sequence_length=8, batch_size=1, context=8)
-    with pytest.raises(InputError, match="batch_size 3 does not divide among 2"):
-        evaluation_batches(dataset, sequence_length=8, batch_size=3, process_count=2)
+    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+        evaluation_batches(dataset, sequence_length=8, batch_size=0)
     data = write(tmp_path / "set", {"train": {"a": ["text"]}})
     with pytest.raises(InputError, match=r"held_out split has no document; .*--held_out"):
         evaluation_batches(data, sequence_length=8, batch_size=1)

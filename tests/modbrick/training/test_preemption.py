@@ -27,15 +27,15 @@ def test_the_first_signal_is_remembered_and_the_second_acts(
     number: signal.Signals, received: list[int]
 ) -> None:
     with PreemptionGuard() as guard:
-        assert not guard.requested
+        assert not guard.should_stop()
         assert guard.name == "nothing"
         signal.raise_signal(number)
-        assert guard.requested
+        assert guard.should_stop()
         assert guard.name == number.name
         assert received == []
         signal.raise_signal(number)
         assert received == [number]
-    assert guard.requested, "what was asked is known after the end too"
+    assert guard.should_stop(), "what was asked is known after the end too"
 
 
 def test_any_second_signal_acts(received: list[int]) -> None:
