@@ -23,15 +23,15 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.stickbreaking_attention import tpu_tile
 from pallas_kernels.stickbreaking_attention.tpu_block_sizes import generation_in_force
 from pallas_kernels.stickbreaking_attention.tpu_forward import (
-    sight_of,
+    clear_bounds,
+    kind_of_bounds,
+    strips,
     walk_inputs,
     walk_strides,
 )
 from pallas_kernels.stickbreaking_attention.tpu_layout import (
     COLUMNS,
     COUNT,
-    FULL_HIGH,
-    FULL_LOW,
     STOP,
     SUBLANES,
     Walk,
@@ -60,7 +60,7 @@ def backward(
       value: `[B, G, blocks, block, dv]`, in running order.
       spent: float32 `[B, G, rows]`, what is spent of the sticks in front of these keys.
       rest: float32 `[B, G, rows]`, what these keys and all farther ones have to add up to.
-      bound: float32 `[B, G, rows]`; see `tpu_tile.gradients`.
+      bound: float32 `[B, G, rows]`; `largest` of `tpu_tile.gradients`.
       walk: what rows see.
       scale: of the logits.
       block: rows of a block.
@@ -117,6 +117,7 @@ def backward(
                 pltpu.VMEM((blocks, key_block, value_width), jnp.float32),
                 pltpu.VMEM((SUBLANES, block), jnp.float32),
                 pltpu.VMEM((SUBLANES, block), jnp.float32),
+                pltpu.VMEM((2, key_block, block), jnp.float32),
                 pltpu.SemaphoreType.DMA((3, 2)),
                 pltpu.SemaphoreType.DMA((2,)),
             ],
@@ -148,8 +149,8 @@ def _kernel(
 ) -> None:
     inputs = dict(zip(names, refs, strict=False))
     d_query, d_key_out, d_value_out, spent_behind, rest_behind = refs[len(names) : len(names) + 5]
-    keys, values, key_columns, weights, d_logits, sums, d_key, d_value = refs[len(names) + 5 : -4]
-    spent, rest, fetched, written = refs[-4:]
+    keys, values, key_columns, weights, d_logits, sums, d_key, d_value = refs[len(names) + 5 : -5]
+    spent, rest, bounds, fetched, written = refs[-5:]
     query, d_output = inputs["query"], inputs["d_output"]
     b, g, i = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     entry = b * strides[0] + g * strides[1] + i * COLUMNS
@@ -178,20 +179,23 @@ def _kernel(
         d_key[index] += tpu_tile.dot("kq,qd->kd", d_logits[...], query[...])
         sums[...] += tpu_tile.dot("dk,kq->dq", key_columns[n & 1], d_logits[...])
 
-    def compute(n: jax.Array, seen: jax.Array | None) -> None:
+    def compute(n: jax.Array, kind: jax.Array) -> None:
         products = tpu_tile.dot("kd,qd->kq", keys[n & 1], query[...])
         effects = tpu_tile.dot("kd,qd->kq", values[n & 1], d_output[...])
         add_gradients(n - 1)
-        weights[...], d_logits[...], spent[...], rest[...] = tpu_tile.gradients(
-            products,
-            effects,
-            spent[...],
-            rest[...],
-            inputs["bound"][...],
-            scale,
-            seen,
-            weights.dtype,
-        )
+        behind, rest_then = spent[...], rest[...]
+        for strip in strips(key_block):
+            weights[strip], d_logits[strip], behind, rest_then = tpu_tile.gradients(
+                products[strip],
+                effects[strip],
+                bounds[kind, strip],
+                behind,
+                rest_then,
+                inputs["bound"][...],
+                scale,
+                weights.dtype,
+            )
+        spent[...], rest[...] = behind, rest_then
 
     def step(n: jax.Array, carry: jax.Array) -> jax.Array:
         def fetch_next() -> None:
@@ -203,15 +207,13 @@ def _kernel(
         fetch_key(n).wait()
         fetch_value(n).wait()
         pl.when(n > 0)(lambda: fetch_columns(n - 1).wait())
-        index = stop - n
-        full = (index >= table[entry + FULL_LOW]) & (index <= table[entry + FULL_HIGH])
-        pl.when(full)(lambda: compute(n, None))
-        pl.when(~full)(lambda: compute(n, sight_of(inputs, index, key_block)))
+        compute(n, kind_of_bounds(bounds, inputs, table, entry, stop - n))
         return carry
 
     def clear_sums() -> None:
         d_key[...] = jnp.zeros_like(d_key)
         d_value[...] = jnp.zeros_like(d_value)
+        clear_bounds(bounds)
 
     def walk_keys() -> None:
         fetch_key(jnp.int32(0)).start()

@@ -53,7 +53,7 @@ class Generation:
     blocks: TpuBlockSizes
 
 
-_BLOCKS = TpuBlockSizes(forward=BlockSizes(512, 512), backward=BlockSizes(512, 512))
+_BLOCKS = TpuBlockSizes(forward=BlockSizes(512, 512), backward=BlockSizes(512, 256))
 _SMALL_BLOCKS = TpuBlockSizes(forward=BlockSizes(256, 256), backward=BlockSizes(256, 256))
 GENERATIONS = {
     "v4": Generation(14 * MEBI, _SMALL_BLOCKS),

@@ -31,6 +31,7 @@ from pallas_kernels.stickbreaking_attention.tpu_layout import (
     FULL_HIGH,
     FULL_LOW,
     STOP,
+    STRIP,
     SUBLANES,
     Walk,
 )
@@ -103,6 +104,7 @@ def forward(
                 pltpu.VMEM((key_block, block), value.dtype),
                 pltpu.VMEM((value_width, block), jnp.float32),
                 pltpu.VMEM((SUBLANES, block), jnp.float32),
+                pltpu.VMEM((2, key_block, block), jnp.float32),
                 pltpu.SemaphoreType.DMA((2, 2)),
             ],
         ),
@@ -139,7 +141,7 @@ def walk_inputs(walk: Walk, block: int) -> dict[str, tuple[jax.Array, pl.BlockSp
         )
         inputs["key_ids"] = (
             walk.key_ids,
-            pl.BlockSpec((None, *walk.key_ids.shape[1:]), lambda b, g, i, *_: (b, 0, 0, 0)),
+            pl.BlockSpec((None, *walk.key_ids.shape[1:]), lambda b, g, i, *_: (b, 0, 0, 0, 0)),
         )
     return inputs
 
@@ -164,7 +166,7 @@ def _kernel(
     inputs = dict(zip(names, refs, strict=False))
     outputs = refs[len(names) :]
     output, spent_of_rows = outputs[:2]
-    keys, values, weights, sums, spent, semaphores = refs[-6:]
+    keys, values, weights, sums, spent, bounds, semaphores = refs[-7:]
     query, key, value = inputs["query"], inputs["key"], inputs["value"]
     b, g, i = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     entry = b * strides[0] + g * strides[1] + i * COLUMNS
@@ -184,13 +186,14 @@ def _kernel(
     def add_outputs(n: jax.Array) -> None:
         sums[...] += tpu_tile.dot("dk,kq->dq", values[n & 1], weights[...])
 
-    def compute(n: jax.Array, seen: jax.Array | None) -> None:
+    def compute(n: jax.Array, kind: jax.Array) -> None:
         products = tpu_tile.dot("kd,qd->kq", keys[n & 1], query[...])
         add_outputs(n + 1)
-        tile, behind = tpu_tile.weights(
-            products, spent[...], scale, seen, exact=keys.dtype == jnp.float32
-        )
-        weights[...] = tile.astype(weights.dtype)
+        behind = spent[...]
+        for strip in strips(key_block):
+            weights[strip], behind = tpu_tile.weights(
+                products[strip], bounds[kind, strip], behind, scale, weights.dtype
+            )
         spent[...] = behind
 
     def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -199,13 +202,10 @@ def _kernel(
         fetch_value(n).start()
         fetch_key(n).wait()
         pl.when(n > 0)(lambda: fetch_value(n - 1).wait())
-        index = stop - n
-        full = (index >= table[entry + FULL_LOW]) & (index <= table[entry + FULL_HIGH])
-
-        pl.when(full)(lambda: compute(n, None))
-        pl.when(~full)(lambda: compute(n, sight_of(inputs, index, key_block)))
+        compute(n, kind_of_bounds(bounds, inputs, table, entry, stop - n))
         return n + 1, is_unfinished(spent, tolerance)
 
+    pl.when(i == 0)(lambda: clear_bounds(bounds))
     sums[...] = jnp.zeros_like(sums)
     spent[...] = jnp.zeros_like(spent)
     # The first iteration adds nothing, of values that must not be NaN.
@@ -224,17 +224,51 @@ def _kernel(
         outputs[2][...] = jnp.full(outputs[2].shape, visited, jnp.int32)
 
 
-def sight_of(inputs: dict[str, Any], index: jax.Array, key_block: int) -> jax.Array:
-    """The sight of the rows in the key block of that index, from a kernel's inputs."""
+def strips(key_block: int) -> list[slice]:
+    """The strips of a block of keys, nearest first."""
+    return [slice(start, start + STRIP) for start in range(0, key_block, STRIP)]
+
+
+def clear_bounds(bounds: Any) -> None:
+    """Fills what logits are bounded to where rows see all keys: the first of the two bounds."""
+    bounds[0] = jnp.full(bounds.shape[1:], tpu_tile.LARGEST_LOGIT)
+
+
+def kind_of_bounds(
+    bounds: Any, inputs: dict[str, Any], table: Any, entry: jax.Array, index: jax.Array
+) -> jax.Array:
+    """Which of the two bounds holds for the key block of that index; computes the second if so.
+
+    One code for tiles with and without a mask: a load and no more, where masks that are computed
+    on the way would cost operations and registers in every tile.
+
+    Args:
+      bounds: float32 `[2, keys, rows]`, scratch.
+      inputs: of the kernel, by name.
+      table: see `Walk`.
+      entry: of the block of rows in the table.
+      index: of the block of keys.
+    """
+    key_block = bounds.shape[1]
+    full = (index >= table[entry + FULL_LOW]) & (index <= table[entry + FULL_HIGH])
     first, query_ids, key_ids = (inputs.get(name) for name in ("first", "query_ids", "key_ids"))
-    return tpu_tile.sight(
-        index * key_block,
-        key_block // SUBLANES,
-        inputs["last"][...],
-        None if first is None else first[...],
-        None if query_ids is None else query_ids[...],
-        None if key_ids is None else key_ids[index],
-    )
+
+    def fill(strip: jax.Array, carry: jax.Array) -> jax.Array:
+        start = pl.multiple_of(strip * STRIP, STRIP)
+        bounds[1, pl.ds(start, STRIP)] = tpu_tile.bounds_of_strip(
+            index * key_block + (key_block - STRIP - start),
+            inputs["last"][...],
+            None if first is None else first[...],
+            None if query_ids is None else query_ids[...],
+            None if key_ids is None else key_ids[index, strip],
+        )
+        return carry
+
+    @pl.when(~full)
+    def _() -> None:
+        jax.lax.fori_loop(0, key_block // STRIP, fill, jnp.int32(0))
+
+    return jnp.where(full, 0, 1)
 
 
 def is_unfinished(spent: Any, tolerance: float) -> jax.Array:

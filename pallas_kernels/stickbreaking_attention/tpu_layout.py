@@ -4,11 +4,13 @@
 of their positions: `[B, G, Sq * R, d]`. They are filled up to whole blocks with zeros.
 
 **Running order.** A tile of logits is key-major, `[keys, rows]`: registers hold 8 keys (sublanes)
-by 128 rows (lanes). Within a block, keys are laid out so that each sublane holds a *run* of
+by 128 rows (lanes). A block of keys is cut into *strips* of 128, which follow one another from the
+nearest to the farthest. Within a strip, keys are laid out so that each sublane holds a *run* of 16
 consecutive keys, the nearest in the first register and the farthest in the last, and higher
 sublanes hold nearer runs. A sum over nearer keys is then a sum over registers, one vector operation
-a register in float32, and what remains is a scan over the eight runs of a block. No triangular
-matrix product is needed, and none of its rounding.
+a register in float32, and what remains is a scan over the eight runs of a strip. No triangular
+matrix product is needed, and none of its rounding. A strip of 128 rows is 16 registers: what has to
+wait for the scan does so in registers.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import jax.numpy as jnp
 from pallas_kernels.stickbreaking_attention.masks import Visibility
 
 SUBLANES = 8
+STRIP = 128
+RUN = STRIP // SUBLANES
 # A padded key has this segment id, and no query has it.
 _NO_SEGMENT = -(2**31)
 # Columns of the table of a walk.
@@ -50,16 +54,16 @@ def blocks_of_keys(key: jax.Array, block: int) -> jax.Array:
     """`[B, Sk, G, d]` to `[B, G, blocks, block, d]`, keys in running order."""
     batch, _, groups, width = key.shape
     key = _fill(key, 1, block)
-    runs = key.reshape(batch, -1, SUBLANES, block // SUBLANES, groups, width)
-    ordered = jnp.transpose(runs[:, :, :, ::-1], (0, 4, 1, 3, 2, 5))
+    runs = key.reshape(batch, -1, block // STRIP, SUBLANES, RUN, groups, width)
+    ordered = jnp.transpose(runs[:, :, ::-1, :, ::-1], (0, 5, 1, 2, 4, 3, 6))
     return ordered.reshape(batch, groups, -1, block, width)
 
 
 def keys_of_blocks(blocks: jax.Array, length: int) -> jax.Array:
     """`[B, G, blocks, block, d]` back to `[B, Sk, G, d]`."""
     batch, groups, _, block, width = blocks.shape
-    ordered = blocks.reshape(batch, groups, -1, block // SUBLANES, SUBLANES, width)
-    runs = jnp.transpose(ordered, (0, 2, 4, 3, 1, 5))[:, :, :, ::-1]
+    ordered = blocks.reshape(batch, groups, -1, block // STRIP, RUN, SUBLANES, width)
+    runs = jnp.transpose(ordered, (0, 2, 3, 5, 4, 1, 6))[:, :, ::-1, :, ::-1]
     return runs.reshape(batch, -1, groups, width)[:, :length]
 
 
@@ -88,7 +92,8 @@ class Walk:
       last: int32 `[1, rows]`, the nearest key that a row sees; below 0 if none.
       first: int32 `[T, U, 1, rows]` or None, the farthest key that a row sees; None is key 0.
       query_ids: int32 `[B, 1, rows]` or None, segment ids.
-      key_ids: int32 `[B, blocks, 8, block / 8]` or None: nearest keys of the runs first.
+      key_ids: int32 `[B, blocks, strips, 8, 16]` or None: nearest strips, and nearest keys of the
+        runs, first.
     """
 
     table: jax.Array
@@ -153,7 +158,8 @@ def walk(
         met &= (nearest <= of_rows.max(-1)) & (of_keys.max(-1) >= of_rows.min(-1))
         full &= (of_keys.min(-1) == of_rows.max(-1)) & (of_keys.max(-1) == of_rows.min(-1))
         query_ids = query_ids[:, None]
-        key_ids = key_ids.reshape(-1, count, SUBLANES, key_block // SUBLANES)[..., ::-1]
+        key_ids = key_ids.reshape(-1, count, key_block // STRIP, SUBLANES, RUN)
+        key_ids = key_ids[:, :, ::-1, :, ::-1]
     return Walk(
         table=_table(met, met & full).reshape(-1),
         last=last,

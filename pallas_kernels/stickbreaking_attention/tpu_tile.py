@@ -1,12 +1,16 @@
-"""What both TPU kernels compute in a tile of logits: the odds, and sums over nearer keys.
+"""What both TPU kernels compute in a strip of logits: the odds, and sums over nearer keys.
 
-A tile is `[keys, rows]` in running order (see `tpu_layout`): a list of registers' worth of keys,
-`[8, rows]` each, nearest first.
+A strip is 128 keys by the rows of a block, `[keys, rows]` in running order (see `tpu_layout`): 16
+registers' worth of keys, `[8, rows]` each, nearest first.
 
 The stick is kept as its logarithm: a key with logit z takes `softplus(z)` off it. Within a run the
-sum of these is the logarithm of the product of `1 + exp(z)`, whose factors are exact to a rounding
-error: one logarithm for a key, of the product and not of the factor, loses nothing where the odds
-are small. All is to base 2, the base of the hardware's exponential and logarithm.
+product of `1 + exp(z)` is taken, whose factors are exact to a rounding error, and one logarithm of
+the product for each run. All is to base 2, the base of the hardware's exponential and logarithm.
+
+A weight is the odds over that product, times what is left of the stick in front of the run. Where
+weights are rounded to bfloat16 anyway, the hardware's estimate of the reciprocal will do: compiled
+for v5e and v5p, a division in float32 is that estimate and one step of Newton's, so it is good to
+2**-12 or so; for v6e it is the estimate. In float32 weights are `2**(z - log2(product) - spent)`.
 """
 
 from __future__ import annotations
@@ -18,74 +22,53 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.stickbreaking_attention.tpu_layout import SUBLANES
+from pallas_kernels.stickbreaking_attention.tpu_layout import RUN, STRIP, SUBLANES
 
 LOG2_E = math.log2(math.e)
 # Logits, to base 2, are bounded to this. A key with odds of 2**92 leaves nothing of the stick that
 # counts in float32, and its odds can still be multiplied with those of a nearer key.
-_LARGEST_LOGIT = 92.0
+LARGEST_LOGIT = 92.0
 _LARGEST_EXCESS = 2.0**126
 
 
-def sight(
+def bounds_of_strip(
     start: jax.Array,
-    run: int,
     last: jax.Array,
     first: jax.Array | None,
     query_ids: jax.Array | None,
     key_ids: jax.Array | None,
 ) -> jax.Array:
-    """Returns which keys of a block the rows see, bool `[run, 8, rows]`.
+    """Returns what logits are bounded to, float32 `[128, rows]`: -inf where a key is not seen.
 
     Args:
-      start: index of the first key of the block.
-      run: keys of a run.
+      start: index of the first key of the strip.
       last: int32 `[1, rows]`, the nearest key seen.
       first: int32 `[1, rows]` or None, the farthest.
       query_ids: int32 `[1, rows]` or None, segment ids.
-      key_ids: int32 `[8, run]` or None, the nearest key of each run first.
+      key_ids: int32 `[8, 16]` or None, the nearest key of each run first.
     """
     shape = (SUBLANES, last.shape[1])
     # Index of the farthest key of the sublane's run.
-    base = start + run * jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    index = run - 1 - jax.lax.broadcasted_iota(jnp.int32, (run, *shape), 0)
+    base = start + RUN * jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    index = RUN - 1 - jax.lax.broadcasted_iota(jnp.int32, (RUN, *shape), 0)
     seen = (last - base)[None] >= index
     if first is not None:
         seen &= (first - base)[None] <= index
     if query_ids is not None and key_ids is not None:
-        seen &= jnp.stack([key_ids[:, n : n + 1] == query_ids for n in range(run)])
-    return seen
+        seen &= jnp.stack([key_ids[:, n : n + 1] == query_ids for n in range(RUN)])
+    return jnp.where(seen, LARGEST_LOGIT, -jnp.inf).reshape(STRIP, -1)
 
 
-def bounded_logits(products: jax.Array, scale: float, seen: jax.Array | None) -> jax.Array:
-    """Logits to base 2 of a tile, `[run, 8, rows]`; -inf where a key is not seen."""
-    products = products.reshape(-1, SUBLANES, products.shape[1])
-    logits = jnp.minimum(products * (scale * LOG2_E), _LARGEST_LOGIT)
-    return logits if seen is None else jnp.where(seen, logits, -jnp.inf)
-
-
-def taken_in_runs(odds: jax.Array, exact: bool) -> jax.Array:
-    """Binary logarithms of the products of `1 + odds` over each key and the nearer ones of its run.
-
-    Args:
-      odds: float32 `[run, 8, rows]`.
-      exact: whether also thousands of keys with tiny odds, which `1 + odds` rounds, must add up to
-        within 1e-5: the excess of the product over 1 is then what is kept.
-    """
-    if not exact:
-        return jnp.log2(running(jnp.multiply, 1.0 + odds))
-
-    def onwards(excess: jax.Array, more: jax.Array) -> jax.Array:
-        # Bounded, because infinity times the odds 0 of a key out of sight would be NaN.
-        return jnp.minimum(excess + more * (1.0 + excess), _LARGEST_EXCESS)
-
-    return jnp.log2(1.0 + running(onwards, odds))
+def bounded_logits(products: jax.Array, scale: float, bounds: jax.Array) -> jax.Array:
+    """Logits to base 2 of a strip, `[16, 8, rows]`; -inf where a key is not seen."""
+    logits = jnp.minimum(products * (scale * LOG2_E), bounds)
+    return logits.reshape(RUN, SUBLANES, -1)
 
 
 def running(combine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Each register of `[run, 8, rows]` combined with all in front of it, that is nearer keys."""
+    """Each register of `[16, 8, rows]` combined with all in front of it, that is nearer keys."""
     registers = [x[0]]
-    for register in range(1, x.shape[0]):
+    for register in range(1, RUN):
         registers.append(combine(registers[-1], x[register]))
     return jnp.stack(registers)
 
@@ -102,27 +85,54 @@ def over_nearer_runs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def weights(
-    products: jax.Array, spent: jax.Array, scale: float, seen: jax.Array | None, exact: bool
+    products: jax.Array,
+    bounds: jax.Array,
+    spent: jax.Array,
+    scale: float,
+    dtype: jax.typing.DTypeLike,
 ) -> tuple[jax.Array, jax.Array]:
-    """Weights of a tile, and what is spent of the stick behind it.
+    """Weights of a strip, and what is spent of the stick behind it.
 
     Args:
-      products: float32 `[keys, rows]`, of keys and queries.
-      spent: float32 `[8, rows]`, minus the binary logarithm of the stick in front of the tile, in
+      products: float32 `[128, rows]`, of keys and queries.
+      bounds: see `bounds_of_strip`.
+      spent: float32 `[8, rows]`, minus the binary logarithm of the stick in front of the strip, in
         each sublane.
       scale: of the logits.
-      seen: None if all keys are seen.
-      exact: see `taken_in_runs`.
+      dtype: of the weights.
 
     Returns:
-      float32 `[keys, rows]`; `spent` for the next tile.
+      `[128, rows]`; `spent` for the next strip.
     """
-    logits = bounded_logits(products, scale, seen)
-    # The weight within the run is the odds over this; the runs in front have still to take theirs.
-    taken = taken_in_runs(jnp.exp2(logits), exact)
-    nearer, total = over_nearer_runs(taken[-1])
-    tile = jnp.exp2(logits - taken - (nearer + spent)[None])
-    return tile.reshape(products.shape), spent + total
+    logits = bounded_logits(products, scale, bounds)
+    _, spent, strip, _ = _broken(logits, jnp.exp2(logits), spent, dtype)
+    return strip.reshape(STRIP, -1), spent
+
+
+def _broken(
+    logits: jax.Array, odds: jax.Array, spent: jax.Array, dtype: jax.typing.DTypeLike
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Breaks the stick: `spent` in front of each run and behind the strip, weights, `1 + odds`."""
+    one_more = 1.0 + odds
+    if jnp.dtype(dtype) == jnp.float32:
+        # Also thousands of keys with tiny odds, which `1 + odds` rounds, must add up to within
+        # 1e-5: what is kept is the excess of the product over 1.
+        taken = jnp.log2(1.0 + running(_onwards, odds))
+        nearer, total = over_nearer_runs(taken[-1])
+        nearer = nearer + spent
+        return nearer, spent + total, jnp.exp2(logits - taken - nearer[None]), one_more
+    product = running(jnp.multiply, one_more)
+    nearer, total = over_nearer_runs(jnp.log2(product[-1]))
+    nearer = nearer + spent
+    # A product that overflowed stands for a stick that is used up: its reciprocal is 0.
+    share = odds * pltpu.reciprocal(product, approx=True)
+    strip = (share * jnp.exp2(-nearer)[None]).astype(dtype)
+    return nearer, spent + total, strip, one_more
+
+
+def _onwards(excess: jax.Array, more: jax.Array) -> jax.Array:
+    # Bounded, because infinity times the odds 0 of a key out of sight would be NaN.
+    return jnp.minimum(excess + more * (1.0 + excess), _LARGEST_EXCESS)
 
 
 def dot(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -140,60 +150,61 @@ def dot(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
 def gradients(
     products: jax.Array,
     effects: jax.Array,
+    bounds: jax.Array,
     spent: jax.Array,
     rest: jax.Array,
-    bound: jax.Array,
+    largest: jax.Array,
     scale: float,
-    seen: jax.Array | None,
     dtype: jax.typing.DTypeLike,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Weights of a tile and gradients of its logits.
+    """Weights of a strip and gradients of its logits.
 
     With `a = A (dO . V)`, `c = dO . O + drem rem` and `n_j` the sum of `a` over the keys nearer
     than `j`, the gradient is `dz_j = a_j - beta_j (c - n_j)`; `rest` is `c - n` in front of the
-    tile. In front of each run it is bounded by what all keys from there on can add up to, so that
+    strip. In front of each run it is bounded by what all keys from there on can add up to, so that
     it ends with the stick. Without that its rounding error, small as it is, would give each of
     thousands of far keys the same wrong gradient.
 
     Args:
-      products: float32 `[keys, rows]`, of keys and queries.
-      effects: float32 `[keys, rows]`, products of values and gradients of the output.
+      products: float32 `[128, rows]`, of keys and queries.
+      effects: float32 `[128, rows]`, products of values and gradients of the output.
+      bounds: see `bounds_of_strip`.
       spent: see `weights`.
       rest: float32 `[8, rows]`, the same in each sublane.
-      bound: float32 `[1, rows]`, the largest magnitude of an effect or the remainder's gradient.
+      largest: float32 `[1, rows]`, the largest magnitude of an effect or the remainder's gradient.
       scale: of the logits.
-      seen: None if all keys are seen.
       dtype: of the results.
 
     Returns:
-      weights and gradients of the logits, `[keys, rows]`; `spent` and `rest` for the next tile.
+      weights and gradients of the logits, `[128, rows]`; `spent` and `rest` for the next strip.
     """
-    logits = bounded_logits(products, scale, seen)
+    logits = bounded_logits(products, scale, bounds)
     odds = jnp.exp2(logits)
-    exact = jnp.dtype(dtype) == jnp.float32
-    taken = taken_in_runs(odds, exact)
-    nearer, total = over_nearer_runs(taken[-1])
-    nearer = nearer + spent
-    breaks = odds * _reciprocal(1.0 + odds, 2 if exact else 1)
-    # Rounded as in the forward pass, whose output the rest is made of: a difference would be passed
-    # on to all farther keys.
-    tile = jnp.exp2(logits - taken - nearer[None]).astype(dtype)
-    a = tile.astype(jnp.float32) * effects.reshape(tile.shape)
-    passed = running(jnp.add, a)
-    passed_nearer, passed_total = over_nearer_runs(passed[-1])
-    limit = bound * jnp.exp2(-nearer)
+    # Weights are rounded as in the forward pass, whose output the rest is made of: a difference
+    # would be passed on to all farther keys.
+    nearer, behind, strip, one_more = _broken(logits, odds, spent, dtype)
+    breaks = odds * _reciprocal(one_more, 2 if jnp.dtype(dtype) == jnp.float32 else 0)
+    a = strip.astype(jnp.float32) * effects.reshape(strip.shape)
+    # What waits for the sums of nearer runs is two arrays: the part of the gradient that the run
+    # itself makes, and `breaks`.
+    passed, own = a[0], [a[0]]
+    for register in range(1, RUN):
+        own.append(a[register] + breaks[register] * passed)
+        passed = passed + a[register]
+    passed_nearer, passed_total = over_nearer_runs(passed)
+    limit = largest * jnp.exp2(-nearer)
     in_front = jnp.clip(rest - passed_nearer, -limit, limit)
-    d_logits = a - breaks * (in_front[None] - (passed - a))
+    d_logits = jnp.stack(own) - breaks * in_front[None]
     return (
-        tile.reshape(products.shape),
-        d_logits.astype(dtype).reshape(products.shape),
-        spent + total,
+        strip.reshape(STRIP, -1),
+        d_logits.astype(dtype).reshape(STRIP, -1),
+        behind,
         rest - passed_total,
     )
 
 
 def _reciprocal(x: jax.Array, steps: int) -> jax.Array:
-    """1 / x for finite x from 1 on: an estimate, good to 2**-8 at least, and steps of Newton's."""
+    """1 / x for finite x from 1 on: the hardware's estimate, and steps of Newton's."""
     estimate = pltpu.reciprocal(x, approx=True)
     for _ in range(steps):
         estimate = estimate * (2.0 - x * estimate)
