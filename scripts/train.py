@@ -42,15 +42,20 @@ from modbrick.schema import from_mapping, to_json, to_mapping
 from modbrick.training.evaluation import evaluate, evaluation_step
 from modbrick.training.metrics import MetricsWindow, MetricsWriter, useful_flops
 from modbrick.training.preemption import EXIT_PREEMPTED, PreemptionGuard
+from modbrick.training.profile import ProfiledSteps, Profiler
 from modbrick.training.program import TrainProgram, train_program
 from modbrick.training.progress import TrainingProgress
 from modbrick.training.run_config import RunConfig, check_identity, shared_settings
 from modbrick.training.state import TrainState, initial_parameters, initial_state
+from modbrick.training.timeline import FINISHED, Timeline
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, local or remote.")
 ALLOW_CHANGE = flags.DEFINE_list(
     "allow_change", [], "What may differ from the run to be continued: names such as optimizer."
+)
+PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "FIRST:LAST, steps to write a profile of to WORKDIR/profile."
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, or none. Default: as the cluster says."
@@ -76,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
     config = from_mapping(RunConfig, CONFIG.value.to_dict())
     total_steps, batch_size = config.training.steps, config.data.batch_size
     workdir = epath.Path(WORKDIR.value)
+    profiled = ProfiledSteps.parse(PROFILE_STEPS.value, total_steps)
 
     # ---------------------------------------------------------------------------------- processes
     start_processes(
@@ -154,22 +160,29 @@ def main(argv: Sequence[str]) -> int:
             TrainingProgress(
                 total_steps, start_step, config.logging.progress if is_first() else "none"
             ) as progress,
+            Profiler(workdir, profiled) as profiler,
+            Timeline(workdir, start_step) as timeline,
         ):
             window = MetricsWindow(peak_flops() * mesh.size, config.optimizer.max_skipped_in_a_row)
             while step < total_steps and not guard.should_stop():
-                batch = next(batches)
-                state, report = program.step(state, place_batch(batch, mesh, batch_size))
+                batch, seconds_waited = window.fetch(batches)
+                timeline.add("data_wait", seconds_waited)
                 step += 1
                 last = step == total_steps
+                profiler.begin(step)
+                state, report = program.step(state, place_batch(batch, mesh, batch_size))
+                profiler.end(step, report)
                 window.add(report, *work_of(batch, config))
+                timeline.first_step(step)
                 progress.step(step)
                 if last or config.logging.due(step):
                     record = window.record(step)
                     writer.write(record)
                     progress.figures(record)
+                    timeline.mark(step)
                 metrics = {}
                 if last or config.evaluation.due(step):
-                    with window.paused():
+                    with window.paused(), timeline.during("evaluation"):
                         result = evaluate(
                             run_evaluation,
                             parameters_of(state),
@@ -182,10 +195,15 @@ def main(argv: Sequence[str]) -> int:
                         progress.evaluation(step, result)
                         metrics = {"loss": result.total.loss}
                 if last or config.checkpoint.due(step):
-                    save(step, batches.get_state(), metrics)
-            if step < total_steps:
-                save(step, batches.get_state(), {})
+                    with timeline.during("checkpoint"):
+                        save(step, batches.get_state(), metrics)
+                    timeline.mark(step)
+            with timeline.during("checkpoint"):
+                if step < total_steps:
+                    save(step, batches.get_state(), {})
                 store.wait()
+            timeline.stop(step, FINISHED if step == total_steps else guard.name)
+            if step < total_steps:
                 progress.message(f"stopped by {guard.name}: saved step {step} of {total_steps}")
                 return EXIT_PREEMPTED
     say(f"finished {total_steps} steps; everything is in {workdir}")

@@ -18,11 +18,11 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
-import jax
 from etils import epath
 
 from modbrick.checkpoints.directory import as_path
 from modbrick.hardware import process_start
+from modbrick.parallel.processes import is_first
 from modbrick.training.line_log import LineLog, read_log
 
 TIMELINE_FILE = "timeline.jsonl"
@@ -42,9 +42,7 @@ class Timeline:
 
     def __init__(self, directory: epath.PathLike, step: int):
         # Every process measures, the first one writes.
-        self._log = (
-            LineLog(as_path(directory) / TIMELINE_FILE) if jax.process_index() == 0 else None
-        )
+        self._log = LineLog(as_path(directory) / TIMELINE_FILE) if is_first() else None
         # One clock for a start: the wall clock may be set while it runs.
         self._offset = time.time() - time.monotonic()
         self._started = False
@@ -65,10 +63,15 @@ class Timeline:
         yield
         self.add(activity, time.monotonic() - start)
 
+    def first_step(self, step: int) -> None:
+        """Records how long it took until `step` was done, if that is this start's first."""
+        if not self._started:
+            self._started = True
+            self._append("first_step", step, **self._seconds)
+
     def mark(self, step: int) -> None:
         """Records the time since the last record; `step` is done, on the devices too."""
-        self._append("steps" if self._started else "first_step", step, **self._seconds)
-        self._started = True
+        self._append("steps", step, **self._seconds)
 
     def stop(self, step: int, reason: str) -> None:
         """Records that this start ended in good order: `finished`, or the name of a signal."""

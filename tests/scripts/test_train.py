@@ -145,8 +145,21 @@ def test_a_run_writes_what_it_says(uninterrupted: Path) -> None:
 def test_killed_at_random_moments_the_parameters_are_equal_to_the_bit(
     data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    kill_and_resume(data, tmp_path / "run", kills=2, seed=0)
-    assert_same_run(tmp_path / "run", uninterrupted)
+    run = tmp_path / "run"
+    began = time.time()
+    kill_and_resume(data, run, kills=2, seed=0)
+    passed = time.time() - began
+    assert_same_run(run, uninterrupted)
+    told = script("report_goodput.py", f"--workdir={run}", f"--picture={tmp_path / 'it.png'}")
+    report = json.loads(told.stdout.splitlines()[-1])
+    assert (report["steps"], report["interruptions"]) == (STEPS, 2)
+    assert report["starts"][-1]["end"] == "finished"
+    assert report["wall_seconds"] == pytest.approx(sum(report["seconds"].values()))
+    # From the first process to the last record of the last one: all but the ends of the whole.
+    assert 0.7 * passed < report["wall_seconds"] < passed
+    for part in ("steps", "start", "checkpoint", "evaluation", "down", "restart"):
+        assert report["seconds"][part] > 0, part
+    assert (tmp_path / "it.png").stat().st_size > 0
 
 
 @pytest.mark.verify
@@ -205,7 +218,9 @@ def test_execution_may_change_freely(data: Path, uninterrupted: Path, tmp_path: 
         "--config.execution.rematerialisation=full",
         "--config.checkpoint.every=1",
         "--config.logging.every=1",
+        "--profile_steps=10:11",
     )
+    assert list((copied / "profile").rglob("*.xplane.pb"))
     parameters, _ = load_parameters(copied)
     expected = flatten(load_parameters(uninterrupted)[0])
     for path, value in flatten(parameters).items():
