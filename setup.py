@@ -51,10 +51,12 @@ EXTRAS = {
     # Checkpoints fetched by their name on the Hugging Face hub.
     "convert": ["huggingface-hub>=1.0"],
     "test": [
+        "fsspec>=2025.3",
         "hypothesis>=6.130",
         "pytest>=9",
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",
+        "pyyaml>=6",
         "safetensors>=0.6",
         "scipy>=1.15",
     ],

@@ -1,0 +1,298 @@
+"""Launch files: what they pass exists, and every exit status has the answer that it should.
+
+Neither TPUs, nor Kubernetes, nor Slurm are here: their commands are played by shell scripts.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import re
+import signal
+import string
+import subprocess
+import textwrap
+import time
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from modbrick.command_line import BAD_INPUT
+from modbrick.training.preemption import EXIT_PREEMPTED
+from modbrick.training.run_config import RunConfig
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "scripts" / "launch"
+SHELL = sorted(LAUNCH.glob("*.sh"))
+STARTING = [LAUNCH / name for name in ("tpu_vm.sh", "slurm_gpu.sh", "tpu_jobset.yaml")]
+VALUES = {"SLICES": "2", "VMS": "16", "CHIPS": "4", "NAME": "molm"}
+
+
+def jobset() -> dict[str, Any]:
+    """The manifest, with values for its variables."""
+    text = (LAUNCH / "tpu_jobset.yaml").read_text()
+    names = set(re.findall(r"\$\{(\w+)\}", text))
+    filled = string.Template(text).substitute({n: VALUES.get(n, f"gs://{n}") for n in names})
+    loaded = yaml.safe_load(filled)
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def train_command(path: Path) -> str:
+    """What a launch file passes to scripts/train.py."""
+    if path.suffix == ".yaml":
+        (job,) = jobset()["spec"]["replicatedJobs"]
+        (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+        whole = " ".join(container["command"])
+    else:
+        whole = re.sub(r"\\+\n", " ", path.read_text())
+    (command,) = re.findall(r"python scripts/train\.py(.*)", whole)
+    return str(command)
+
+
+def exists(flag: str) -> bool:
+    """Whether train.py has a flag, or its config a key."""
+    name, *keys = flag.split(".")
+    tree = ast.parse((ROOT / "scripts" / "train.py").read_text())
+    defined = {
+        ast.literal_eval(node.args[0])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2][:6] == "DEFINE"
+    }
+    kind: Any = RunConfig
+    for key in keys:
+        hints = typing.get_type_hints(kind)
+        if key not in hints or not dataclasses.is_dataclass(kind):
+            return False
+        kind = hints[key]
+    return name in defined
+
+
+def test_flags_are_recognised() -> None:
+    assert exists("workdir")
+    assert exists("config.data.path")
+    assert not exists("workdirr")
+    assert not exists("config.data.pathh")
+
+
+@pytest.mark.parametrize("path", STARTING, ids=lambda path: path.name)
+def test_every_flag_exists(path: Path) -> None:
+    flags = re.findall(r"--([\w.]+)", train_command(path))
+    assert {"config", "config.data.path", "workdir"} <= set(flags)
+    assert [flag for flag in flags if not exists(flag)] == []
+
+
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
+def test_shell_files_parse_and_explain_themselves(path: Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    lines = path.read_text().splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    assert len(lines[1]) > 20
+    assert lines[1].startswith("# ")
+    assert os.access(path, os.X_OK)
+
+
+@pytest.mark.parametrize("path", STARTING, ids=lambda path: path.name)
+def test_every_variable_is_explained(path: Path) -> None:
+    text = path.read_text()
+    comment = text[: re.search(r"(?m)^(?!#)", text).start()]  # type: ignore[union-attr]
+    code = re.sub(r"(?m)^ *#.*", "", text)
+    outside = set(re.findall(r"\$\{?([A-Z_]+)\b", code)) - set(re.findall(r"([A-Z_]+)=", code))
+    assert outside
+    unknown = {
+        name for name in outside - {"SLURM_JOB_ID"} if not re.search(rf"\b{name}\b", comment)
+    }
+    assert not unknown
+
+
+def test_exit_statuses_are_those_of_modbrick() -> None:
+    for name, of in (("PREEMPTED", EXIT_PREEMPTED), ("BAD_INPUT", BAD_INPUT)):
+        for path in SHELL:
+            assert all(int(n) == of for n in re.findall(rf"{name}=(\d+)", path.read_text()))
+    assert f"PREEMPTED={EXIT_PREEMPTED}" in (LAUNCH / "slurm_gpu.sh").read_text()
+    assert f"PREEMPTED={EXIT_PREEMPTED}" in (LAUNCH / "tpu_vm.sh").read_text()
+
+
+def test_a_jobset_fails_for_bad_input_and_otherwise_starts_again() -> None:
+    spec = jobset()["spec"]
+    assert jobset()["kind"] == "JobSet"
+    policy = spec["failurePolicy"]
+    assert policy["maxRestarts"] >= 100
+    (rule,) = policy["rules"]
+    assert re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
+    # The only job failure that ends the set is the one that pods' rules ask for.
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    (slices,) = spec["replicatedJobs"]
+    job = slices["template"]["spec"]
+    assert (slices["replicas"], job["parallelism"], job["completions"]) == (2, 16, 16)
+    assert (job["completionMode"], job["backoffLimit"]) == ("Indexed", 0)
+    answers = {
+        code: rule["action"]
+        for rule in job["podFailurePolicy"]["rules"]
+        for code in rule["onExitCodes"]["values"]
+    }
+    assert answers == {BAD_INPUT: "FailJob", EXIT_PREEMPTED: "Count"}
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never", "Kubernetes demands it of a pod failure policy"
+    (container,) = pod["containers"]
+    named = {rule["onExitCodes"]["containerName"] for rule in job["podFailurePolicy"]["rules"]}
+    assert named == {container["name"]}
+    assert (ROOT / container["command"][1]).is_file()
+
+
+# --------------------------------------------------------------------------------- played commands
+
+
+def play(directory: Path, **commands: str) -> dict[str, str]:
+    """Puts commands into a directory; returns an environment in which they come first."""
+    directory.mkdir(exist_ok=True)
+    for name, body in commands.items():
+        path = directory / name
+        path.write_text("#!/usr/bin/env bash\n" + textwrap.dedent(body))
+        path.chmod(0o755)
+    return {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(("status", "again"), [(0, False), (75, True), (2, False), (1, False)])
+def test_slurm_queues_a_job_again_that_was_preempted(
+    tmp_path: Path, status: int, again: bool
+) -> None:
+    environment = play(
+        tmp_path / "bin",
+        srun=f'echo "$@" > {tmp_path}/srun; exit {status}',
+        scontrol=f'echo "$@" > {tmp_path}/scontrol',
+    )
+    environment |= {"CONFIG": "c.py", "DATA": "data", "WORKDIR": "/run", "SLURM_JOB_ID": "17"}
+    environment["FLAGS"] = "--config.training.steps=5 --config.logging.every=2"
+    done = subprocess.run(["bash", str(LAUNCH / "slurm_gpu.sh")], env=environment, check=False)
+    assert done.returncode == (0 if again else status)
+    assert (tmp_path / "scontrol").exists() == again
+    if again:
+        assert (tmp_path / "scontrol").read_text() == "requeue 17\n"
+    told = (tmp_path / "srun").read_text().split()
+    assert {"--workdir=/run", "--config.training.steps=5", "--config.logging.every=2"} <= set(told)
+
+
+def test_slurm_asks_for_a_signal_ahead_of_the_time_limit() -> None:
+    options = re.findall(
+        r"(?m)^#SBATCH --([\w-]+)(?:=(\S+))?$", (LAUNCH / "slurm_gpu.sh").read_text()
+    )
+    told = dict(options)
+    assert "requeue" in told
+    name, seconds = told["signal"].split("@")
+    assert (name, int(seconds) >= 60) == ("TERM", True)
+
+
+def test_only_the_first_sigterm_is_passed_on(tmp_path: Path) -> None:
+    got, up = tmp_path / "got", tmp_path / "up"
+    environment = play(
+        tmp_path / "bin",
+        saving=f"""
+            trap 'echo got >> {got}' TERM
+            echo > {up}
+            for ((i = 0; i < 10; i++)); do sleep 0.1; done
+            exit {EXIT_PREEMPTED}
+        """,
+    )
+    command = ["bash", str(LAUNCH / "one_sigterm.sh"), "saving"]
+    process = subprocess.Popen(command, env=environment)
+    while not up.exists():
+        time.sleep(0.02)
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    assert process.wait(timeout=30) == EXIT_PREEMPTED
+    assert got.read_text() == "got\n"
+
+
+@pytest.mark.parametrize("status", [0, 2, 75, 127])
+def test_a_command_ends_with_its_own_status(status: int) -> None:
+    command = ["bash", str(LAUNCH / "one_sigterm.sh"), "bash", "-c", f"exit {status}"]
+    done = subprocess.run(command, check=False)
+    assert done.returncode == status
+
+
+# Two VMs, which are directories; a queued resource, which is a file with its state.
+GCLOUD = """
+    case "$*" in
+      *"queued-resources describe"*) cat $CLOUD/state 2>/dev/null || exit 1 ;;
+      *"queued-resources create"*) echo "$@" >> $CLOUD/created; echo ACTIVE > $CLOUD/state ;;
+      *"queued-resources delete"*) rm -rf $CLOUD/state $CLOUD/vm* ;;
+      *"queued-resources ssh"*)
+        for vm in 0 1; do
+          mkdir -p $CLOUD/vm$vm && cd $CLOUD/vm$vm
+          for word in "$@"; do
+            [[ $word != --command=* ]] || VM=$vm bash -c "${word#--command=}"
+          done
+        done ;;
+      "storage cp"*) cat > $CLOUD/code ;;
+      "storage cat"*) cat $CLOUD/code ;;
+      *) echo "no such command: $*" >&2; exit 1 ;;
+    esac
+"""
+# Takes the next status of its VM; `gone` is a VM that is preempted.
+TRAIN = """
+    echo "$JAX_COMPILATION_CACHE_DIR $*" >> $CLOUD/trained$VM
+    status=$(head -n 1 $CLOUD/statuses$VM)
+    sed -i 1d $CLOUD/statuses$VM
+    [[ $status != gone ]] || { echo SUSPENDED > $CLOUD/state; exit 143; }
+    exit $status
+"""
+
+
+def run_on_tpus(cloud: Path, *statuses: list[str]) -> subprocess.CompletedProcess[str]:
+    for vm, of in enumerate(statuses):
+        (cloud / f"statuses{vm}").write_text("".join(f"{status}\n" for status in of))
+    environment = play(
+        cloud / "bin",
+        gcloud=GCLOUD,
+        git="tar -cz -T /dev/null",
+        python3=f"mkdir -p .venv/bin && ln -sf {cloud}/bin/train .venv/bin/python",
+        train=TRAIN,
+    )
+    environment |= {"CLOUD": str(cloud), "POLL": "0.1", "CRASHES": "1", "FLAGS": "--verbosity=0"}
+    for name in ("NAME", "PROJECT", "ZONE", "TYPE", "RUNTIME"):
+        environment[name] = name.lower()
+    for name in ("CODE", "CONFIG", "DATA", "WORKDIR", "CACHE"):
+        environment[name] = f"gs://{name.lower()}"
+    command = ["bash", str(LAUNCH / "tpu_vm.sh"), "run"]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_tpu_vms_are_started_again_until_the_run_is_done(tmp_path: Path) -> None:
+    done = run_on_tpus(tmp_path, ["75", "1", "gone", "0"], ["75", "75", "gone", "0"])
+    assert done.returncode == 0, done.stderr
+    assert "finished" in done.stdout
+    assert len((tmp_path / "created").read_text().splitlines()) == 2, "anew after preemption"
+    for vm in range(2):
+        told = (tmp_path / f"trained{vm}").read_text().splitlines()
+        assert len(told) == 4
+        assert told[0].split()[:2] == ["gs://cache", "scripts/train.py"]
+        assert "--config.mesh.slices=1" in told[0]
+        assert told[0].endswith("--verbosity=0")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "starts"), [(["2", "0"], BAD_INPUT, 1), (["1", "1", "0"], 1, 2)]
+)
+def test_tpu_vms_are_not_started_again_in_vain(
+    tmp_path: Path, statuses: list[str], status: int, starts: int
+) -> None:
+    done = run_on_tpus(tmp_path, ["75"] * starts, statuses)
+    assert done.returncode == status
+    assert "error:" in done.stderr
+    assert len((tmp_path / "trained1").read_text().splitlines()) == starts
+
+
+def test_a_variable_that_is_missing_is_named() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "NAME"}
+    command = ["bash", str(LAUNCH / "tpu_vm.sh"), "state"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == BAD_INPUT
+    assert "set NAME" in done.stderr
