@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,9 @@ def train_program(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainProgram:
         microbatches=config.training.microbatches,
         seed=config.training.seed,
     )
+    # Kernels import Pallas when a trace first asks for them, and Pallas adds to the settings that
+    # jax keeps traces by: the step would be traced and compiled again when it is called again.
+    importlib.import_module("jax.experimental.pallas.tpu")
     everywhere = NamedSharding(mesh, PartitionSpec())  # every process reads the report
     return TrainProgram(
         config,
