@@ -21,6 +21,8 @@ _ARRAY = re.compile(r"\b(pred|bf16|token|[a-z]+?\d+[a-z0-9]*)\[([\d,]*)\](\{[^}]
 _LAYOUT = re.compile(r"\{([\d,]*)(?::(?:T\(([\d,]+)\))?[^S]*(?:S\((\d+)\))?.*)?\}")
 _CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?(%[^\s,}]+(?:, ?%[^\s,}]+)*)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r"condition=%([^\s,}]+)")
+_NUMBER = re.compile(r"(\d+)\)")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _KERNEL = "tpu_custom_call"
 
@@ -112,6 +114,25 @@ class Movement:
     bytes: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """An instruction that runs.
+
+    Attributes:
+        instruction: what runs.
+        computation: name of the computation that it stands in.
+        category: as of a movement.
+        executions: how often it runs.
+        bytes: as of a movement.
+    """
+
+    instruction: Instruction
+    computation: str
+    category: str
+    executions: int
+    bytes: int
+
+
 class HloProgram:
     """An optimised program, parsed from its text."""
 
@@ -164,34 +185,59 @@ class HloProgram:
 
     def movements(self) -> list[Movement]:
         """What every instruction that runs moves, in program order."""
-        return list(self._movements(self.entry, 1))
+        return [
+            Movement(run.instruction.name, run.category, run.executions, run.bytes)
+            for run in self.executed()
+        ]
 
-    def _movements(self, name: str, executions: int) -> Iterator[Movement]:
+    def executed(self) -> list[Execution]:
+        """What runs, in program order, a fusion as one instruction.
+
+        Of a conditional the branch counts that moves most. How often a loop runs is what the
+        compiler says, or the bound that its counter is compared with; otherwise it counts once.
+        """
+        return list(self._executed(self.entry, 1))
+
+    def _executed(self, name: str, executions: int) -> Iterator[Execution]:
         computation = self.computations[name]
         for instruction in computation.values():
             opcode = instruction.opcode
             if opcode in _FREE or opcode.endswith("-done"):
                 continue
             if opcode == "while":
-                trips = _TRIPS.search(instruction.attributes)
-                # A loop of unknown length counts once.
-                times = executions * (int(trips[1]) if trips else 1)
+                times = executions * self._trips(instruction)
                 for called in instruction.called:
-                    yield from self._movements(called, times)
+                    yield from self._executed(called, times)
             elif opcode == "conditional":
                 branches = [
-                    list(self._movements(called, executions)) for called in instruction.called
+                    list(self._executed(called, executions)) for called in instruction.called
                 ]
-                yield from max(branches, key=lambda moves: sum(move.bytes for move in moves))
+                yield from max(branches, key=lambda runs: sum(run.bytes for run in runs))
             elif opcode in ("call", "call-start", "async-start"):
                 for called in instruction.called:
-                    yield from self._movements(called, executions)
+                    yield from self._executed(called, executions)
             elif instruction.is_kernel:
-                yield Movement(instruction.name, "kernel", executions, 0)
+                yield Execution(instruction, name, "kernel", executions, 0)
             else:
                 size = self._bytes(instruction, computation)
                 category = self._category(instruction)
-                yield Movement(instruction.name, category, executions, size * executions)
+                yield Execution(instruction, name, category, executions, size * executions)
+
+    def _trips(self, loop: Instruction) -> int:
+        """How often a loop runs: jax counts from 0 up to a bound that the condition holds."""
+        if told := _TRIPS.search(loop.attributes):
+            return int(told[1])
+        named = _CONDITION.search(loop.attributes)
+        condition = self.computations.get(named[1], {}) if named else {}
+        bounds = [
+            int(match[1])
+            for root in condition.values()
+            if root.is_root and root.opcode in ("compare", "fusion")
+            for name in root.operands
+            if condition[name].opcode == "constant"
+            and (match := _NUMBER.match(condition[name].attributes))
+        ]
+        return bounds[0] if len(bounds) == 1 else 1
 
     def _category(self, instruction: Instruction) -> str:
         opcodes = {instruction.opcode}
@@ -278,7 +324,7 @@ def _parse_instruction(text: str) -> Instruction:
     end = _balanced("(" + rest, 0) - 1
     inside, attributes = rest[: end - 1], rest[end:]
     operands = tuple(re.findall(r"%([^\s,)]+)", inside))
-    if opcode == "parameter":
+    if opcode in ("parameter", "constant"):
         attributes = inside + ")" + attributes
     return Instruction(head[2], opcode, type_, operands, attributes, bool(head[1]))
 

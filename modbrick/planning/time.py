@@ -1,0 +1,208 @@
+"""How long a compiled step takes: products, memory and links, each by itself, added up."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from modbrick.flops import forward_flops, training_flops
+from modbrick.planning.collectives import (
+    KINDS,
+    Collective,
+    CollectiveTotal,
+    read_collectives,
+    total_by_kind,
+)
+from modbrick.planning.compilation import CompiledStep
+from modbrick.planning.interconnect import group_bandwidth
+from modbrick.planning.rates import Rate, nearest_rate
+from modbrick.planning.topology import Topology
+from modbrick.training.run_config import RunConfig
+from pallas_kernels.compile_report.chips import find_chip
+from pallas_kernels.compile_report.hlo import Execution, HloProgram, Instruction
+
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# The compiler writes a number of this size where it has no estimate.
+_NO_ESTIMATE = 10**15
+
+DEFINITION = (
+    "Step time is the sum, with nothing overlapping: kernels at the rates of their compiled "
+    "schedules, XLA's own operations at the larger of the compiler's estimate of cycles and bytes "
+    "over HBM bandwidth, collectives at received bytes over the bandwidth of their links. "
+    "Utilisation is useful operations (three times the forward pass of active parameters and of "
+    "attention over visible keys) over peak times step time; nothing recomputed or padded counts."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step on one device, and what follows from them.
+
+    Attributes:
+      compute: of matrix products, by part of the model.
+      hbm: of everything else on the device: values moved from and to memory.
+      collectives: what moves between devices, by kind and axes.
+      useful_flops: of the step on this device.
+      peak_flops: of the device, per second.
+    """
+
+    compute: dict[str, float]
+    hbm: float
+    collectives: tuple[CollectiveTotal, ...]
+    useful_flops: float
+    peak_flops: float
+
+    @property
+    def compute_seconds(self) -> float:
+        """Of all products."""
+        return sum(self.compute.values())
+
+    @property
+    def collective_seconds(self) -> float:
+        """Of all collectives."""
+        return sum(total.seconds for total in self.collectives)
+
+    @property
+    def step_seconds(self) -> float:
+        """Predicted; nothing overlaps."""
+        return self.compute_seconds + self.hbm + self.collective_seconds
+
+    @property
+    def bound(self) -> str:
+        """What takes most of the step: `compute`, `hbm` or `interconnect`."""
+        parts = {
+            "compute": self.compute_seconds,
+            "hbm": self.hbm,
+            "interconnect": self.collective_seconds,
+        }
+        return max(parts, key=lambda name: parts[name])
+
+    @property
+    def utilisation(self) -> float:
+        """Useful operations over peak times step time."""
+        return self.useful_flops / (self.peak_flops * self.step_seconds)
+
+    @property
+    def collective_share(self) -> float:
+        """Collectives' part of the step."""
+        return self.collective_seconds / self.step_seconds
+
+
+def useful_flops(config: RunConfig, devices: int) -> float:
+    """Returns the useful operations of a step on each device, of whole rows without padding."""
+    tokens = config.data.batch_size * config.data.sequence_length
+    keys = (config.data.sequence_length + 1) / 2
+    return tokens * training_flops(config.model, keys) / devices
+
+
+def compiled_time(config: RunConfig, step: CompiledStep, topology: Topology) -> StepTime:
+    """Returns the predicted time of a compiled step; see `DEFINITION`."""
+    sizes = config.mesh.sizes(topology.devices)
+    program = HloProgram(step.text)
+    compute = kernel_seconds(config, topology)
+    compute["dense"] = hbm = 0.0
+    for run in program.executed():
+        if run.category == "kernel" or _is_collective(run.instruction):
+            continue
+        seconds = _seconds(run, topology)
+        if _multiplies(run.instruction, program):
+            compute["dense"] += seconds
+        else:
+            hbm += seconds
+    if not any(run.category == "kernel" for run in program.executed()):
+        compute = {"dense": compute["dense"]}
+    timed = [
+        (collective, _link_seconds(collective, step, topology))
+        for collective in read_collectives(program, sizes)
+    ]
+    return StepTime(
+        compute=compute,
+        hbm=hbm,
+        collectives=total_by_kind(timed),
+        useful_flops=useful_flops(config, topology.devices),
+        peak_flops=topology.generation.peak_flops,
+    )
+
+
+def kernel_seconds(config: RunConfig, topology: Topology) -> dict[str, float]:
+    """Returns the seconds of a step's kernels on each device, by part of the model.
+
+    How often a forward pass runs: once; again for the backward pass where the policy of
+    rematerialisation does not keep what follows it; and again where the batch is computed in
+    microbatches, each of which is computed anew before its backward pass. The feed-forward kernels
+    keep their inputs, which every policy keeps or computes without them.
+    """
+    tokens = config.data.batch_size * config.data.sequence_length / topology.devices
+    keys = (config.data.sequence_length + 1) / 2
+    flops = forward_flops(config.model, keys)
+    peak = topology.generation.peak_flops
+    again = 1 if config.training.microbatches > 1 else 0
+    seconds = {}
+    for part, rate in kernel_rates(config, topology.generation.name).items():
+        recomputed = part != "feed_forward" and config.execution.rematerialisation != "none"
+        forward = tokens * flops[part] / peak
+        seconds[part] = forward * ((1 + again + recomputed) / rate.forward + 2 / rate.backward)
+    return seconds
+
+
+def kernel_rates(config: RunConfig, generation: str) -> dict[str, Rate]:
+    """Returns the rate of each part that kernels compute."""
+    layer, execution = config.model.layers[0], config.execution
+    attention, feed_forward = layer.attention, layer.feed_forward
+    rates = {}
+    if execution.dispatch == "tpu" and feed_forward.experts is not None:
+        shape = {
+            "width": config.model.width,
+            "hidden": feed_forward.hidden,
+            "experts": feed_forward.experts.count,
+            "top_k": feed_forward.experts.top_k,
+            "gated": int(feed_forward.gated),
+        }
+        rates["feed_forward"] = nearest_rate(generation, "feed_forward", shape)
+    if execution.dispatch == "tpu" and attention.experts is not None:
+        shape = {
+            "width": config.model.width,
+            "query_width": attention.query_width,
+            "experts": attention.experts.count,
+            "top_k": attention.experts.top_k,
+        }
+        rates["projections"] = nearest_rate(generation, "projections", shape)
+    if execution.attention == "tpu" and attention.kind == "stickbreaking":
+        slots = attention.experts.top_k if attention.experts else 1
+        shape = {
+            "heads": slots * attention.heads,
+            "key_heads": attention.grouped_heads,
+            "head_width": attention.head_width,
+            "sequence": config.data.sequence_length,
+        }
+        rates["attention"] = nearest_rate(generation, "attention", shape)
+    return rates
+
+
+def _seconds(run: Execution, topology: Topology) -> float:
+    """Returns what an operation of XLA's takes, all its executions together."""
+    generation = topology.generation
+    seconds = run.bytes / generation.hbm_bandwidth
+    if match := _CYCLES.search(run.instruction.attributes):
+        cycles = int(match[1])
+        if cycles < _NO_ESTIMATE:
+            seconds = max(seconds, cycles * run.executions / find_chip(generation.name).clock)
+    return seconds
+
+
+def _link_seconds(collective: Collective, step: CompiledStep, topology: Topology) -> float:
+    return collective.bytes / group_bandwidth(collective.group, step.coordinates, topology)
+
+
+def _is_collective(instruction: Instruction) -> bool:
+    return instruction.opcode.removesuffix("-start") in KINDS
+
+
+def _multiplies(instruction: Instruction, program: HloProgram) -> bool:
+    if instruction.opcode in ("convolution", "dot"):
+        return True
+    return instruction.opcode == "fusion" and any(
+        _multiplies(inner, program)
+        for called in instruction.called
+        for inner in program.computations[called].values()
+    )
