@@ -130,8 +130,7 @@ def _forward(
         dtype=dtype,
     )
     back = functools.partial(tpu_layout.queries_of_rows, length=length, heads=heads)
-    output, remainder = back(jnp.swapaxes(output, 2, 3)), back(jnp.exp2(-spent))
-    return output, remainder, None if visited is None else back(visited)
+    return back(output), back(jnp.exp2(-spent)), None if visited is None else back(visited)
 
 
 def _walk(
@@ -226,7 +225,7 @@ def _attend_backward(
         d_query += d_rows_query
         d_keys.append(tpu_layout.keys_of_blocks(d_key, part.stop - part.start))
         d_values.append(tpu_layout.keys_of_blocks(d_value, part.stop - part.start))
-    d_query = tpu_layout.queries_of_rows(jnp.swapaxes(d_query, 2, 3), length, heads)
+    d_query = tpu_layout.queries_of_rows(d_query, length, heads)
     return (
         (scale * d_query).astype(query.dtype),
         (scale * jnp.concatenate(d_keys[::-1], axis=1)).astype(key.dtype),

@@ -35,6 +35,7 @@ from pallas_kernels.stickbreaking_attention.tpu_layout import (
     STOP,
     SUBLANES,
     Walk,
+    nearest_first,
 )
 
 
@@ -66,7 +67,7 @@ def backward(
       block: rows of a block.
 
     Returns:
-      Float32 gradients of queries / scale `[B, G, d, rows]`, of keys / scale
+      Float32 gradients of queries / scale `[B, G, rows, d]`, of keys / scale
       `[B, G, blocks, block, d]` and of values `[B, G, blocks, block, dv]`; `spent` and `rest`
       behind these keys.
     """
@@ -100,7 +101,7 @@ def backward(
             grid=(batch, groups, rows // block),
             in_specs=[spec for _, spec in inputs.values()],
             out_specs=[
-                pl.BlockSpec((None, None, width, block), lambda b, g, i, *_: (b, g, 0, i)),
+                pl.BlockSpec((None, None, block, width), in_rows),
                 in_hbm,
                 in_hbm,
                 row,
@@ -123,7 +124,7 @@ def backward(
             ],
         ),
         out_shape=[
-            float32((batch, groups, width, rows)),
+            float32((batch, groups, rows, width)),
             float32(key.shape),
             float32(value.shape),
             float32((batch, groups, 1, rows)),
@@ -180,12 +181,12 @@ def _kernel(
         sums[...] += tpu_tile.dot("dk,kq->dq", key_columns[n & 1], d_logits[...])
 
     def compute(n: jax.Array, kind: jax.Array) -> None:
-        products = tpu_tile.dot("kd,qd->kq", keys[n & 1], query[...])
-        effects = tpu_tile.dot("kd,qd->kq", values[n & 1], d_output[...])
+        products = tpu_tile.dot("kd,qd->kq", nearest_first(keys[n & 1]), query[...])
+        effects = tpu_tile.dot("kd,qd->kq", nearest_first(values[n & 1]), d_output[...])
         add_gradients(n - 1)
         behind, rest_then = spent[...], rest[...]
-        for strip in strips(key_block):
-            weights[strip], d_logits[strip], behind, rest_then = tpu_tile.gradients(
+        for strip, stored in strips(key_block):
+            weights[stored], d_logits[stored], behind, rest_then = tpu_tile.gradients(
                 products[strip],
                 effects[strip],
                 bounds[kind, strip],
@@ -245,7 +246,7 @@ def _kernel(
     d_logits[...] = jnp.zeros_like(d_logits)
     key_columns[1] = jnp.zeros_like(key_columns[1])
     pl.when(count > 0)(walk_keys)
-    d_query[...] = sums[...]
+    d_query[...] = sums[...].T
     spent_behind[...] = spent[:1]
     rest_behind[...] = rest[:1]
     pl.when(last_rows)(write_sums)

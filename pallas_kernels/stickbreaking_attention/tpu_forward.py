@@ -34,6 +34,7 @@ from pallas_kernels.stickbreaking_attention.tpu_layout import (
     STRIP,
     SUBLANES,
     Walk,
+    nearest_first,
 )
 
 
@@ -61,24 +62,22 @@ def forward(
       dtype: of the output.
 
     Returns:
-      output `[B, G, dv, rows]`; float32 `[B, G, rows]`, minus the binary logarithm of the
+      output `[B, G, rows, dv]`; float32 `[B, G, rows]`, minus the binary logarithm of the
       remainder; int32 `[B, G, rows]`, how many blocks of keys were visited, or None without a
       tolerance.
     """
     batch, groups, rows, width = query.shape
     blocks, key_block = key.shape[2:4]
     value_width = value.shape[3]
-    of_rows = lambda b, g, i, *_: (b, g, 0, i)  # noqa: E731
-    row = pl.BlockSpec((None, None, 1, block), of_rows)
-    inputs = {
-        "query": (query, pl.BlockSpec((None, None, block, width), lambda b, g, i, *_: (b, g, i, 0)))
-    }
+    of_rows = lambda b, g, i, *_: (b, g, i, 0)  # noqa: E731
+    row = pl.BlockSpec((None, None, 1, block), lambda b, g, i, *_: (b, g, 0, i))
+    inputs = {"query": (query, pl.BlockSpec((None, None, block, width), of_rows))}
     inputs |= walk_inputs(walk, block)
     inputs["key"] = (key, pl.BlockSpec(memory_space=pl.ANY))
     inputs["value"] = (value, pl.BlockSpec(memory_space=pl.ANY))
-    out_specs = [pl.BlockSpec((None, None, value_width, block), of_rows), row]
+    out_specs = [pl.BlockSpec((None, None, block, value_width), of_rows), row]
     out_shape = [
-        jax.ShapeDtypeStruct((batch, groups, value_width, rows), dtype),
+        jax.ShapeDtypeStruct((batch, groups, rows, value_width), dtype),
         jax.ShapeDtypeStruct((batch, groups, 1, rows), jnp.float32),
     ]
     if tolerance:
@@ -187,11 +186,11 @@ def _kernel(
         sums[...] += tpu_tile.dot("dk,kq->dq", values[n & 1], weights[...])
 
     def compute(n: jax.Array, kind: jax.Array) -> None:
-        products = tpu_tile.dot("kd,qd->kq", keys[n & 1], query[...])
+        products = tpu_tile.dot("kd,qd->kq", nearest_first(keys[n & 1]), query[...])
         add_outputs(n + 1)
         behind = spent[...]
-        for strip in strips(key_block):
-            weights[strip], behind = tpu_tile.weights(
+        for strip, stored in strips(key_block):
+            weights[stored], behind = tpu_tile.weights(
                 products[strip], bounds[kind, strip], behind, scale, weights.dtype
             )
         spent[...] = behind
@@ -218,15 +217,17 @@ def _kernel(
     pl.when(visited < count)(lambda: fetch_key(visited).wait())
     pl.when(visited > 0)(lambda: fetch_value(visited - 1).wait())
     add_outputs(visited + 1)
-    output[...] = sums[...].astype(output.dtype)
+    output[...] = sums[...].T.astype(output.dtype)
     spent_of_rows[...] = spent[:1]
     if tolerance:
         outputs[2][...] = jnp.full(outputs[2].shape, visited, jnp.int32)
 
 
-def strips(key_block: int) -> list[slice]:
-    """The strips of a block of keys, nearest first."""
-    return [slice(start, start + STRIP) for start in range(0, key_block, STRIP)]
+def strips(key_block: int) -> list[tuple[slice, slice]]:
+    """The strips of a block of keys, nearest first: their places in `nearest_first` and in HBM."""
+    starts = range(0, key_block, STRIP)
+    places = [slice(start, start + STRIP) for start in starts]
+    return list(zip(places, reversed(places), strict=True))
 
 
 def clear_bounds(bounds: Any) -> None:

@@ -7,10 +7,12 @@ of their positions: `[B, G, Sq * R, d]`. They are filled up to whole blocks with
 by 128 rows (lanes). A block of keys is cut into *strips* of 128, which follow one another from the
 nearest to the farthest. Within a strip, keys are laid out so that each sublane holds a *run* of 16
 consecutive keys, the nearest in the first register and the farthest in the last, and higher
-sublanes hold nearer runs. A sum over nearer keys is then a sum over registers, one vector operation
-a register in float32, and what remains is a scan over the eight runs of a strip. No triangular
-matrix product is needed, and none of its rounding. A strip of 128 rows is 16 registers: what has to
-wait for the scan does so in registers.
+sublanes hold nearer runs. In HBM strips and the keys of a run follow one another as they do in the
+sequence, which spares copies: `nearest_first` turns them as a block is read, by whole registers. A
+sum over nearer keys is then a sum over registers, one vector operation a register in float32, and
+what remains is a scan over the eight runs of a strip. No triangular matrix product is needed, and
+none of its rounding. A strip of 128 rows is 16 registers: what has to wait for the scan does so in
+registers.
 """
 
 from __future__ import annotations
@@ -51,19 +53,30 @@ def queries_of_rows(rows: jax.Array, length: int, heads: int) -> jax.Array:
 
 
 def blocks_of_keys(key: jax.Array, block: int) -> jax.Array:
-    """`[B, Sk, G, d]` to `[B, G, blocks, block, d]`, keys in running order."""
+    """`[B, Sk, G, d]` to `[B, G, blocks, block, d]`: the farthest keys of runs first."""
     batch, _, groups, width = key.shape
     key = _fill(key, 1, block)
-    runs = key.reshape(batch, -1, block // STRIP, SUBLANES, RUN, groups, width)
-    ordered = jnp.transpose(runs[:, :, ::-1, :, ::-1], (0, 5, 1, 2, 4, 3, 6))
+    runs = key.reshape(batch, -1, SUBLANES, RUN, groups, width)
+    ordered = jnp.transpose(runs, (0, 4, 1, 3, 2, 5))
     return ordered.reshape(batch, groups, -1, block, width)
+
+
+def nearest_first(block: jax.Array) -> jax.Array:
+    """Keys `[block, d]` from the nearest strip on, and within it from the nearest keys of the runs.
+
+    Two keys of a run stay as they are, because a register of bfloat16 holds both:
+    `tpu_tile.registers` tells them apart.
+    """
+    pair = 2 * SUBLANES
+    starts = range(block.shape[0] - pair, -1, -pair)
+    return jnp.concatenate([block[start : start + pair] for start in starts])
 
 
 def keys_of_blocks(blocks: jax.Array, length: int) -> jax.Array:
     """`[B, G, blocks, block, d]` back to `[B, Sk, G, d]`."""
-    batch, groups, _, block, width = blocks.shape
-    ordered = blocks.reshape(batch, groups, -1, block // STRIP, RUN, SUBLANES, width)
-    runs = jnp.transpose(ordered, (0, 2, 3, 5, 4, 1, 6))[:, :, ::-1, :, ::-1]
+    batch, groups, *_, width = blocks.shape
+    ordered = blocks.reshape(batch, groups, -1, RUN, SUBLANES, width)
+    runs = jnp.transpose(ordered, (0, 2, 4, 3, 1, 5))
     return runs.reshape(batch, -1, groups, width)[:, :length]
 
 

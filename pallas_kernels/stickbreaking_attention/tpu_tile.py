@@ -59,10 +59,20 @@ def bounds_of_strip(
     return jnp.where(seen, LARGEST_LOGIT, -jnp.inf).reshape(STRIP, -1)
 
 
+def registers(strip: jax.Array) -> jax.Array:
+    """`[128, rows]`, of keys as `tpu_layout.nearest_first` has them, to `[16, 8, rows]`."""
+    pairs = strip.reshape(RUN // 2, 2, SUBLANES, -1)
+    return jnp.stack([pairs[n // 2, 1 - n % 2] for n in range(RUN)])
+
+
+def as_stored(strip: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """`[16, 8, rows]`, nearest keys first, to `[128, rows]` in the order of HBM and in a dtype."""
+    return jnp.concatenate([strip[n] for n in reversed(range(RUN))]).astype(dtype)
+
+
 def bounded_logits(products: jax.Array, scale: float, bounds: jax.Array) -> jax.Array:
     """Logits to base 2 of a strip, `[16, 8, rows]`; -inf where a key is not seen."""
-    logits = jnp.minimum(products * (scale * LOG2_E), bounds)
-    return logits.reshape(RUN, SUBLANES, -1)
+    return jnp.minimum(registers(products) * (scale * LOG2_E), bounds.reshape(RUN, SUBLANES, -1))
 
 
 def running(combine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -94,7 +104,7 @@ def weights(
     """Weights of a strip, and what is spent of the stick behind it.
 
     Args:
-      products: float32 `[128, rows]`, of keys and queries.
+      products: float32 `[128, rows]`, of keys and queries; see `registers`.
       bounds: see `bounds_of_strip`.
       spent: float32 `[8, rows]`, minus the binary logarithm of the stick in front of the strip, in
         each sublane.
@@ -102,11 +112,11 @@ def weights(
       dtype: of the weights.
 
     Returns:
-      `[128, rows]`; `spent` for the next strip.
+      `[128, rows]`, in the order of HBM; `spent` for the next strip.
     """
     logits = bounded_logits(products, scale, bounds)
     _, spent, strip, _ = _broken(logits, jnp.exp2(logits), spent, dtype)
-    return strip.reshape(STRIP, -1), spent
+    return as_stored(strip, dtype), spent
 
 
 def _broken(
@@ -126,8 +136,7 @@ def _broken(
     nearer = nearer + spent
     # A product that overflowed stands for a stick that is used up: its reciprocal is 0.
     share = odds * pltpu.reciprocal(product, approx=True)
-    strip = (share * jnp.exp2(-nearer)[None]).astype(dtype)
-    return nearer, spent + total, strip, one_more
+    return nearer, spent + total, share * jnp.exp2(-nearer)[None], one_more
 
 
 def _onwards(excess: jax.Array, more: jax.Array) -> jax.Array:
@@ -166,7 +175,7 @@ def gradients(
     thousands of far keys the same wrong gradient.
 
     Args:
-      products: float32 `[128, rows]`, of keys and queries.
+      products: float32 `[128, rows]`, of keys and queries; see `registers`.
       effects: float32 `[128, rows]`, products of values and gradients of the output.
       bounds: see `bounds_of_strip`.
       spent: see `weights`.
@@ -176,15 +185,18 @@ def gradients(
       dtype: of the results.
 
     Returns:
-      weights and gradients of the logits, `[128, rows]`; `spent` and `rest` for the next strip.
+      weights and gradients of the logits, `[128, rows]` in the order of HBM; `spent` and `rest` for
+      the next strip.
     """
     logits = bounded_logits(products, scale, bounds)
     odds = jnp.exp2(logits)
     # Weights are rounded as in the forward pass, whose output the rest is made of: a difference
     # would be passed on to all farther keys.
     nearer, behind, strip, one_more = _broken(logits, odds, spent, dtype)
+    stored = as_stored(strip, dtype)
+    rounded = stored.astype(jnp.float32).reshape(strip.shape)
+    a = jnp.stack([rounded[n] for n in reversed(range(RUN))]) * registers(effects)
     breaks = odds * _reciprocal(one_more, 2 if jnp.dtype(dtype) == jnp.float32 else 0)
-    a = strip.astype(jnp.float32) * effects.reshape(strip.shape)
     # What waits for the sums of nearer runs is two arrays: the part of the gradient that the run
     # itself makes, and `breaks`.
     passed, own = a[0], [a[0]]
@@ -196,8 +208,8 @@ def gradients(
     in_front = jnp.clip(rest - passed_nearer, -limit, limit)
     d_logits = jnp.stack(own) - breaks * in_front[None]
     return (
-        strip.reshape(STRIP, -1),
-        d_logits.astype(dtype).reshape(STRIP, -1),
+        stored,
+        as_stored(d_logits, dtype),
         behind,
         rest - passed_total,
     )
