@@ -60,6 +60,11 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
             return main(argv)
         except InputError as error:
             _stop(_brief(error))
+        except ImportError as error:
+            # fsspec says by an ImportError of its own what it would need for a kind of address.
+            if getattr(error.__cause__, "name", None) != "gcsfs":
+                raise
+            _stop('directories on gs:// need gcsfs: pip install "modbrick[gcs]"')
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED

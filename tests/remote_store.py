@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[impor
 
 
 class Bucket(MemoryFileSystem):
-    """Like Google Cloud Storage, and unlike a disk, it cannot append to an object."""
+    """Like Google Cloud Storage, it cannot append to an object, and has no empty directories."""
 
     protocol = ("gs", "gcs")
     store: ClassVar[dict[str, Any]] = {}
@@ -20,6 +20,12 @@ class Bucket(MemoryFileSystem):
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         return super()._strip_protocol(path.removeprefix("gs://"))
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        pass
+
+    def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
+        pass
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         assert "a" not in mode

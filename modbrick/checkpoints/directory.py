@@ -67,7 +67,7 @@ def complete_steps(root: epath.Path) -> list[int]:
 def clean(root: epath.Path) -> list[str]:
     """Removes what killed processes left unfinished or half deleted; returns unfinished steps."""
     unfinished = []
-    for path in root.iterdir():
+    for path in root.iterdir() if root.is_dir() else ():  # an empty one is none on a remote store
         if path.name.endswith(DELETED):
             remove(path)
         elif TEMPORARY in path.name or (path.name.isdecimal() and not _is_complete(path)):

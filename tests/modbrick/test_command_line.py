@@ -24,6 +24,8 @@ def main(argv):
         raise RuntimeError("a defect")
     if KIND.value == "interrupt":
         raise KeyboardInterrupt
+    if KIND.value == "remote":
+        raise ImportError("install it") from ModuleNotFoundError(name="gcsfs")
     print(KIND.value, argv[1:], CONFIG.value.width if CONFIG.value else None)
     return 75 if KIND.value == "early" else None
 
@@ -100,3 +102,10 @@ def test_a_defect_keeps_its_traceback(script, argument):
     done = script(argument)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_addresses_that_need_more_packages_are_answered_with_them(script):
+    call = script("--kind=remote")
+    assert call.returncode == 2
+    assert call.stderr.count("\n") == 1
+    assert "modbrick[gcs]" in call.stderr
