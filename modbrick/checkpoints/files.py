@@ -30,6 +30,7 @@ from modbrick.checkpoints.metadata import (
     unseal,
 )
 from modbrick.errors import InputError
+from modbrick.parallel.processes import everywhere
 
 METADATA = "metadata"
 LARGEST_PIECE = 64 << 20
@@ -150,7 +151,9 @@ def read_arrays(
     Raises:
       DamagedError: something cannot be read, or is not what was written.
     """
-    verify_inventory(path, without=() if "optimizer" in targets else ("optimizer",))
+    without = () if "optimizer" in targets else ("optimizer",)
+    share = (jax.process_index(), jax.process_count())
+    everywhere(lambda: verify_inventory(path, without=without, share=share), DamagedError)
     wanted = _as_items(
         {part: jax.tree.map(_stored_target, dict(leaves)) for part, leaves in targets.items()}
     )

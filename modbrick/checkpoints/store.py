@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from modbrick.checkpoints.directory import (
     clean,
     complete_steps,
     delete_checkpoint,
+    is_local,
     move_aside,
     remove,
     require_own,
@@ -31,6 +33,7 @@ from modbrick.checkpoints.leaves import abstract, mismatches, named_leaves
 from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
 from modbrick.checkpoints.retention import kept_steps
 from modbrick.errors import InputError
+from modbrick.parallel.processes import everywhere, gather
 
 _logger = logging.getLogger(__name__)
 
@@ -82,10 +85,14 @@ class CheckpointStore:
             for step in clean(self._root):
                 warn(f"checkpoint {step} in {self._root} was never finished: removed")
         _barrier("opened")
+        everywhere(self._require_shared)
 
     def steps(self) -> list[int]:
-        """Lists the steps of the complete checkpoints, ascending."""
-        return complete_steps(self._root)
+        """Lists the steps of the complete checkpoints, ascending, as the first process sees them.
+
+        While a checkpoint is being deleted or renamed, others may see more or fewer.
+        """
+        return gather(complete_steps(self._root))[0]
 
     def save(
         self,
@@ -154,8 +161,9 @@ class CheckpointStore:
     def latest(self) -> Description | None:
         """Returns what the newest checkpoint with intact metadata says about itself, if any."""
         for step in reversed(self.steps()):
+            path = self._root / str(step)
             try:
-                return files.read_description(self._root / str(step))
+                return everywhere(functools.partial(files.read_description, path), DamagedError)
             except DamagedError:
                 continue  # restore_latest reports it and moves it aside
         return None
@@ -203,6 +211,14 @@ class CheckpointStore:
             )
         return None
 
+    def _require_shared(self) -> None:
+        # A remote store is one for all, and has no empty directories.
+        if is_local(self._root) and not self._root.is_dir():
+            raise InputError(
+                f"{self.directory} is not the directory of that name that process 0 has just made: "
+                "all processes of a run need the same one"
+            )
+
     def _finish(self, step: int, result: Callable[[], None], metrics: Mapping[str, float]) -> None:
         """Waits until a checkpoint is written, then deletes what the policy does not keep."""
         try:
@@ -222,7 +238,7 @@ class CheckpointStore:
         )
 
     def _prune(self, newest: int) -> None:
-        metrics = {step: self._metrics_of(step) for step in self.steps()}
+        metrics = {step: self._metrics_of(step) for step in complete_steps(self._root)}
         for step in set(metrics) - kept_steps(self.config, metrics, newest):
             delete_checkpoint(self._root / str(step))
 
@@ -237,7 +253,7 @@ class CheckpointStore:
 
 
 def _restore(path: epath.Path, abstract_parameters: Any, abstract_optimizer: Any) -> Restored:
-    description = files.read_description(path)
+    description = everywhere(lambda: files.read_description(path), DamagedError)
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     trees = {"parameters": abstract_parameters}
     if abstract_optimizer is not None:
@@ -252,7 +268,7 @@ def _restore(path: epath.Path, abstract_parameters: Any, abstract_optimizer: Any
         remarks += mismatches(saved, target, "" if part == "parameters" else "optimizer.")
     if remarks:
         raise InputError(f"{path} does not fit: {'; '.join(remarks)}")
-    arrays = files.read_arrays(path, description, targets)
+    arrays = everywhere(lambda: files.read_arrays(path, description, targets), DamagedError)
     restored = {
         part: jax.tree.unflatten(jax.tree.structure(tree), list(arrays[part].values()))
         for part, tree in trees.items()

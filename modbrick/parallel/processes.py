@@ -147,25 +147,29 @@ def gather(value: Any) -> list[Any]:
     ]
 
 
-def everywhere[T](make: Callable[[], T]) -> T:
-    """Returns what `make` returns; if it raises an InputError in any process, all raise it.
+def everywhere[T](make: Callable[[], T], error: type[Exception] = InputError) -> T:
+    """Returns what `make` returns; if it raises `error` in any process, all raise it.
 
     Every process makes this call; without it, one process would end and the others wait for it.
 
+    Args:
+      make: what to do.
+      error: what to raise together; takes a message.
+
     Raises:
-      InputError: names the process, if there are several and not all say the same.
+      error: says of which process it is, unless all say the same.
     """
-    problem: InputError | None = None
+    problem: Exception | None = None
     try:
         made = make()
-    except InputError as error:
-        problem = error
+    except error as raised:
+        problem = raised
     told = gather(None if problem is None else str(problem))
     if problem is not None and all(text == told[0] for text in told):
         raise problem
     failed = [f"process {index}: {text}" for index, text in enumerate(told) if text is not None]
     if failed:
-        raise InputError("; ".join(failed)) from problem
+        raise error("; ".join(failed)) from problem
     return made
 
 

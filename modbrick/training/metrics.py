@@ -100,6 +100,7 @@ class MetricsWindow:
             "utilisation": self._flops / seconds / self._peak,
             "seconds_per_step": seconds / self._timed_steps if self._timed_steps else None,
             "data_wait_seconds": self._data_wait,
+            "dropped_choices": float(sum(np.sum(s.dropped) for s in statistics.values())),
             "routers": {
                 name: RouterHealth.from_statistics(s).to_mapping() for name, s in statistics.items()
             },

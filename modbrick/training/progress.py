@@ -61,11 +61,14 @@ class TrainingProgress:
 
     def figures(self, record: dict[str, Any]) -> None:
         """Shows the figures of a metrics record."""
-        skipped = record["skipped_updates"]
         figures = (
             f"loss {record['next_token']:.3f}  {record['tokens_per_second']:,.0f} tokens/s  "
-            f"utilisation {record['utilisation']:.0%}" + (f"  skipped {skipped}" if skipped else "")
+            f"utilisation {record['utilisation']:.0%}"
         )
+        if skipped := record["skipped_updates"]:
+            figures += f"  skipped {skipped}"
+        if dropped := record["dropped_choices"]:
+            figures += f"  dropped {dropped:,.0f}"
         if self._bar is not None:
             self._bar.update(self._task, figures=figures)
         elif self._mode == "auto":

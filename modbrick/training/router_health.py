@@ -20,6 +20,7 @@ class RouterHealth:
       largest_share: load of the busiest expert.
       dead_experts: number of experts that no token chose.
       gate_mass: mean over tokens of the sum of the chosen gates.
+      dropped: number of choices that found no room in an exchange between devices.
     """
 
     load: Float[np.ndarray, "L E"]
@@ -27,6 +28,7 @@ class RouterHealth:
     largest_share: Float[np.ndarray, " L"]
     dead_experts: Float[np.ndarray, " L"]
     gate_mass: Float[np.ndarray, " L"]
+    dropped: Float[np.ndarray, " L"]
 
     @classmethod
     def from_statistics(cls, statistics: RouterStatistics) -> RouterHealth:
@@ -42,6 +44,7 @@ class RouterHealth:
             largest_share=load.max(-1),
             dead_experts=(choices == 0).sum(-1).astype(np.float64),
             gate_mass=np.asarray(statistics.gates, np.float64).sum(-1) / tokens,
+            dropped=np.asarray(statistics.dropped, np.float64),
         )
 
     def scalars(self) -> dict[str, float]:
@@ -51,6 +54,7 @@ class RouterHealth:
             "largest_share": float(self.largest_share.max()),
             "dead_experts": float(self.dead_experts.sum()),
             "gate_mass": float(self.gate_mass.mean()),
+            "dropped": float(self.dropped.sum()),
         }
 
     def to_mapping(self) -> dict[str, object]:

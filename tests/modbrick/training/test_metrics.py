@@ -106,6 +106,7 @@ def test_a_record_is_means_of_losses_and_health_of_summed_routers() -> None:
     total = jax.tree.map(lambda *parts: sum(parts), *found)
     expected = RouterHealth.from_statistics(total).to_mapping()
     assert record["routers"] == {"segments.0.attention": expected}
+    assert record["dropped_choices"] == pytest.approx(float(np.sum(total.dropped)))
     assert json.loads(json.dumps(record)) == record
     window.add(report(7.0), 1, 1.0)
     assert window.record(4)["loss"] == 7.0, "a record starts anew"

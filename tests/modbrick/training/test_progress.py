@@ -24,26 +24,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def record(step: int, skipped: int = 0) -> dict[str, Any]:
+def record(step: int, skipped: int = 0, dropped: float = 0.0) -> dict[str, Any]:
     return {
         "step": step,
         "next_token": 2.3456,
         "tokens_per_second": 12345.6,
         "utilisation": 0.25,
         "skipped_updates": skipped,
+        "dropped_choices": dropped,
     }
 
 
 def test_elsewhere_than_on_a_terminal_lines_are_plain(capsys: pytest.CaptureFixture[str]) -> None:
     with TrainingProgress(20, 0) as progress:
         progress.step(1)
-        progress.figures(record(1, skipped=2))
+        progress.figures(record(1, skipped=2, dropped=1234.0))
         progress.evaluation(1, RESULT)
         progress.message("[bold]as it is[/bold]")
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == (
-        "step 1/20  loss 2.346  12,346 tokens/s  utilisation 25%  skipped 2\n"
+        "step 1/20  loss 2.346  12,346 tokens/s  utilisation 25%  skipped 2  dropped 1,234\n"
         "step 1  held out: loss 1.500, perplexity 4.48, 2.250 bits per byte\n"
         "[bold]as it is[/bold]\n"
     )
