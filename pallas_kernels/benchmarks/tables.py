@@ -74,11 +74,14 @@ def _programs(tpu: dict[str, Any], peer: str) -> Table:
             if any(name in side for side in (ours, theirs)):
                 row += [_number(ours, name, scale, form), _number(theirs, name, scale, form)]
                 row.append(f"{ratio[name]:.2f}" if name in ratio else "")
+        if "bundles_per_pair" in ours:
+            row += [_spills(ours), _spills(theirs)]
         rows.append(row)
     width = max((len(row) for row in rows), default=0)
     heads = ["generation", "case", "direction"]
     for name in ("MiB moved", "MiB temporary", "predicted us", "bundles a pair"):
         heads += [f"{name}: ours", peer, "ratio"]
+    heads += ["spills: ours", peer]
     padded = tuple(tuple(row + [""] * (width - len(row))) for row in rows)
     title = f"Whole programs compiled for TPUs, ours beside {peer}"
     return Table(title, tuple(heads[:width]), padded)
@@ -134,6 +137,11 @@ def _entries(tpu: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any
 
 def _number(side: dict[str, Any], name: str, scale: float, form: str) -> str:
     return format(side[name] / scale, form) if name in side else "refused"
+
+
+def _spills(side: dict[str, Any]) -> str:
+    """Of all kernels together."""
+    return f"{sum(k['spills'] for k in side['kernels']):,}" if "kernels" in side else "refused"
 
 
 def _h100(part: Any) -> Iterator[Table]:
