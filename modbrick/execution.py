@@ -13,6 +13,7 @@ from pallas_kernels import grouped_matmul, stickbreaking_attention
 
 Rematerialisation = Literal["none", "full", "dots", "dots_without_batch", "sublayers"]
 ExpertParallelism = Literal["gather", "exchange"]
+Memory = Literal["device", "host"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,11 @@ class ExecutionConfig:
       rematerialisation: what the forward pass of a layer keeps for the backward pass. `none`: all
         of it; `full`: only the layer's input; `dots`: results of matrix products;
         `dots_without_batch`: of those whose operands share no batch axis; `sublayers`: the outputs
-        of attention and feed-forward.
+        of attention and feed-forward. Parameters that were gathered over fsdp are gathered again,
+        whatever the policy.
+      activation_memory: where what the forward pass of a layer keeps waits for the backward pass;
+        `host` is for `full` and `sublayers`, and moves the layer's input too.
+      optimizer_memory: where the optimizer's moments lie between updates.
       attention: implementation of attention (`reference`, `xla`, ...); None: the best that runs
         here.
       attention_tolerance: of the early exit of stick-breaking attention, from 0 (off, exact) to
@@ -41,6 +46,8 @@ class ExecutionConfig:
     """
 
     rematerialisation: Rematerialisation = "none"
+    activation_memory: Memory = "device"
+    optimizer_memory: Memory = "device"
     attention: str | None = None
     attention_tolerance: float = 0.0
     dispatch: str | None = None
@@ -56,6 +63,11 @@ class ExecutionConfig:
         if self.exchange_capacity is not None and not self.exchange_capacity > 0:
             raise InputError(
                 f"exchange_capacity must be positive or None, got {self.exchange_capacity}"
+            )
+        if self.activation_memory == "host" and self.rematerialisation not in ("full", "sublayers"):
+            raise InputError(
+                "activation_memory host is for rematerialisation full or sublayers, which keep "
+                f"little; got {self.rematerialisation}"
             )
         if not 0 <= self.attention_tolerance < 1:
             raise InputError(

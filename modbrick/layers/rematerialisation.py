@@ -8,10 +8,16 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from modbrick.execution import Rematerialisation
+from modbrick.execution import Memory, Rematerialisation
 from modbrick.parallel import current_mesh
 
-SUBLAYER = "sublayer"
+SUBLAYER, LAYER_INPUT = "sublayer", "layer_input"
+HOST = "pinned_host"
+
+
+def mark_layer_input(x: jax.Array) -> jax.Array:
+    """Names `x` as the input of a layer, which can be kept in the host's memory."""
+    return checkpoint_name(x, LAYER_INPUT)
 
 
 def mark_sublayer(x: jax.Array) -> jax.Array:
@@ -32,8 +38,16 @@ def all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
     return primitive.name != "sharding_constraint"
 
 
-def rematerialised(function: Callable[..., Any], policy: Rematerialisation) -> Callable[..., Any]:
-    """Returns `function`, whose backward pass recomputes what `policy` does not keep."""
+def rematerialised(
+    function: Callable[..., Any], policy: Rematerialisation, memory: Memory = "device"
+) -> Callable[..., Any]:
+    """Returns `function`, whose backward pass recomputes what `policy` does not keep.
+
+    Args:
+      function: of a layer.
+      policy: see `ExecutionConfig`.
+      memory: where it is kept; `host` for `full` and `sublayers`.
+    """
     policies = jax.checkpoint_policies
     kept: dict[Rematerialisation, Callable[..., Any]] = {
         "none": all_but_gathered,
@@ -45,6 +59,14 @@ def rematerialised(function: Callable[..., Any], policy: Rematerialisation) -> C
     mesh = current_mesh()
     if policy == "none" and (mesh is None or mesh.shape["fsdp"] == 1):
         return function
+    chosen = kept[policy]
+    if memory == "host":
+        chosen = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[LAYER_INPUT, *[SUBLAYER] * (policy == "sublayers")],
+            offload_src="device",
+            offload_dst=HOST,
+        )
     # Inside a scan nothing can be merged across iterations, so the barrier against it is not
     # needed.
-    return jax.checkpoint(function, policy=kept[policy], prevent_cse=False)
+    return jax.checkpoint(function, policy=chosen, prevent_cse=False)

@@ -16,7 +16,7 @@ from modbrick.execution import ExecutionConfig
 from modbrick.layers.block import Block, LayerRecord
 from modbrick.layers.cache import SegmentCache
 from modbrick.layers.parameters import Initialiser
-from modbrick.layers.rematerialisation import rematerialised
+from modbrick.layers.rematerialisation import mark_layer_input, rematerialised
 from modbrick.layers.sites import SiteBricks
 from modbrick.layers.stream import Stream
 
@@ -64,7 +64,7 @@ def run_segment(
     def run_layer(
         carry: tuple[Array, SegmentCache | None], inputs: tuple[Any, SiteBricks, Array]
     ) -> tuple[tuple[Array, SegmentCache | None], LayerRecord]:
-        x, cache = carry
+        x, cache = mark_layer_input(carry[0]), carry[1]
         parameters, bricks, index = inputs
         of_layer = None if keys is None else jax.vmap(fold_in, (0, None))(keys, first_layer + index)
         layer = nnx.merge(graph, parameters)
@@ -74,7 +74,7 @@ def run_segment(
         return (x, cache), record
 
     (x, cache), records = jax.lax.scan(
-        rematerialised(run_layer, execution.rematerialisation),
+        rematerialised(run_layer, execution.rematerialisation, execution.activation_memory),
         (x, cache),
         (nnx.as_pure(parameters), bricks, jnp.arange(config.repeats)),
         unroll=min(execution.unroll, config.repeats),

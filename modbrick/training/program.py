@@ -17,6 +17,7 @@ from modbrick.optimizer import Optimizer
 from modbrick.parallel import parameter_shardings
 from modbrick.parallel.batch import batch_sharding, check_batch
 from modbrick.partition import Partition
+from modbrick.training.offload import check_host_memory, offloaded, on_host
 from modbrick.training.placement import placed, state_shardings
 from modbrick.training.run_config import RunConfig
 from modbrick.training.state import TrainState, abstract_parameters, initial_state
@@ -75,6 +76,7 @@ def train_program(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainProgram:
     whole = abstract_parameters(config.model)
     abstract = jax.eval_shape(lambda p: initial_state(p, partition, optimizer), whole)
     shardings = state_shardings(abstract, partition, mesh)
+    check_host_memory(config.execution, mesh)
     step = train_step(
         config.model,
         config.execution,
@@ -88,6 +90,10 @@ def train_program(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainProgram:
     # jax keeps traces by: the step would be traced and compiled again when it is called again.
     importlib.import_module("jax.experimental.pallas.tpu")
     everywhere = NamedSharding(mesh, PartitionSpec())  # every process reads the report
+    if config.execution.optimizer_memory == "host":
+        moments = on_host(abstract.optimizer, shardings.optimizer)
+        shardings = dataclasses.replace(shardings, optimizer=moments)
+        step = offloaded(step)
     return TrainProgram(
         config,
         mesh,

@@ -33,6 +33,12 @@ def test_implementations_that_run_everywhere_are_accepted(field: str, name: str 
         ({"attention_tolerance": 1.0}, "attention_tolerance must be from 0 .* below 1, got 1.0"),
         ({"attention_tolerance": float("nan")}, "attention_tolerance must be .* got nan"),
         ({"head_chunk": 0}, "head_chunk must be at least 1, got 0"),
+        ({"activation_memory": "host"}, "is for rematerialisation full or sublayers.*got none"),
+        (
+            {"activation_memory": "host", "rematerialisation": "dots"},
+            "is for rematerialisation full or sublayers.*got dots",
+        ),
+        ({"optimizer_memory": "disk"}, "'disk' is not one of"),
         ({"rematerialisation": "ful"}, "'ful' is not one of .* did you mean 'full'"),
     ],
 )

@@ -22,8 +22,9 @@ TOKENS = jnp.asarray(tokens_of(2, 5))
 CONFIG = model_config(SPARSE, SPARSE)
 
 
-def gradient_of(policy):
-    graph, parameters = nnx.split(model_of(CONFIG, ExecutionConfig(rematerialisation=policy)))
+def gradient_of(policy, memory="device"):
+    execution = ExecutionConfig(rematerialisation=policy, activation_memory=memory)
+    graph, parameters = nnx.split(model_of(CONFIG, execution))
 
     def loss(parameters):
         log_probabilities = jax.nn.log_softmax(nnx.merge(graph, parameters)(TOKENS).logits)
@@ -57,3 +58,18 @@ def test_policies_recompute_what_they_do_not_keep():
     assert none < full
     assert dots < full
     assert none < sublayers <= full
+
+
+# Of the sublayers, only what attention gives is needed again: the rest starts from the next input.
+@pytest.mark.parametrize(("policy", "moved"), [("full", 1), ("sublayers", 2)])
+def test_what_a_layer_keeps_can_wait_in_the_memory_of_the_host(policy, moved):
+    def text(memory) -> str:
+        gradient, parameters = gradient_of(policy, memory)
+        return str(jax.make_jaxpr(gradient)(parameters))
+
+    assert "<host>" not in text("device")
+    there = text("host")
+    assert there.count("devices=(MemorySpace.Host,)") == moved
+    assert there.count("devices=(MemorySpace.Device,)") == moved
+    stream = f"f32<host>[{len(CONFIG.layers)},{TOKENS.shape[0]},{TOKENS.shape[1]},{CONFIG.width}]"
+    assert stream in there, "of all layers"
