@@ -86,6 +86,15 @@ def test_every_flag_exists(path: Path) -> None:
     assert [flag for flag in flags if not exists(flag)] == []
 
 
+def test_the_guide_names_what_is_there() -> None:
+    text = (ROOT / "docs" / "pods.md").read_text()
+    files = set(re.findall(r"(?:scripts|configs|docs)/[\w/]+\.\w+", text))
+    assert {str(path.relative_to(ROOT)) for path in STARTING} <= files
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+    for flag in re.findall(r"--(config\.[\w.]+|\w+_\w+|process|processes|coordinator)\b", text):
+        assert exists(flag), flag
+
+
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
 def test_shell_files_parse_and_explain_themselves(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,31 @@ def test_a_record_of_the_first_step_alone_has_no_rate(clock: Clock) -> None:
     clock.now += 1
     record = window.record(1)
     assert (record["seconds_per_step"], record["tokens_per_second"]) == (None, 0.0)
+
+
+def test_devices_wait_for_data_only_while_nothing_runs(clock: Clock) -> None:
+    class Running:
+        def is_ready(self) -> bool:
+            return False
+
+    def batches() -> Iterator[int]:
+        while True:
+            clock.now += 3
+            yield 7
+
+    source, window = batches(), MetricsWindow(1.0, max_skipped=3)
+    assert window.fetch(source) == (7, 3.0)
+    window.add(report(), 10, 1.0)
+    clock.now += 1
+    assert window.record(1)["data_wait_seconds"] == 0.0, "before the first step is no window's"
+    for step in (2, 3):
+        assert window.fetch(source) == (7, 3.0)
+        window.add(report(), 10, 1.0)
+        assert window.fetch(source) == (7, 3.0)
+        window.add(report(), 10, 1.0)
+        assert window.record(step)["data_wait_seconds"] == 6.0
+    window.add(dataclasses.replace(report(), loss=Running()), 10, 1.0)  # type: ignore[arg-type]
+    assert window.fetch(source) == (7, 0.0)
 
 
 def longest_streak(skips: list[bool]) -> int:
