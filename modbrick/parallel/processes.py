@@ -8,10 +8,13 @@ calls in the same order.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import json
+import os
 import re
 import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,6 +24,7 @@ import numpy as np
 from jax._src.distributed import global_state  # tells the address that a cluster gave
 from jax.experimental import multihost_utils
 
+from modbrick.command_line import BAD_INPUT
 from modbrick.errors import InputError
 from modbrick.schema import differences
 
@@ -109,6 +113,8 @@ def start_processes(config: ProcessConfig) -> None:
     waiting.start()
     waiting.join(config.start_timeout)
     if waiting.is_alive():
+        # The thread is inside of jax, which at exit would add pages about it to this line.
+        atexit.register(_leave)
         raise InputError(_nobody_there(config))
     if problems:
         if config.coordinator is None and _NO_CLUSTER in str(problems[0]):
@@ -192,6 +198,12 @@ def check_agreement(what: Mapping[str, Any]) -> None:
         raise InputError(
             f"the processes were not started alike (process 0 -> another): {'; '.join(lines)}"
         )
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(BAD_INPUT)
 
 
 def _nobody_there(config: ProcessConfig) -> str:

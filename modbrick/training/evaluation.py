@@ -128,7 +128,7 @@ def evaluate(
         if mesh is not None:
             fields = place_batch(fields, mesh, batches.batch_size)
         of_tokens, of_routers = step(parameters, fields)
-        losses += _sums(jnp.asarray(of_tokens), batch["domains"], batches.rows, len(losses))
+        losses += loss_sums(jnp.asarray(of_tokens), batch["domains"], batches.rows, len(losses))
         statistics = jax.tree.map(np.add, statistics, of_routers) if statistics else of_routers
         if progress is not None:
             progress()
@@ -149,7 +149,7 @@ def evaluate(
     return EvaluationResult(total, results, health)
 
 
-def _sums(
+def loss_sums(
     losses: Float[Array, "B S"], domains: Int32[np.ndarray, "b S"], rows: Sequence[int], count: int
 ) -> Float64[np.ndarray, " D"]:
     """Sums the losses of each domain that lie on this process's devices, each loss once.

@@ -1,0 +1,144 @@
+"""Processes that find each other, agree, and tell each other; two of them over loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from modbrick.errors import InputError
+from modbrick.parallel.processes import (
+    ProcessConfig,
+    check_agreement,
+    everywhere,
+    gather,
+    start_processes,
+)
+
+ROOT = Path(__file__).parents[3]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def told() -> list[dict[str, Any]]:
+    """What each of two processes with four devices says; see `in_processes.py`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "4"}
+    script = str(ROOT / "tests" / "modbrick" / "parallel" / "in_processes.py")
+    address = f"127.0.0.1:{free_port()}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, script, address, "2", str(index)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        ended = [process.communicate(timeout=200) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, ended, strict=True):
+        assert process.returncode == 0, errors[-2000:]
+    assert ["told once" in out for out, _ in ended] == [True, False]
+    return [json.loads(out.splitlines()[-1]) for out, _ in ended]
+
+
+def test_all_devices_are_everyones(told: list[dict[str, Any]]) -> None:
+    assert [report["devices"] for report in told] == [8, 8]
+    assert [report["first"] for report in told] == [True, False]
+
+
+def test_what_is_gathered_comes_in_the_order_of_the_processes(told: list[dict[str, Any]]) -> None:
+    expected = [{"process": 0, "text": "é"}, {"process": 1, "text": "éé"}]
+    assert [report["gathered"] for report in told] == [expected, expected]
+
+
+def test_what_differs_is_named_alike_in_every_process(told: list[dict[str, Any]]) -> None:
+    lines = {report["agreement"] for report in told}
+    assert len(lines) == 1
+    assert "process 1: b.c[1]: 0 -> 1" in lines.pop()
+    assert [report["alike"] for report in told] == [None, None]
+
+
+def test_an_error_of_one_process_is_raised_in_all(told: list[dict[str, Any]]) -> None:
+    assert [report["everywhere"] for report in told] == ["process 1: lost"] * 2
+    assert [report["all alike"] for report in told] == ["lost"] * 2
+    assert [report["damaged"] for report in told] == ["process 0: bad"] * 2
+    assert [report["made"] for report in told] == [0, 1]
+
+
+def test_a_vote_of_one_process_is_told_to_all_one_call_later(told: list[dict[str, Any]]) -> None:
+    assert [report["votes"] for report in told] == [[0, 0, 0, 15, 0]] * 2
+
+
+def test_each_process_holds_the_rows_of_its_devices(told: list[dict[str, Any]]) -> None:
+    halves, whole = (list(range(8)), list(range(8, 16))), list(range(16))
+    for name, share in {
+        "data": halves,
+        "fsdp x tensor": halves,
+        "data x sequence": halves,
+        "sequence": (whole, whole),
+        "expert x sequence": halves,
+        "tensor": (whole, whole),
+    }.items():
+        rows = [report["meshes"][name]["rows"] for report in told]
+        if share == halves:
+            assert sorted(rows) == sorted(share), name
+        else:
+            assert rows == list(share), name
+
+
+def test_batches_lie_where_they_belong_and_losses_count_once(told: list[dict[str, Any]]) -> None:
+    for report in told:
+        for name, found in report["meshes"].items():
+            assert found["right"], name
+            assert found["error"] <= 1e-12, name
+
+
+def test_a_process_alone_agrees_with_itself() -> None:
+    assert gather({"a": 1}) == [{"a": 1}]
+    assert everywhere(lambda: 5) == 5
+    with pytest.raises(InputError, match=r"^as it is$"):
+        everywhere(lambda: refuse("as it is"))
+    check_agreement({"a": 1})
+    start_processes(ProcessConfig(coordinator="none"))
+    assert jax.process_count() == 1
+    assert not jax.distributed.is_initialized()
+
+
+def refuse(text: str) -> None:
+    raise InputError(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"processes": 2}, "--coordinator=HOST:PORT"),
+        ({"coordinator": "none", "process": 0}, "--coordinator=HOST:PORT"),
+        ({"coordinator": "host"}, "HOST:PORT, got 'host'"),
+        ({"coordinator": "host:x"}, "HOST:PORT, got 'host:x'"),
+        ({"coordinator": "h:1", "processes": 2}, "go together"),
+        ({"coordinator": "h:1", "processes": 0, "process": 0}, "at least 1, got 0"),
+        ({"coordinator": "h:1", "processes": 2, "process": 2}, "from 0 to --processes - 1"),
+        ({"start_timeout": 0}, "--start_timeout must be at least 1, got 0"),
+        ({"silence_timeout": -1}, "--silence_timeout must be at least 1, got -1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ProcessConfig(**arguments)
