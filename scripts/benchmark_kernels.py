@@ -50,6 +50,9 @@ PARTS_FLAG = flags.DEFINE_list("parts", list(PARTS), "What to measure.")
 CASES = flags.DEFINE_list("cases", None, "Which shapes; all by default.")
 GENERATIONS = flags.DEFINE_list("generations", ["v5p", "v6e", "v5e"], "Which TPU generations.")
 ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds of timing on a GPU.", lower_bound=1)
+COMPILE_LIMIT = flags.DEFINE_integer(
+    "compile_limit", 600, "Seconds that compiling a program may take, on average.", lower_bound=1
+)
 CPU_ROUNDS = flags.DEFINE_integer("cpu_rounds", 5, "Rounds of timing on a CPU.", lower_bound=1)
 
 
@@ -115,7 +118,11 @@ def measure(
         case "tpu":
             return {
                 generation: tpu_static(
-                    op, cases, generation, bar(f"compiling for {generation}", 2 * runs)
+                    op,
+                    cases,
+                    generation,
+                    bar(f"compiling for {generation}", 2 * runs),
+                    COMPILE_LIMIT.value,
                 )
                 for generation in GENERATIONS.value
             }

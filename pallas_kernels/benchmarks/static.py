@@ -39,6 +39,7 @@ def tpu_static(
     cases: Sequence[str],
     generation: str,
     on_done: Callable[[], None] | None = None,
+    timeout: float = 600.0,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Reports of ours and of the peer for one TPU generation, and what they compare to.
@@ -48,6 +49,7 @@ def tpu_static(
         cases: names of cases.
         generation: of `chips.TPU_CHIPS`.
         on_done: called after each program.
+        timeout: seconds for each program, on average.
         overrides: of fields of the cases.
 
     Returns:
@@ -58,7 +60,7 @@ def tpu_static(
     keys = [(c, d, name) for c in cases for d in DIRECTIONS for name in ("tpu", peer)]
     programs = [reference(op, case, name, direction, **overrides) for case, direction, name in keys]
     try:
-        reports = tpu_reports(generation, programs, on_done)
+        reports = tpu_reports(generation, programs, on_done, timeout)
     except CompilerUnavailableError as error:
         return {"error": f"{NOT_MEASURED}: {error}"}
     results: dict[str, Any] = {}

@@ -111,7 +111,7 @@ def tpu_reports(
     generation: str,
     programs: Sequence[ProgramReference],
     on_done: Callable[[], None] | None = None,
-    timeout: float = 1800.0,
+    timeout: float = 600.0,
 ) -> list[TpuReport | CompileError]:
     """Compiles programs for a TPU generation and reports on them.
 
@@ -120,7 +120,7 @@ def tpu_reports(
         programs: what to compile. They are built in another process, in the same folder and with
             the same `sys.path`.
         on_done: called after each program.
-        timeout: seconds for all of them.
+        timeout: seconds for each of them, on average.
 
     Returns:
         A report, or the compiler's refusal, of each.
@@ -141,7 +141,7 @@ def tpu_reports(
             request={"topology": chip.topology},
             environment={"LIBTPU_INIT_ARGS": flags},
             on_done=on_done,
-            timeout=timeout,
+            timeout=timeout * len(programs),
         )
         return [_report(chip, folder / str(i)) for i in range(len(programs))]
 

@@ -58,17 +58,17 @@ class Generation:
 
 
 _SMALL_MXU = {
-    "matmul": BlockSizes(256, 2048, 512),
-    "matmul_gradient": BlockSizes(256, 2048, 512),
+    "matmul": BlockSizes(256, 2048, 1024),
+    "matmul_gradient": BlockSizes(256, 2048, 1024),
     "weights": BlockSizes(256, 1024, 512),
-    "feed_forward": BlockSizes(256, 2048, 512),
+    "feed_forward": BlockSizes(128, 2048, 2048),
     "feed_forward_gradient": BlockSizes(128, 2048, 512),
 }
 _LARGE_MXU = {
-    "matmul": BlockSizes(512, 2048, 512),
+    "matmul": BlockSizes(256, 2048, 1024),
     "matmul_gradient": BlockSizes(256, 2048, 512),
     "weights": BlockSizes(256, 1024, 512),
-    "feed_forward": BlockSizes(512, 2048, 512),
+    "feed_forward": BlockSizes(256, 2048, 2048),
     "feed_forward_gradient": BlockSizes(256, 2048, 512),
 }
 KERNELS = tuple(_SMALL_MXU)
@@ -162,6 +162,6 @@ def candidates(kernel: str) -> list[BlockSizes]:
         BlockSizes(height, columns, chunk)
         for height in (128, 256, 512)
         for columns in (512, 1024, 2048, 4096)
-        for chunk in (128, 256, 512)
+        for chunk in (128, 256, 512, 1024, 2048)
         if chunk <= columns
     ]

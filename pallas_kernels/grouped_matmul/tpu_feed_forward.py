@@ -85,7 +85,7 @@ def hidden_layer_gradients(
     block, buffers = fit_columns(products, sizes.columns, bank_budget(), narrow=True)
     count = -(-width // block)
     ragged = count * block != width
-    chunks = Chunks.of(block, sizes, height)
+    chunks = Chunks.of(block, sizes, height, sum(p.depth for p in products))
     lanes = LANES if chunks.size % LANES == 0 else chunks.size
     outputs = [jax.ShapeDtypeStruct((num_rows, width), dtype)] * len(banks)
     per_row = jax.ShapeDtypeStruct((count, visits.tiles, 1, height), jnp.float32)

@@ -21,6 +21,8 @@ from pallas_kernels.grouped_matmul.tpu_visits import Visits
 
 # Sublanes that a register of the narrowest dtype packs; parts of a tile are multiples.
 _PACKED_ROWS = 16
+# Of a matrix that a turn multiplies with, where its chunk is larger than 512 columns.
+_TURN_ELEMENTS = 2 * 2**20
 
 
 def dot(a: Array, b: Array, axes: tuple[int, int], precision: jax.lax.Precision) -> Array:
@@ -69,9 +71,14 @@ class Chunks:
     unrolled: bool
 
     @classmethod
-    def of(cls, width: int, sizes: BlockSizes, height: int) -> Chunks:
-        """The largest chunk up to that of `sizes` that divides the block, or the block."""
-        fitting = [size for size in range(LANES, sizes.chunk + 1, LANES) if width % size == 0]
+    def of(cls, width: int, sizes: BlockSizes, height: int, depth: int) -> Chunks:
+        """The largest chunk up to that of `sizes` that divides the block, or the block.
+
+        Chunks of more than 512 columns only where a product sums over `depth` so short that the
+        code of a turn stays short enough to compile in seconds.
+        """
+        most = min(sizes.chunk, max(512, _TURN_ELEMENTS // depth))
+        fitting = [size for size in range(LANES, most + 1, LANES) if width % size == 0]
         size = max(fitting, default=width)
         turns = width // size
         parts = turns if height % (turns * _PACKED_ROWS) == 0 else 1
@@ -323,7 +330,7 @@ def expert_products(
     )
     count = -(-width // block)
     ragged = count * block != width
-    chunks = Chunks.of(block, sizes, height)
+    chunks = Chunks.of(block, sizes, height, sum(p.depth for p in products))
     padded = round_up(block, ROW_MULTIPLE)
     blocks = [(p.bank, p.block(block, buffers)) for p in products]
     if bias is not None:
@@ -468,7 +475,7 @@ def weight_gradient(
     cores = cores_in_force() if count % cores_in_force() == 0 else 1
     left = dataclasses.replace(left, width=tall, place=lambda n: lax.div(n, across))
     right = dataclasses.replace(right, width=block, place=lambda n: lax.rem(n, across))
-    chunks = Chunks.of(block, sizes, height)
+    chunks = Chunks.of(block, sizes, height, tall)
     blocks = []
     if scale is not None:
         blocks.append((row_blocks(scale, height), vector_block(height)))

@@ -79,7 +79,7 @@ def matmul_gradients(
     """
     experts, depth, width = weights.shape
     height, dtype = visits.height, x.rows.dtype
-    chunks = Chunks.of(width, sizes, height)
+    chunks = Chunks.of(width, sizes, height, depth)
     results: list[tuple[jax.ShapeDtypeStruct, Block | None]] = [
         rows_result(num_rows, depth, height, dtype)
         if as_rows

@@ -108,8 +108,9 @@ def pipelined(
     use: Callable[[Any], None],
 ) -> None:
     """For each chunk `make`, then `use`; in the loop, the use of one beside the next's making."""
-    prepare(0 if chunks.parts == 1 else chunks.turns - 1)
     make(chunks.at(0))
+    # It writes a buffer that the first products read: before them, they would wait for it.
+    prepare(0 if chunks.parts == 1 else chunks.turns - 1)
 
     def turn(c: Any) -> None:
         if chunks.parts > 1:
@@ -146,7 +147,7 @@ def feed_forward(
     """
     hidden_width, width = banks[0].shape[1:]
     height, dtype = visits.height, x.rows.dtype
-    chunks = Chunks.of(hidden_width, sizes, height)
+    chunks = Chunks.of(hidden_width, sizes, height, width)
     padded = round_up(width, ROW_MULTIPLE)
 
     def body(
@@ -224,7 +225,7 @@ def feed_forward_gradients(
     """
     hidden_width, width = banks[0].shape[1:]
     height, dtype = visits.height, x.rows.dtype
-    chunks = Chunks.of(hidden_width, sizes, height)
+    chunks = Chunks.of(hidden_width, sizes, height, width)
     lanes = LANES if chunks.size % LANES == 0 else chunks.size
     padded = round_up(width, ROW_MULTIPLE)
     count = len(banks)

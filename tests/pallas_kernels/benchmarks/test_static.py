@@ -68,13 +68,14 @@ def test_references_build(op: str) -> None:
 def test_ours_and_the_peer_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def reports(generation: str, programs: Any, on_done: Any) -> list[Any]:
+    def reports(generation: str, programs: Any, on_done: Any, timeout: float) -> list[Any]:
+        assert timeout == 7
         asked.extend(programs)
         half = dataclasses.replace(REPORT, hbm_bytes=50 << 20)
         return [half, REPORT, CompileError("too large\nfor VMEM"), REPORT]
 
     monkeypatch.setattr(static, "tpu_reports", reports)
-    results = static.tpu_static("grouped_matmul", ["molm"], "v5p")
+    results = static.tpu_static("grouped_matmul", ["molm"], "v5p", timeout=7)
     names = [(p.arguments["name"], p.arguments["direction"]) for p in asked]
     assert names[:2] == [("tpu", "forward"), ("megablox", "forward")]
     assert results["molm"]["forward"]["ratios"]["hbm_bytes"] == 0.5
