@@ -78,7 +78,8 @@ def draw_goodput(report: Goodput, path: str) -> None:
     )
     for start in report.starts:
         times = [(record["time"] - begin) / unit for record in start.records]
-        course.plot(times, [record["step"] for record in start.records], linewidth=1.5)
+        steps = [record["step"] for record in start.records]
+        course.plot(times, steps, color="black", linewidth=1.5)
     course.set(xlabel=f"wall time ({name})", ylabel="step", title="Progress of every start")
     course.grid(alpha=0.3)
     left = 0.0
