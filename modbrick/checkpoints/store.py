@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -35,6 +36,8 @@ from modbrick.checkpoints.retention import kept_steps
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere, gather
 
+VISIBLE_WITHIN = 60.0
+"""Seconds until every machine sees what one of them wrote to a shared file system."""
 _logger = logging.getLogger(__name__)
 
 
@@ -212,12 +215,16 @@ class CheckpointStore:
         return None
 
     def _require_shared(self) -> None:
-        # A remote store is one for all, and has no empty directories.
-        if is_local(self._root) and not self._root.is_dir():
-            raise InputError(
-                f"{self.directory} is not the directory of that name that process 0 has just made: "
-                "all processes of a run need the same one"
-            )
+        # File systems of a network may take as long to show what another machine has made; of a
+        # remote store there is only one, and empty directories it has none.
+        patience = time.monotonic() + VISIBLE_WITHIN
+        while is_local(self._root) and not self._root.is_dir():
+            if time.monotonic() > patience:
+                raise InputError(
+                    f"{self.directory} is not the directory of that name that process 0 has just "
+                    "made: all processes of a run need the same one"
+                )
+            time.sleep(0.5)
 
     def _finish(self, step: int, result: Callable[[], None], metrics: Mapping[str, float]) -> None:
         """Waits until a checkpoint is written, then deletes what the policy does not keep."""
