@@ -9,8 +9,14 @@ projections stands for the query and output of two experts, 4,096 of its 4,352 h
 feed-forward experts, and the rest for what the routers take. The schedule is that of
 `molm_350m_4b`.
 
-Laid out for 64 chips of v5p:4x4x4 (fsdp 64) and for 256 of v5e:16x16 or v6e:16x16 (data 4 x fsdp
-64).
+Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
+predicts them:
+
+    v5p:4x4x4, fsdp 64: not planned yet
+    v5e:16x16, data 4 x fsdp 64: not planned yet
+    v6e:16x16, data 4 x fsdp 64: not planned yet
+
+To train, on the first of them or on another:
 
     python scripts/train.py --config=configs/dense_420m.py --config.data.path=DATA --workdir=DIR
     python scripts/train.py --config=configs/dense_420m.py:v5e:16x16 ...

@@ -9,8 +9,14 @@ phase of 1 trillion tokens and a decay over the last 250 billion. The decay is e
 linear here. Chosen: a warm-up of 10 billion tokens, an end at a tenth, AdamW's betas, weight decay,
 clipping.
 
-Laid out for 64 chips of v5p:4x4x4 (fsdp 64) and for 256 of v5e:16x16 or v6e:16x16 (data 4 x fsdp
-64).
+Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
+predicts them:
+
+    v5p:4x4x4, fsdp 64: not planned yet
+    v5e:16x16, data 4 x fsdp 64: not planned yet
+    v6e:16x16, data 4 x fsdp 64: not planned yet
+
+To train, on the first of them or on another:
 
     python scripts/train.py --config=configs/jetmoe_8b.py --config.data.path=DATA --workdir=DIR
     python scripts/train.py --config=configs/jetmoe_8b.py:v5e:16x16 ...

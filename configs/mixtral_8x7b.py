@@ -7,8 +7,14 @@ Published (arXiv 2401.04088 and the model's config): the sizes, and a context of
 it was trained is not: tokens, batch, rows of 4,096 (short rows first, as is usual), AdamW and its
 learning rate, the schedule and the weight 0.01 of the balance loss are chosen here.
 
-Laid out for 64 chips of v5p:4x4x4 (fsdp 64) and for 256 of v5e:16x16 (fsdp 64 x expert 4, in four
-microbatches) or v6e:16x16 (fsdp 256).
+Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
+predicts them:
+
+    v5p:4x4x4, fsdp 64: not planned yet
+    v5e:16x16, fsdp 64 x expert 4: not planned yet
+    v6e:16x16, fsdp 256: not planned yet
+
+To train, on the first of them or on another:
 
     python scripts/train.py --config=configs/mixtral_8x7b.py --config.data.path=DATA --workdir=DIR
     python scripts/train.py --config=configs/mixtral_8x7b.py:v5e:16x16 ...

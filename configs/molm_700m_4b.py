@@ -8,8 +8,14 @@ Not published, chosen here: AdamW's betas, weight decay and clipping as usual fo
 warm-up of 2,000 steps and half a cosine down to a tenth, 0.01 as the weight of load balancing, rows
 of 1,024 tokens (the released models see 512 and 512 before them).
 
-Laid out for 64 chips of v5p:4x4x4 (fsdp 64) and for 256 of v5e:16x16 or v6e:16x16 (data 4 x fsdp
-64).
+Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
+predicts them:
+
+    v5p:4x4x4, fsdp 64: not planned yet
+    v5e:16x16, data 4 x fsdp 64: not planned yet
+    v6e:16x16, data 4 x fsdp 64: not planned yet
+
+To train, on the first of them or on another:
 
     python scripts/train.py --config=configs/molm_700m_4b.py --config.data.path=DATA --workdir=DIR
     python scripts/train.py --config=configs/molm_700m_4b.py:v5e:16x16 ...

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import math
 import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -17,6 +19,7 @@ from modbrick.config import ModelConfig
 from modbrick.errors import InputError
 from modbrick.parallel import AXES
 from modbrick.parallel.batch import check_batch
+from modbrick.planning.docstrings import planned_line
 from modbrick.schema import from_mapping
 from modbrick.training.run_config import RunConfig
 
@@ -30,6 +33,7 @@ PRESETS = (
     "mixtral_8x7b",
 )
 TOPOLOGIES = ("v5p:4x4x4", "v5e:16x16", "v6e:16x16")
+PLANS = Path(__file__).parents[2] / "docs/figures/plans.json"
 UNITS = {"billion": 1e9, "trillion": 1e12}
 
 
@@ -68,6 +72,24 @@ def test_the_docstring_counts_tokens_as_the_run_sees_them(name: str) -> None:
     assert (found[3], found[4]) == (f"{run.training.steps:,}", f"{a_step:,}")
     tokens = float(found[1]) * UNITS[found[2]]
     assert abs(run.training.steps * a_step - tokens) <= a_step
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_docstring_says_of_each_layout_what_was_planned(name: str) -> None:
+    plans = json.loads(PLANS.read_text())["plans"].get(name, {}) if PLANS.exists() else {}
+    layouts = preset(name).LAYOUTS
+    assert tuple(layouts) == TOPOLOGIES
+    text = preset(name).__doc__ or ""
+    for topology, layout in layouts.items():
+        # Figures are those that are kept, or there are none; `write_presets` brings them in.
+        lines = {planned_line(topology, layout.mesh, p) for p in (plans.get(topology), None)}
+        assert [line in text for line in lines].count(True) == 1
+    for topology, plan in plans.items():
+        run = run_of(name, topology)
+        devices = math.prod(plan["mesh"].values())
+        assert plan["mesh"] == run.mesh.sizes(devices), "it is the layout that was planned"
+        assert plan["microbatches"] == run.training.microbatches
+        assert plan["execution"]["rematerialisation"] == run.execution.rematerialisation
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
