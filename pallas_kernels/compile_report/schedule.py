@@ -64,7 +64,7 @@ class Region:
         bundles, slots = self.bundles, dict(self.slots)
         for child in self.children:
             inner_bundles, inner_slots = child.steady
-            if child.is_rare:
+            if self.skips(child):
                 inner_bundles, inner_slots = 0, dict.fromkeys(slots, 0)
             bundles -= child.bundles - inner_bundles
             for name in slots:
@@ -80,14 +80,16 @@ class Region:
         """Bundles outside of the regions inside."""
         return self.bundles - sum(child.bundles for child in self.children)
 
-    @property
-    def is_rare(self) -> bool:
-        """Whether it is a part that most steps skip, see `steady`.
+    def skips(self, child: Region) -> bool:
+        """Whether a region directly inside is a part that most steps skip, see `steady`.
 
-        One that starts copies in a loop of its own fills the buffers before the first step.
+        One that starts copies in a loop of its own, beside as many that this region starts, fills
+        the buffers before the first step.
         """
-        copies = self.copies and not any(region.kind == "loop" for region in self.children)
-        return self.kind == "branch" and not self.slots["MXU"] and not copies
+        if child.kind != "branch" or child.slots["MXU"]:
+            return False
+        has_loop = any(region.kind == "loop" for region in child.children)
+        return not child.copies or (has_loop and self.copies >= 2 * child.copies)
 
     @property
     def multiplies_in_loops(self) -> bool:

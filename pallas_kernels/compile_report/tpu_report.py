@@ -270,7 +270,7 @@ def executed_bundles(schedule: Schedule, kernel: KernelTraffic) -> tuple[int, bo
     def run(region: Region, executions: int) -> Iterator[int]:
         yield region.own_bundles * executions
         for child in region.children:
-            if not child.is_rare:
+            if not region.skips(child):
                 yield from run(child, times.get(id(child), executions))
 
     return sum(run(schedule.kernel, 1)), exact
