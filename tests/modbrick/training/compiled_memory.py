@@ -16,7 +16,7 @@ import jax
 
 from modbrick.data import DataConfig
 from modbrick.execution import ExecutionConfig
-from modbrick.families import moduleformer
+from modbrick.families import dense
 from modbrick.optimizer import OptimizerConfig
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.schema import from_mapping
@@ -24,26 +24,20 @@ from modbrick.training.program import train_program
 from modbrick.training.run_config import RunConfig, TrainingConfig
 from pallas_kernels.compile_report.compilation import tpu_devices
 
-LAYERS, WIDTH, ROWS, LENGTH, DEVICES = 6, 512, 16, 512, 4
-MODEL = moduleformer(
-    vocabulary=512,
-    width=WIDTH,
-    layers=LAYERS,
-    heads=1,
-    attention_width=WIDTH,
-    feed_forward_width=1024,
-    attention_experts=4,
-    feed_forward_experts=8,
+LAYERS, WIDTH, HIDDEN, ROWS, LENGTH, DEVICES = 6, 512, 4096, 16, 512, 4
+MODEL = dense(
+    vocabulary=512, width=WIDTH, layers=LAYERS, heads=4, feed_forward_width=HIDDEN, context=LENGTH
 )
+MATRICES = LAYERS * (4 * WIDTH**2 + 2 * WIDTH * HIDDEN)
+"""Values of the layers' matrices, which fsdp divides."""
 
 
 def run_config(activations: str, optimizer: str) -> RunConfig:
-    """A run on four devices, its banks divided over all of them."""
+    """A run on four devices, its parameters divided over all of them."""
     choices = {
         "rematerialisation": "full",
         "activation_memory": activations,
         "optimizer_memory": optimizer,
-        "dispatch": "tpu",
         "attention": "tpu",
     }
     return RunConfig(
