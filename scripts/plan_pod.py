@@ -2,6 +2,7 @@
 
     python scripts/plan_pod.py --config=configs/molm_700m_8b.py --topology=v5p:4x4x4
     [--search] [--json=FILE] [--config.mesh.fsdp=64 ...]
+    python scripts/plan_pod.py --presets
 
 Compiles the step that scripts/train.py would run, for that topology, on this machine's CPU (libtpu
 is needed: pip install 'modbrick[plan]'), and prints what each device holds, what the collectives
@@ -31,6 +32,7 @@ from modbrick import command_line
 from modbrick.errors import InputError
 from modbrick.planning.advice import advice
 from modbrick.planning.plan import Plan, make_plan
+from modbrick.planning.presets import keep_plan, missing, read_plans, write_table
 from modbrick.planning.search import search
 from modbrick.planning.table import describe, describe_candidates
 from modbrick.planning.topology import Topology, find_topology
@@ -43,20 +45,27 @@ SEARCH = flags.DEFINE_bool("search", False, "Try meshes, rematerialisation and m
 COMPILE = flags.DEFINE_integer(
     "compile", 2, "How many of the found plans to compile.", lower_bound=1
 )
+PRESETS = flags.DEFINE_bool(
+    "presets", False, "Plan all presets into docs/figures/plans.json; delete one to plan it again."
+)
 JSON = flags.DEFINE_string("json", None, "File for the (best) plan as JSON.")
 
+ROOT = Path(__file__).resolve().parents[1]
+PLANS, PAGE = ROOT / "docs/figures/plans.json", ROOT / "docs/pods.md"
 SHOWN = 10  # plans that --search lists
 
 
 def main(argv: Sequence[str]) -> int:
     """Plans the run that the config describes."""
     del argv
+    # Planning happens on the CPU, whatever else the machine has.
+    jax.config.update("jax_platforms", "cpu")
+    if PRESETS.value:
+        return plan_presets()
     if CONFIG.value is None or TOPOLOGY.value is None:
         raise InputError(
             "name a config and a topology: --config=configs/NAME.py --topology=v5p:4x4x4"
         )
-    # Planning happens on the CPU, whatever else the machine has.
-    jax.config.update("jax_platforms", "cpu")
     config = from_mapping(RunConfig, CONFIG.value.to_dict())
     topology = find_topology(TOPOLOGY.value, config.mesh.slices)
     console = Console(width=110)
@@ -77,6 +86,19 @@ def main(argv: Sequence[str]) -> int:
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(best.to_mapping(), indent=2) + "\n")
     return 0 if best.fits else command_line.BAD_INPUT
+
+
+def plan_presets() -> int:
+    """Plans every preset that has no kept plan yet, and writes JSON and table after each."""
+    plans = read_plans(PLANS)
+    for name, config, topology in missing(plans, ROOT / "configs"):
+        plan = watched_plan(config, topology)
+        keep_plan(PLANS, plans, name, plan.to_mapping())
+        write_table(PAGE, plans)
+        utilisation = f"{plan.time.utilisation:.0%}" if plan.time else "does not fit"
+        print(f"{name} {topology.name}: {utilisation}", flush=True)
+    write_table(PAGE, plans)
+    return 0
 
 
 def watched_plan(config: RunConfig, topology: Topology) -> Plan:

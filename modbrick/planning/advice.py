@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from modbrick.errors import InputError
 from modbrick.planning.analytic import estimated_memory
@@ -94,6 +95,14 @@ def _alternatives(config: RunConfig, devices: int) -> list[tuple[str, RunConfig]
                     dataclasses.replace(config, training=training),
                 )
             )
+    for field in ("optimizer_memory", "activation_memory"):
+        if field == "activation_memory" and current not in ("full", "sublayers"):
+            continue
+        moved: Any = {field: "host"}
+        execution = dataclasses.replace(config.execution, **moved)
+        found.append(
+            (f"--config.execution.{field}=host", dataclasses.replace(config, execution=execution))
+        )
     sizes = config.mesh.sizes(devices)
     if sizes["data"] > 1:
         fsdp = sizes["fsdp"] * sizes["data"] // config.mesh.slices

@@ -11,6 +11,7 @@ import numpy as np
 
 from modbrick.config import LayerConfig
 from modbrick.execution import ExecutionConfig
+from modbrick.layers.rematerialisation import HOST
 from modbrick.planning.compilation import CompiledMemory
 from modbrick.training.program import TrainProgram
 from modbrick.training.run_config import RunConfig
@@ -73,15 +74,21 @@ def state_parts(program: TrainProgram) -> dict[str, int]:
 
 
 def device_bytes(tree: Any) -> int:
-    """Returns what one device holds of arrays that are given by shape, dtype and sharding."""
+    """Returns what one device holds of arrays that are given by shape, dtype and sharding.
+
+    What lies in the host's memory does not count.
+    """
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != HOST
     )
 
 
 def saved_activations(config: RunConfig, mesh: dict[str, int]) -> int:
-    """Returns the bytes on one device that layers keep between the passes, of one microbatch."""
+    """Returns the bytes of one microbatch that layers keep on one device between the passes."""
+    if config.execution.activation_memory == "host":
+        return 0
     itemsize = 2 if config.model.dtype == "bfloat16" else 4
     tokens = microbatch_tokens(config, mesh)
     values = sum(

@@ -66,10 +66,12 @@ class Plan:
             plan["time"] = {
                 "compute": self.time.compute,
                 "hbm": self.time.hbm,
+                "hbm_bytes": self.time.hbm_bytes,
                 "collectives": self.time.collective_seconds,
                 "step": self.time.step_seconds,
                 "bound": self.time.bound,
                 "utilisation": self.time.utilisation,
+                "highest_utilisation": self.time.highest_utilisation,
                 "collective_share": self.time.collective_share,
                 "tokens_per_second": config.data.batch_size
                 * config.data.sequence_length

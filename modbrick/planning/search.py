@@ -15,6 +15,7 @@ from modbrick.parallel.batch import check_batch
 from modbrick.planning.analytic import Estimate, estimate
 from modbrick.planning.plan import abstract_program, named
 from modbrick.planning.topology import Topology
+from modbrick.training.offload import on_host
 from modbrick.training.placement import placed, state_shardings
 from modbrick.training.program import TrainProgram
 from modbrick.training.run_config import RunConfig
@@ -106,6 +107,9 @@ def _on(base: TrainProgram, mesh: MeshConfig, topology: Topology) -> TrainProgra
         shardings = state_shardings(base.state, base.partition, abstract)
     except InputError:
         return None
+    if base.config.execution.optimizer_memory == "host":
+        moments = on_host(base.state.optimizer, shardings.optimizer)
+        shardings = dataclasses.replace(shardings, optimizer=moments)
     config = dataclasses.replace(base.config, mesh=mesh)
     return dataclasses.replace(
         base, config=config, mesh=abstract, state=placed(base.state, shardings)
@@ -114,6 +118,8 @@ def _on(base: TrainProgram, mesh: MeshConfig, topology: Topology) -> TrainProgra
 
 def _changed(config: RunConfig, policy: Rematerialisation, microbatches: int) -> RunConfig | None:
     if config.data.batch_size % microbatches:
+        return None
+    if policy == "none" and config.execution.activation_memory == "host":
         return None
     return dataclasses.replace(
         config,

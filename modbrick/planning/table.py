@@ -80,7 +80,8 @@ def _parts(plan: Plan) -> Iterator[RenderableType]:
     yield spent
     tokens = config.data.batch_size * config.data.sequence_length
     yield Text(
-        f"bound by {time.bound}; utilisation {time.utilisation:.1%} of "
+        f"bound by {time.bound}; utilisation {time.utilisation:.1%} (at most "
+        f"{time.highest_utilisation:.1%} if everything overlapped) of "
         f"{generation.peak_flops / 1e12:.0f} TFLOP/s a device "
         f"({time.useful_flops / 1e12:,.1f} useful TFLOPs a step and device); "
         f"{tokens / time.step_seconds:,.0f} tokens/s\n{DEFINITION}"

@@ -41,6 +41,7 @@ class StepTime:
     Attributes:
       compute: of matrix products, by part of the model.
       hbm: of everything else on the device: values moved from and to memory.
+      hbm_bytes: that this moves.
       collectives: what moves between devices, by kind and axes.
       useful_flops: of the step on this device.
       peak_flops: of the device, per second.
@@ -48,6 +49,7 @@ class StepTime:
 
     compute: dict[str, float]
     hbm: float
+    hbm_bytes: float
     collectives: tuple[CollectiveTotal, ...]
     useful_flops: float
     peak_flops: float
@@ -68,19 +70,28 @@ class StepTime:
         return self.compute_seconds + self.hbm + self.collective_seconds
 
     @property
-    def bound(self) -> str:
-        """What takes most of the step: `compute`, `hbm` or `interconnect`."""
-        parts = {
+    def limits(self) -> dict[str, float]:
+        """Seconds of products, of memory and of links, each by itself."""
+        return {
             "compute": self.compute_seconds,
             "hbm": self.hbm,
             "interconnect": self.collective_seconds,
         }
-        return max(parts, key=lambda name: parts[name])
+
+    @property
+    def bound(self) -> str:
+        """What takes most of the step: `compute`, `hbm` or `interconnect`."""
+        return max(self.limits, key=lambda name: self.limits[name])
 
     @property
     def utilisation(self) -> float:
         """Useful operations over peak times step time."""
         return self.useful_flops / (self.peak_flops * self.step_seconds)
+
+    @property
+    def highest_utilisation(self) -> float:
+        """The same if all three overlapped to the full: no schedule of this program does better."""
+        return self.useful_flops / (self.peak_flops * max(self.limits.values()))
 
     @property
     def collective_share(self) -> float:
@@ -100,8 +111,9 @@ def compiled_time(config: RunConfig, step: CompiledStep, topology: Topology) -> 
     sizes = config.mesh.sizes(topology.devices)
     program = HloProgram(step.text)
     compute = kernel_seconds(config, topology)
-    compute["dense"] = hbm = 0.0
-    for run in program.executed():
+    compute["dense"] = hbm = hbm_bytes = 0.0
+    executed = program.executed()
+    for run in executed:
         if run.category == "kernel" or _is_collective(run.instruction):
             continue
         seconds = _seconds(run, topology)
@@ -109,7 +121,8 @@ def compiled_time(config: RunConfig, step: CompiledStep, topology: Topology) -> 
             compute["dense"] += seconds
         else:
             hbm += seconds
-    if not any(run.category == "kernel" for run in program.executed()):
+            hbm_bytes += run.bytes
+    if not any(run.category == "kernel" for run in executed):
         compute = {"dense": compute["dense"]}
     timed = [
         (collective, _link_seconds(collective, step, topology))
@@ -118,6 +131,7 @@ def compiled_time(config: RunConfig, step: CompiledStep, topology: Topology) -> 
     return StepTime(
         compute=compute,
         hbm=hbm,
+        hbm_bytes=hbm_bytes,
         collectives=total_by_kind(timed),
         useful_flops=useful_flops(config, topology.devices),
         peak_flops=topology.generation.peak_flops,
