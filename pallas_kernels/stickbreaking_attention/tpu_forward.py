@@ -7,9 +7,7 @@ fetched in vain).
 
 The product of weights and values is delayed by one block. It then does not depend on anything else
 in its iteration, so that the compiler can keep the matrix unit busy with it, and with the products
-of keys and queries, while the vector units turn logits into weights. Measured on the compiler's
-schedule for v5p, 512 by 512, width 128: 1,277 bundles a block against 1,423 with the product in its
-own iteration.
+of keys and queries, while the vector units turn logits into weights.
 """
 
 from __future__ import annotations
