@@ -30,7 +30,7 @@ from rich.status import Status
 
 from modbrick import command_line
 from modbrick.errors import InputError
-from modbrick.planning.advice import advice
+from modbrick.planning.advice import advice, verdict
 from modbrick.planning.plan import Plan, make_plan
 from modbrick.planning.presets import keep_plan, missing, read_plans, write_table
 from modbrick.planning.search import search
@@ -85,7 +85,9 @@ def main(argv: Sequence[str]) -> int:
         console.print(advice(best), highlight=False)
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(best.to_mapping(), indent=2) + "\n")
-    return 0 if best.fits else command_line.BAD_INPUT
+    if not best.fits:
+        raise InputError(verdict(best))
+    return 0
 
 
 def plan_presets() -> int:

@@ -56,17 +56,22 @@ def changes(plan: Plan) -> list[Change]:
     return sorted(found, key=lambda change: (not change.fits, change.bytes))
 
 
-def advice(plan: Plan) -> str:
-    """Returns, for a plan that does not fit, what is too large and what to try."""
+def verdict(plan: Plan) -> str:
+    """Returns, for a plan that does not fit, one line that says what is too large."""
     limit = plan.topology.generation.hbm_bytes
-    too_large = ", ".join(f"{name} {size / _GIB:.1f} GiB" for name, size in largest_parts(plan)[:3])
-    lines = [
-        f"It does not fit: {plan.memory.total / _GIB:.1f} of {limit / _GIB:.2f} GiB on each device;"
-        f" the largest parts are {too_large}."
-    ]
+    too_large = ", ".join(f"{name} {size / _GIB:.2f} GiB" for name, size in largest_parts(plan)[:3])
+    return (
+        f"it does not fit {plan.topology.name}: {plan.memory.total / _GIB:.2f} of "
+        f"{limit / _GIB:.2f} GiB on each device; the largest parts are {too_large}"
+    )
+
+
+def advice(plan: Plan) -> str:
+    """Returns, for a plan that does not fit, what to try: a line each."""
+    lines = ["Changes that save memory:"]
     for change in changes(plan):
-        verdict = "should fit" if change.fits else "not enough alone"
-        lines.append(f"  {change.flags}: about {change.bytes / _GIB:.1f} GiB, {verdict}")
+        enough = "should fit" if change.fits else "not enough alone"
+        lines.append(f"  {change.flags}: about {change.bytes / _GIB:.1f} GiB, {enough}")
     if len(lines) == 1:
         lines.append("  no single change of mesh, rematerialisation or microbatches saves memory:")
         lines.append("  take more devices, or a smaller batch")

@@ -7,7 +7,7 @@ import pytest
 
 from modbrick.errors import InputError
 from modbrick.parallel import MeshConfig
-from modbrick.planning.advice import advice, changes
+from modbrick.planning.advice import advice, changes, verdict
 from modbrick.planning.analytic import estimate, estimated_memory
 from modbrick.planning.plan import Plan, abstract_program, named
 from modbrick.planning.search import search
@@ -66,8 +66,9 @@ def test_advice_names_changes_that_make_it_fit():
     fitting = [change for change in changes(plan) if change.fits]
     assert fitting
     assert all(change.bytes <= plan.topology.generation.hbm_bytes for change in fitting)
+    assert "\n" not in verdict(plan)
+    assert "it does not fit v5p:2x2x1" in verdict(plan)
     text = advice(plan)
-    assert "It does not fit" in text
     assert "--config.execution.rematerialisation=full" in text
 
 
