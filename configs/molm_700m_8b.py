@@ -11,7 +11,7 @@ of 1,024 tokens (the released models see 512 and 512 before them).
 Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
 predicts them:
 
-    v5p:4x4x4, fsdp 64: not planned yet
+    v5p:4x4x4, fsdp 64: 19.1 of 95.7 GiB, 2.32 s a step
     v5e:16x16, data 4 x fsdp 64: not planned yet
     v6e:16x16, data 4 x fsdp 64: not planned yet
 

@@ -21,6 +21,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -31,6 +32,7 @@ from rich.status import Status
 from modbrick import command_line
 from modbrick.errors import InputError
 from modbrick.planning.advice import advice, verdict
+from modbrick.planning.docstrings import write_presets
 from modbrick.planning.plan import Plan, make_plan
 from modbrick.planning.presets import keep_plan, missing, read_plans, write_table
 from modbrick.planning.search import search
@@ -96,11 +98,17 @@ def plan_presets() -> int:
     for name, config, topology in missing(plans, ROOT / "configs"):
         plan = watched_plan(config, topology)
         keep_plan(PLANS, plans, name, plan.to_mapping())
-        write_table(PAGE, plans)
+        tell_plans(plans)
         utilisation = f"{plan.time.utilisation:.0%}" if plan.time else "does not fit"
         print(f"{name} {topology.name}: {utilisation}", flush=True)
-    write_table(PAGE, plans)
+    tell_plans(plans)
     return 0
+
+
+def tell_plans(plans: dict[str, Any]) -> None:
+    """Writes the kept plans into the guide and into the presets' docstrings."""
+    write_table(PAGE, plans)
+    write_presets(ROOT / "configs", plans["plans"])
 
 
 def watched_plan(config: RunConfig, topology: Topology) -> Plan:
