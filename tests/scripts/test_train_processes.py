@@ -127,7 +127,7 @@ def running(
 
 def ends(processes: list[subprocess.Popen[str]]) -> list[int]:
     """Waits for all of them and returns their exit statuses."""
-    return [process.wait(timeout=240) for process in processes]
+    return [process.wait(timeout=600) for process in processes]
 
 
 def errors_of(root: Path, process: int) -> str:
