@@ -176,6 +176,8 @@ def _checksum(x: Array) -> UInt32[Array, ""]:
     the hash (the finaliser of MurmurHash3, a bijection of 32 bits) finds any change of a single
     value for certain, others but for one in 2³².
     """
+    if jax.typeof(x).memory_space == jax.memory.Space.Host:  # an offloaded moment
+        x = jax.device_put(x, jax.memory.Space.Device)
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):

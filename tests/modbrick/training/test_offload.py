@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from modbrick.checkpoints.leaves import checksums
 from modbrick.config import ModelConfig
 from modbrick.data import DataConfig
 from modbrick.errors import InputError
@@ -85,6 +86,10 @@ def state_after_two_steps(model: ModelConfig, **choices: str) -> TrainState:
         return state
 
 
+def flat(tree: Any) -> dict[str, jax.Array]:
+    return {str(index): leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
+
+
 def test_values_do_not_depend_on_where_things_wait() -> None:
     expected = state_after_two_steps(SMALL)
     actual = state_after_two_steps(SMALL, activation_memory="host", optimizer_memory="host")
@@ -92,6 +97,7 @@ def test_values_do_not_depend_on_where_things_wait() -> None:
         np.testing.assert_array_equal(np.asarray(other), np.asarray(one))
     kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(actual.optimizer) if leaf.ndim}
     assert kinds == {"pinned_host"}, "moments lie with the host"
+    assert checksums(flat(actual.optimizer)) == checksums(flat(expected.optimizer))
     for tree in (actual.trainable, expected.optimizer):
         assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree)} == {"device"}
 
