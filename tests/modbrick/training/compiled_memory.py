@@ -1,22 +1,27 @@
 """Run in a process of its own: a step compiled for v5e:2x2, and the memory that the compiler plans.
 
-    python compiled_memory.py ACTIVATIONS:OPTIMIZER...     as device:device host:device
+    python compiled_memory.py OPTION:MEMORY...     as optimizer:host activations:device
 
-Prints for each choice of `activation_memory` and `optimizer_memory` a line of JSON: bytes on one
-device and in the host's memory.
+Prints for each choice a line of JSON: bytes on one device and in the host's memory. `optimizer` is
+a whole step under that `optimizer_memory`, `activations` the gradient of a scan over layers of one
+product each under that `activation_memory`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from modbrick.data import DataConfig
-from modbrick.execution import ExecutionConfig
+from modbrick.execution import ExecutionConfig, Memory
 from modbrick.families import dense
+from modbrick.layers.rematerialisation import mark_layer_input, rematerialised
 from modbrick.optimizer import OptimizerConfig
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.schema import from_mapping
@@ -32,11 +37,10 @@ MATRICES = LAYERS * (4 * WIDTH**2 + 2 * WIDTH * HIDDEN)
 """Values of the layers' matrices, which fsdp divides."""
 
 
-def run_config(activations: str, optimizer: str) -> RunConfig:
+def run_config(optimizer: str) -> RunConfig:
     """A run on four devices, its parameters divided over all of them."""
     choices = {
         "rematerialisation": "full",
-        "activation_memory": activations,
         "optimizer_memory": optimizer,
         "attention": "tpu",
     }
@@ -50,17 +54,43 @@ def run_config(activations: str, optimizer: str) -> RunConfig:
     )
 
 
+def step(memory: str, devices: Sequence[jax.Device]) -> Any:
+    """Lowers a whole step."""
+    run = run_config(memory)
+    mesh = make_mesh(run.mesh, devices)
+    program = train_program(run, mesh)
+    compiled: Any = program.step
+    with jax.set_mesh(mesh):
+        return compiled.lower(program.state, program.batch())
+
+
+def layers(memory: Memory, devices: Sequence[jax.Device]) -> Any:
+    """Lowers the gradient of a scan over layers."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=DEVICES), devices)
+
+    def layer(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.tanh(mark_layer_input(x) @ weight), None
+
+    def loss(weights: jax.Array, x: jax.Array) -> jax.Array:
+        y, _ = jax.lax.scan(rematerialised(layer, "full", memory), x, weights)
+        return y.astype(jnp.float32).sum()
+
+    def abstract(shape: tuple[int, ...], *axes: str | None) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+
+    weights = abstract((LAYERS, WIDTH, WIDTH), None, "fsdp")
+    with jax.set_mesh(mesh):
+        return jax.jit(jax.grad(loss)).lower(weights, abstract((ROWS * LENGTH, WIDTH), "fsdp"))
+
+
 def main() -> None:
     for choice in sys.argv[1:]:
-        activations, optimizer = choice.split(":")
-        run = run_config(activations, optimizer)
-        mesh = make_mesh(run.mesh, tpu_devices("v5e:2x2"))
-        program = train_program(run, mesh)
-        step: Any = program.step
-        with jax.set_mesh(mesh):
-            memory = step.lower(program.state, program.batch()).compile().memory_analysis()
+        option, memory = choice.split(":")
+        lower: Any = {"optimizer": step, "activations": layers}[option]
+        planned = lower(memory, tpu_devices("v5e:2x2")).compile().memory_analysis()
         fields = ("argument", "temp", "host_argument", "host_temp")
-        record = {name: getattr(memory, f"{name}_size_in_bytes") for name in fields}
+        record = {name: getattr(planned, f"{name}_size_in_bytes") for name in fields}
         print(json.dumps({"choice": choice, **record}), flush=True)
 
 
