@@ -2,7 +2,7 @@
 
 It knows shapes, useful operations and the sizes of what travels, and nothing of what a compiler
 makes of them: coarse, and only good for ranking. The constants were set by compiled steps of
-MoLM-700M-8B on v5p:4x4x4; a test compares it with all compiled plans.
+MoLM-700M-8B on v5p:4x4x4.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_targets_follow_inputs_within_documents_and_nowhere_else(dataset, texts,
 def test_the_parts_of_all_processes_are_the_global_batch(dataset, variant, count):
     whole = take(training_batches(dataset, config(**variant)), 5)
     parts = [
-        take(training_batches(dataset, config(**variant), rows=rows), 5)
+        take(training_batches(dataset, config(**variant), rows=rows.tolist()), 5)
         for rows in np.array_split(np.arange(8), count)
     ]
     joined = [

@@ -55,7 +55,7 @@ def test_short_documents_are_whole(dataset):
 def test_processes_share_the_batches(dataset, count):
     whole = evaluation_batches(dataset, sequence_length=64, batch_size=4)
     parts = [
-        evaluation_batches(dataset, sequence_length=64, batch_size=4, rows=rows)
+        evaluation_batches(dataset, sequence_length=64, batch_size=4, rows=rows.tolist())
         for rows in np.array_split(np.arange(4), count)
     ]
     for batch, *shares in zip(whole, *parts, strict=True):
