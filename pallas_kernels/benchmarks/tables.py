@@ -106,7 +106,7 @@ def _kernels(tpu: dict[str, Any], peer: str) -> Table:
                         f"{kernel['hbm_bytes'] / _MIB:,.0f}",
                         f"{kernel['predicted_seconds'] * 1e6:,.0f}",
                         max(kernel["seconds"], key=kernel["seconds"].__getitem__),
-                        "" if kernel["exact"] else "upper bound",
+                        "" if kernel["exact"] else "estimate",
                     )
                 )
     heads = (

@@ -224,20 +224,27 @@ class HloProgram:
                 yield Execution(instruction, name, category, executions, size * executions)
 
     def _trips(self, loop: Instruction) -> int:
-        """How often a loop runs: jax counts from 0 up to a bound that the condition holds."""
+        """How often a loop runs: jax counts from 0 up to a bound that the condition holds.
+
+        Once where the condition is another one.
+        """
         if told := _TRIPS.search(loop.attributes):
             return int(told[1])
         named = _CONDITION.search(loop.attributes)
         condition = self.computations.get(named[1], {}) if named else {}
-        bounds = [
-            int(match[1])
-            for root in condition.values()
-            if root.is_root and root.opcode in ("compare", "fusion")
-            for name in root.operands
-            if condition[name].opcode == "constant"
-            and (match := _NUMBER.match(condition[name].attributes))
-        ]
-        return bounds[0] if len(bounds) == 1 else 1
+        root = next((inner for inner in condition.values() if inner.is_root), None)
+        if root is None:
+            return 1
+        comparison, operands = root, [condition[name] for name in root.operands]
+        if root.opcode == "fusion":
+            called = self.computations[root.called[0]]
+            [comparison] = [inner for inner in called.values() if inner.is_root]
+            operands = [_behind_parameter(called[name], operands) for name in comparison.operands]
+        if comparison.opcode != "compare" or "direction=LT" not in comparison.attributes:
+            return 1
+        bound = operands[1]
+        number = _NUMBER.match(bound.attributes) if bound.opcode == "constant" else None
+        return max(int(number[1]), 1) if number else 1
 
     def _category(self, instruction: Instruction) -> str:
         opcodes = {instruction.opcode}
@@ -375,6 +382,13 @@ def _size(instruction: Instruction) -> int:
 
 def _in_hbm(instruction: Instruction) -> bool:
     return any(buffer.in_hbm for buffer in instruction.buffers)
+
+
+def _behind_parameter(value: Instruction, given: list[Instruction]) -> Instruction:
+    """What a parameter of a fused computation stands for; other values are themselves."""
+    if value.opcode != "parameter":
+        return value
+    return given[int(value.attributes.split(")")[0])]
 
 
 def _behind_bitcasts(value: Instruction, called: dict[str, Instruction]) -> Instruction:

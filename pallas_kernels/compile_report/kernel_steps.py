@@ -52,6 +52,8 @@ class KernelSteps:
             a branch), in program order, how often it runs.
         loop_runs: of each loop in the kernel that the compiler keeps, in program order, how often
             its body runs.
+        store_runs: of each branch that stores arrays to VMEM and neither multiplies nor starts
+            copies nor has a loop, in program order, how often it runs.
         flops: operations of the products, those on masked values included; a float32 product of
             three or six passes counts three- or sixfold.
         exact: False if a predicate or trip count could not be known: its body counted once.
@@ -62,6 +64,7 @@ class KernelSteps:
     copies: int
     product_runs: tuple[int, ...]
     loop_runs: tuple[int, ...]
+    store_runs: tuple[int, ...]
     flops: int
     exact: bool
 
@@ -126,14 +129,63 @@ def loops(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
             yield from loops(inner)
 
 
-def _counted_effects(jaxpr: Jaxpr) -> bool:
-    """Whether there is anything inside that is counted: copies, products, loops."""
+@functools.cache
+def _stores(jaxpr: Jaxpr) -> bool:
+    """Whether arrays are stored to VMEM inside, but not in a part of its own."""
+    return any(
+        (
+            eqn.primitive.name in _REF_WRITES
+            and _space(eqn.invars[0].aval) == "vmem"
+            and not _is_scalar(eqn.invars[1].aval)
+        )
+        or (not _is_region(eqn) and any(map(_stores, _inner(eqn))))
+        for eqn in jaxpr.eqns
+    )
+
+
+def _is_scalar(aval: Any) -> bool:
+    return math.prod(getattr(aval, "shape", ())) <= 1
+
+
+@functools.cache
+def _only_stores(jaxpr: Jaxpr) -> bool:
+    """Whether a branch stores arrays and neither multiplies nor starts copies nor has a loop."""
+    return _stores(jaxpr) and not _works(jaxpr)
+
+
+@functools.cache
+def _works(jaxpr: Jaxpr) -> bool:
+    """Whether there are copies, products or loops inside."""
     return any(
         eqn.primitive.name in (*_PRODUCTS, "dma_start")
         or _is_loop(eqn)
-        or any(map(_counted, _inner(eqn)))
+        or any(map(_works, _inner(eqn)))
         for eqn in jaxpr.eqns
     )
+
+
+def stores(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
+    """The branches that only store, in program order, outer ones first."""
+    for eqn in jaxpr.eqns:
+        for inner in _inner(eqn):
+            if eqn.primitive.name == "cond" and _only_stores(inner):
+                yield inner
+            yield from stores(inner)
+
+
+def _is_counted(eqn: JaxprEqn) -> bool:
+    """Whether an equation is or has inside what is counted: copies, products, loops, stores."""
+    inner = _inner(eqn)
+    return (
+        eqn.primitive.name in (*_PRODUCTS, "dma_start")
+        or _is_loop(eqn)
+        or (eqn.primitive.name == "cond" and any(map(_only_stores, inner)))
+        or any(map(_counted, inner))
+    )
+
+
+def _counted_effects(jaxpr: Jaxpr) -> bool:
+    return any(map(_is_counted, jaxpr.eqns))
 
 
 _counted = functools.cache(_counted_effects)
@@ -143,8 +195,10 @@ _counted = functools.cache(_counted_effects)
 def _steps_differ(jaxpr: Jaxpr) -> bool:
     """Whether steps of a loop with this body can count differently."""
     for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "cond" and _is_counted(eqn):
+            return True
         inner = _inner(eqn)
-        if eqn.primitive.name in ("cond", "while") and any(map(_counted, inner)):
+        if eqn.primitive.name == "while" and any(map(_counted, inner)):
             return True
         if any(map(_steps_differ, inner)):
             return True
@@ -161,10 +215,8 @@ def _needed(jaxpr: Jaxpr) -> tuple[JaxprEqn, ...]:
         if name in _REF_WRITES:
             keep = _space(eqn.invars[0].aval) == "smem"
         elif inner:
-            keep = (
-                _is_loop(eqn)
-                or any(map(_counted, inner))
-                or any(e.primitive.name in _REF_WRITES for body in inner for e in _needed(body))
+            keep = _is_counted(eqn) or (
+                any(e.primitive.name in _REF_WRITES for body in inner for e in _needed(body))
             )
             keep = keep or (small and name != "run_scoped")
         else:
@@ -194,6 +246,7 @@ class _KernelInterpreter(Interpreter):
         self.flops = 0
         self.runs = {id(part): 0 for part in product_parts(jaxpr)}
         self.loop_runs = {id(eqn): 0 for eqn in loops(jaxpr)}
+        self.store_runs = {id(branch): 0 for branch in stores(jaxpr)}
 
     def equations(self, jaxpr: Jaxpr) -> Sequence[JaxprEqn]:
         return _needed(jaxpr)
@@ -201,6 +254,8 @@ class _KernelInterpreter(Interpreter):
     def run(self, jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
         if id(jaxpr) in self.runs:
             self.runs[id(jaxpr)] += self.weight
+        if id(jaxpr) in self.store_runs:
+            self.store_runs[id(jaxpr)] += self.weight
         # Only needed equations are run; values of the others are unknown.
         values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         values.update(zip(jaxpr.invars, arguments, strict=True))
@@ -247,7 +302,7 @@ class _KernelInterpreter(Interpreter):
         return super().body(eqn, inner, inputs)
 
     def branch_unknown(self, eqn: JaxprEqn) -> None:
-        if any(map(_counted, _inner(eqn))):
+        if _is_counted(eqn):
             self.exact = False
 
     def scan(self, eqn: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
@@ -428,6 +483,7 @@ def count_steps(jaxpr: Jaxpr, grid: Sequence[int], operands: Sequence[Memory]) -
         interpreter.copies,
         tuple(interpreter.runs.values()),
         tuple(interpreter.loop_runs.values()),
+        tuple(interpreter.store_runs.values()),
         interpreter.flops,
         interpreter.exact,
     )

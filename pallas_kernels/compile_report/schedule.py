@@ -92,6 +92,17 @@ class Region:
         return not child.copies or (has_loop and self.copies >= 2 * child.copies)
 
     @property
+    def only_stores(self) -> bool:
+        """Whether it is a branch that stores and neither multiplies nor copies nor has a loop."""
+        return (
+            self.kind == "branch"
+            and self.slots["VSTORE"] > 0
+            and not self.slots["MXU"]
+            and not self.copies
+            and all(region.kind != "loop" for region in self.walk())
+        )
+
+    @property
     def multiplies_in_loops(self) -> bool:
         """Whether a loop inside multiplies."""
         inside = (region for region in self.walk() if region is not self)

@@ -25,6 +25,8 @@ from pallas_kernels.compile_report.worker_process import CompileError, run_worke
 # The least that starting a copy costs in any schedule compiled so far (row gathers on v5p, double
 # buffered and unpredicated, beside a product).
 _BUNDLES_PER_COPY = 2
+# Bundles of the loop in which v6e waits for a copy; the compiler adds it, no kernel says so.
+_LONGEST_WAIT = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,12 +212,12 @@ def _kernel_report(
     runs = tuple(n for n in kernel.product_runs if n)
     matched = len(runs) == len(regions)
     executed, exact = executed_bundles(schedule, kernel)
-    cores = chip.cores if kernel.parallel else 1
+    share = kernel.share(chip.cores)
     seconds = {
-        "bundles": executed / chip.clock / cores,
+        "bundles": executed / chip.clock * share,
         "bytes": size / chip.hbm_bandwidth,
-        "copies": kernel.copies * _BUNDLES_PER_COPY / chip.clock / cores,
-        "flops": kernel.flops / (chip.matmul_flops * cores / chip.cores),
+        "copies": kernel.copies * _BUNDLES_PER_COPY / chip.clock * share,
+        "flops": kernel.flops / (chip.matmul_flops / chip.cores) * share,
     }
     return KernelReport(
         name=name,
@@ -244,20 +246,24 @@ def executed_bundles(schedule: Schedule, kernel: KernelTraffic) -> tuple[int, bo
     """Bundles that a call of the kernel runs, and whether all trip counts are known.
 
     The outermost loop is the grid's. Loops of the schedule and of the kernel's jaxpr are matched in
-    order, and so are the parts that multiply. Parts that most steps skip
-    (`Region.steady`) are not counted. Where the numbers of loops differ, because the compiler
-    unrolled or added one, an inner loop is taken to run as often as the part of the jaxpr that
-    multiplies most.
+    order, and so are the parts that multiply and the branches that only store. Where the numbers of
+    loops differ, because the compiler unrolled or added one, an inner loop is taken to run as often
+    as the part of the jaxpr that multiplies most. Of a part that most steps skip
+    (`Region.skips`) only what could be matched is counted.
     """
     steps = math.prod(kernel.grid)
     loops = [region for region in schedule.kernel.walk() if region.kind == "loop"]
+    written = [loop for loop in loops if loop.copies or loop.bundles > _LONGEST_WAIT]
     counts = [n for n in kernel.loop_runs if n]
     expected = ([steps] if steps > 1 else []) + counts
     products = [n for n in kernel.product_runs if n]
     most = max(products, default=steps)
+    known = {}
+    if len(loops) != len(expected) == len(written):
+        loops = written
     exact = len(loops) == len(expected)
     if exact:
-        times = dict(zip(map(id, loops), expected, strict=True))
+        times = known = dict(zip(map(id, loops), expected, strict=True))
     else:
         times = {id(loop): steps if loop in schedule.kernel.children else most for loop in loops}
         if steps > 1 and loops:
@@ -266,11 +272,28 @@ def executed_bundles(schedule: Schedule, kernel: KernelTraffic) -> tuple[int, bo
     regions = schedule.matmul_regions
     if len(products) == len(regions):
         times |= dict(zip(map(id, regions), products, strict=True))
+    stores = [region for region in schedule.kernel.walk() if region.only_stores]
+    runs = kernel.store_runs
+    if runs and len(set(runs)) == 1:
+        # The compiler may have made one of branches with the same predicate.
+        runs = runs[:1] * len(stores)
+    if len(stores) == len(runs):
+        known = known | dict(zip(map(id, stores), runs, strict=True))
+    exact &= all(id(region) in known for region in stores)
 
     def run(region: Region, executions: int) -> Iterator[int]:
         yield region.own_bundles * executions
         for child in region.children:
-            if not region.skips(child):
-                yield from run(child, times.get(id(child), executions))
+            yield from run_child(region, child, executions)
+
+    def run_child(region: Region, child: Region, executions: int) -> Iterator[int]:
+        if id(child) in known:
+            yield from run(child, known[id(child)])
+        elif not region.skips(child):
+            yield from run(child, times.get(id(child), executions))
+        else:
+            for inner in child.children:
+                if id(inner) in known:
+                    yield from run(inner, known[id(inner)])
 
     return sum(run(schedule.kernel, 1)), exact

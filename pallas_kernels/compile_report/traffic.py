@@ -33,12 +33,14 @@ class KernelTraffic:
         name: given to the kernel, or "".
         signature: element types and dimensions of its results, as in the optimised program.
         grid: steps along each axis.
-        parallel: the part of the grid axes that the kernel declares parallel (megacore splits it).
+        parallel_steps: steps along the first grid axis that the kernel declares parallel and that
+            has several, which the cores of a chip share; 1 if there is none.
         read: bytes read from HBM, by operand.
         written: bytes written to HBM, by result.
         copies: copies started, those of the pipeline included.
         product_runs: see `KernelSteps`.
         loop_runs: see `KernelSteps`.
+        store_runs: see `KernelSteps`.
         flops: see `KernelSteps`.
         exact: see `KernelSteps`.
     """
@@ -46,12 +48,13 @@ class KernelTraffic:
     name: str
     signature: tuple[str, ...]
     grid: tuple[int, ...]
-    parallel: bool
+    parallel_steps: int
     read: tuple[int, ...]
     written: tuple[int, ...]
     copies: int
     product_runs: tuple[int, ...]
     loop_runs: tuple[int, ...]
+    store_runs: tuple[int, ...]
     flops: int
     exact: bool
 
@@ -59,6 +62,10 @@ class KernelTraffic:
     def bytes(self) -> int:
         """Read and written."""
         return sum(self.read) + sum(self.written)
+
+    def share(self, cores: int) -> float:
+        """The part of the grid that the busiest of a chip's cores runs."""
+        return -(-self.parallel_steps // cores) / self.parallel_steps
 
 
 class _Finder(Interpreter):
@@ -160,12 +167,13 @@ def _total(
         name=name,
         signature=tuple(_signature(v.aval) for v in eqn.outvars),
         grid=grid,
-        parallel=any(grid[i] > 1 for i in parallel),
+        parallel_steps=next((grid[i] for i in parallel if grid[i] > 1), 1),
         read=tuple(read),
         written=tuple(written),
         copies=steps.copies + fetches,
         product_runs=steps.product_runs,
         loop_runs=steps.loop_runs,
+        store_runs=steps.store_runs,
         flops=steps.flops,
         exact=steps.exact,
     )

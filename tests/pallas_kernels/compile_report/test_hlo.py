@@ -91,3 +91,53 @@ def test_operands_and_results_of_a_kernel() -> None:
 def test_text_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="no entry computation"):
         HloProgram("module {}")
+
+
+LOOP = """HloModule jit_loop, is_scheduled=true
+
+%body (p: (s32[], f32[256])) -> (s32[], f32[256]) {
+  %p = (s32[]{:T(128)}, f32[256]{0:T(256)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = f32[256]{0:T(256)} get-tuple-element(%p), index=1
+  %y = f32[256]{0:T(256)} negate(%x)
+  ROOT %next = (s32[]{:T(128)}, f32[256]{0:T(256)}) tuple(%i, %y)
+}
+
+%fused (a: s32[], b: s32[]) -> pred[] {
+  %a = s32[]{:T(128)} parameter(0)
+  %b = s32[]{:T(128)} parameter(1)
+  ROOT %compared = pred[] compare(OPERANDS), direction=DIRECTION
+}
+
+%cond (q: (s32[], f32[256])) -> pred[] {
+  %q = (s32[]{:T(128)}, f32[256]{0:T(256)}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%q), index=0
+  %bound = s32[]{:T(128)} constant(BOUND)
+  ROOT %go = pred[] fusion(%j, %bound), kind=kLoop, calls=%fused
+}
+
+ENTRY %main (n: s32[], c: f32[256]) -> (s32[], f32[256]) {
+  %n = s32[]{:T(128)} parameter(0)
+  %c = f32[256]{0:T(256)} parameter(1)
+  %start = (s32[]{:T(128)}, f32[256]{0:T(256)}) tuple(%n, %c)
+  ROOT %loop = (s32[]{:T(128)}, f32[256]{0:T(256)}) while(%start), condition=%cond, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("operands", "direction", "bound", "runs"),
+    [
+        ("%a, %b", "LT", 9, 9),
+        # Counting down to a number, or past it, says nothing of how often.
+        ("%a, %b", "GT", 9, 1),
+        ("%b, %a", "LT", 9, 1),
+        ("%a, %b", "NE", 9, 1),
+        ("%a, %b", "LT", -3, 1),
+    ],
+)
+def test_loops_without_a_word_on_their_trips(operands, direction, bound, runs: int) -> None:
+    text = LOOP.replace("OPERANDS", operands).replace("DIRECTION", direction)
+    [negate] = HloProgram(text.replace("BOUND", str(bound))).movements()
+    assert negate.executions == runs
+    assert negate.bytes == runs * 2 * 256 * 4

@@ -94,17 +94,20 @@ def test_an_unknown_generation_is_named() -> None:
         tpu_reports("v1", [])
 
 
-def nested_kernel(loop_runs: tuple[int, ...], product_runs: tuple[int, ...]) -> KernelTraffic:
+def nested_kernel(
+    loop_runs: tuple[int, ...], product_runs: tuple[int, ...], store_runs: tuple[int, ...] = ()
+) -> KernelTraffic:
     return KernelTraffic(
         name="k",
         signature=(),
         grid=(10,),
-        parallel=False,
+        parallel_steps=1,
         read=(),
         written=(),
         copies=0,
         product_runs=product_runs,
         loop_runs=loop_runs,
+        store_runs=store_runs,
         flops=0,
         exact=True,
     )
@@ -112,7 +115,7 @@ def nested_kernel(loop_runs: tuple[int, ...], product_runs: tuple[int, ...]) -> 
 
 def test_bundles_that_run_follow_loops_and_branches() -> None:
     def region(kind: str, start: int, end: int, mxu: int, *children: Region) -> Region:
-        return Region(kind, start, end, end - start, {"MXU": mxu}, 0, children)
+        return Region(kind, start, end, end - start, {"MXU": mxu, "VSTORE": 0}, 0, children)
 
     # A grid of 10 steps; a branch is taken in 6 of them; in it a loop runs 7 times each.
     inner = region("loop", 20, 50, 60)
@@ -127,4 +130,30 @@ def test_bundles_that_run_follow_loops_and_branches() -> None:
     bundles, _ = executed_bundles(schedule, nested_kernel((42,), (42,)))
     assert bundles == 10 + 10 * (90 - 50 - 10) + 10 * (50 - 30) + 42 * 30
     _, exact = executed_bundles(schedule, nested_kernel((42, 42), (6, 42)))
+    assert not exact
+
+
+def test_branches_that_only_store_count_as_often_as_they_run() -> None:
+    def region(kind: str, start: int, end: int, *children: Region, **slots: int) -> Region:
+        use = {"MXU": 0, "VSTORE": 0} | slots
+        return Region(kind, start, end, end - start, use, 0, children)
+
+    # A grid of 10 steps: sums are cleared in some and written in some, and a mask, whose rows a
+    # loop fills, is there in some.
+    cleared = region("branch", 10, 20, VSTORE=10)
+    mask = region("branch", 20, 30, region("loop", 22, 28, VSTORE=6), VSTORE=6)
+    wait = region("branch", 30, 34)
+    written = region("branch", 80, 90, VSTORE=10)
+    grid = region("loop", 5, 95, cleared, mask, wait, written, MXU=80, VSTORE=26)
+    schedule = Schedule("k", {"MXU": 4}, region("kernel", 0, 100, grid, MXU=80, VSTORE=26), 0)
+    always = 10 + 10 * (90 - 10 - 10 - 4 - 10)
+    bundles, exact = executed_bundles(schedule, nested_kernel((12,), (10,), (3, 5)))
+    assert bundles == always + 12 * 6 + 3 * 10 + 5 * 10
+    assert exact
+    # Three branches, of which the compiler made two: it matters not where all run as often.
+    bundles, exact = executed_bundles(schedule, nested_kernel((12,), (10,), (3, 3, 3)))
+    assert bundles == always + 12 * 6 + 2 * 3 * 10
+    assert exact
+    bundles, exact = executed_bundles(schedule, nested_kernel((12,), (10,), (3, 5, 5)))
+    assert bundles == always + 12 * 6
     assert not exact

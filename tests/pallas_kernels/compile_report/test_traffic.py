@@ -167,6 +167,47 @@ def test_loops_whose_steps_are_alike_count_for_all() -> None:
     assert not unknown.exact
 
 
+def test_branches_that_only_store_are_counted() -> None:
+    def kernel(n_ref, x_ref, o_ref, sums):
+        i = pl.program_id(1)
+
+        @pl.when(i == 0)
+        def _():
+            sums[...] = jnp.zeros_like(sums)
+
+        @pl.when(i < n_ref[pl.program_id(0)])
+        def _():
+            sums[...] += jnp.dot(x_ref[...], x_ref[...], preferred_element_type=F32)
+
+        @pl.when(i == n_ref[pl.program_id(0)] - 1)
+        def _():
+            o_ref[...] = sums[...]
+
+    def run(lengths, x):
+        return pl.pallas_call(
+            kernel,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=(3, 4),
+                in_specs=[pl.BlockSpec((128, 128), lambda i, j, n: (0, 0))],
+                out_specs=pl.BlockSpec((128, 128), lambda i, j, n: (i, 0)),
+                scratch_shapes=[pltpu.VMEM((128, 128), F32)],
+            ),
+            out_shape=Shape((3 * 128, 128), F32),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        )(lengths, x)
+
+    lengths = np.array([4, 0, 2], np.int32)
+    found = only(kernel_traffic(run, lengths, Shape((128, 128), BF16)))
+    assert found.store_runs == (3, 2)
+    assert found.product_runs == (6,)
+    assert found.exact
+    assert not only(kernel_traffic(run, Shape((3,), jnp.int32), Shape((128, 128), BF16))).exact
+    # Two cores cannot share three steps evenly.
+    assert found.share(1) == 1
+    assert found.share(2) == 2 / 3
+
+
 def test_unknown_block_maps_are_refused() -> None:
     run = functools.partial(gmm, tiling=(128, 128, 128))
     operands = Shape((512, 128), BF16), Shape((3, 128, 128), BF16), Shape((3,), jnp.int32)
