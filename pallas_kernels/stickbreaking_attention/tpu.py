@@ -15,6 +15,7 @@ from pallas_kernels.stickbreaking_attention import tpu_layout
 from pallas_kernels.stickbreaking_attention.block_sizes import BlockSizes
 from pallas_kernels.stickbreaking_attention.implementations import Case
 from pallas_kernels.stickbreaking_attention.masks import Visibility
+from pallas_kernels.stickbreaking_attention.residuals import named
 from pallas_kernels.stickbreaking_attention.tpu_backward import backward
 from pallas_kernels.stickbreaking_attention.tpu_block_sizes import (
     TpuBlockSizes,
@@ -82,13 +83,13 @@ def attend_and_count(
     if 0 in query.shape or 0 in value.shape:
         output = jnp.zeros((*query.shape[:3], value.shape[-1]), dtype)
         return output, jnp.ones(query.shape[:3], jnp.float32), None
-    if sizes is None:
-        width = max(query.shape[-1], value.shape[-1])
-        rows = query.shape[1] * query.shape[2] // key.shape[2]
-        sizes = tpu_block_sizes(rows, key.shape[1], width, 4 if dtype == jnp.float32 else 2)
     if dtype == jnp.float16:
         # There is no such type in the matrix unit; its numbers are exact in float32.
         query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+    if sizes is None:
+        width = max(query.shape[-1], value.shape[-1])
+        rows = query.shape[1] * query.shape[2] // key.shape[2]
+        sizes = tpu_block_sizes(rows, key.shape[1], width, value.dtype.itemsize)
     output, remainder, visited = _attend(query, key, value, visibility, scale, tolerance, sizes)
     return output.astype(dtype), remainder, visited
 
@@ -103,7 +104,8 @@ def _attend(
     tolerance: float,
     sizes: TpuBlockSizes,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    return _forward(query, key, value, visibility, scale, tolerance, sizes, value.dtype)
+    rows = _forward(query, key, value, visibility, scale, tolerance, sizes, value.dtype)
+    return _of_queries(rows, query, value.dtype)
 
 
 def _forward(
@@ -116,7 +118,7 @@ def _forward(
     sizes: TpuBlockSizes,
     dtype: jax.typing.DTypeLike,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    length, heads = query.shape[1:3]
+    """Returns output, remainder and what was visited for the rows of queries, unfilled."""
     groups = key.shape[2]
     block = sizes.forward
     output, spent, visited = forward(
@@ -129,8 +131,21 @@ def _forward(
         block=block.query,
         dtype=dtype,
     )
+    rows = query.shape[1] * query.shape[2] // groups
+    visited = None if visited is None else visited[:, :, :rows]
+    return output[:, :, :rows], jnp.exp2(-spent[:, :, :rows]), visited
+
+
+def _of_queries(
+    rows: tuple[jax.Array, jax.Array, jax.Array | None],
+    query: jax.Array,
+    dtype: jax.typing.DTypeLike,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    output, remainder, visited = rows
+    length, heads = query.shape[1:3]
     back = functools.partial(tpu_layout.queries_of_rows, length=length, heads=heads)
-    return back(output), back(jnp.exp2(-spent)), None if visited is None else back(visited)
+    output = back(output.astype(dtype))
+    return output, back(remainder), None if visited is None else back(visited)
 
 
 def _walk(
@@ -161,11 +176,13 @@ def _attend_forward(
     sizes: TpuBlockSizes,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array | None], _Residuals]:
     # The backward pass needs the output before it is rounded: what it subtracts its own sums from.
-    output, remainder, visited = _forward(
-        query, key, value, visibility, scale, tolerance, sizes, jnp.float32
-    )
-    residuals = query, key, value, visibility, output, remainder, visited
-    return (output.astype(value.dtype), remainder, visited), residuals
+    # It needs it by rows, where two heads are no padding of eight.
+    rows = named(tpu_layout.rows_of_queries(query, key.shape[2], 1))
+    query = tpu_layout.queries_of_rows(rows, *query.shape[1:3])
+    rows = _forward(query, key, value, visibility, scale, tolerance, sizes, jnp.float32)
+    rows = jax.tree.map(named, rows)
+    residuals = query, key, value, visibility, *rows
+    return _of_queries(rows, query, value.dtype), residuals
 
 
 def _attend_backward(
@@ -181,23 +198,25 @@ def _attend_backward(
     length, heads = query.shape[1:3]
     key_length, groups = key.shape[1:3]
     block = sizes.backward
-    rows_of = functools.partial(tpu_layout.rows_of_queries, groups=groups, block=block.query)
+    # Whatever is computed here is computed by rows: beside them, arrays by heads are padded.
+    d_output = tpu_layout.rows_of_queries(d_output.astype(value.dtype), groups, 1)
+    d_remainder = tpu_layout.rows_of_queries(d_remainder, groups, 1)
     rest = jnp.sum(d_output * output, axis=-1) + d_remainder * remainder
-    largest = jnp.max(jnp.abs(value), axis=(1, 3)).astype(jnp.float32)
-    largest = jnp.repeat(largest, heads // groups, axis=1)[:, None]
+    largest = jnp.max(jnp.abs(value), axis=(1, 3)).astype(jnp.float32)[:, :, None]
     bound = jnp.sum(jnp.abs(d_output), axis=-1, dtype=jnp.float32) * largest
-    bound = rows_of(jnp.maximum(bound, jnp.abs(d_remainder)))
-    rows, d_rows = rows_of(query), rows_of(d_output.astype(value.dtype))
-    rest = rows_of(rest)
+    bound = jnp.maximum(bound, jnp.abs(d_remainder))
+    fill = functools.partial(tpu_layout.fill, axis=2, multiple=block.query)
+    rows = tpu_layout.rows_of_queries(query, groups, block.query)
+    d_rows, rest, bound = fill(d_output), fill(rest), fill(bound)
     spent = jnp.zeros_like(rest)
     farthest = None
     if visited is not None:
         farthest = tpu_layout.reached(
             _walk(query, key, visibility, sizes.forward),
-            tpu_layout.rows_of_queries(visited, groups, sizes.forward.query),
+            tpu_layout.fill(visited, 2, sizes.forward.query),
             sizes.forward.query,
             sizes.forward.key,
-        )[:, :, : length * heads // groups]
+        )[:, :, : visited.shape[2]]
     chunk = keys_at_a_time(key_length, block.key, query.shape[-1] + value.shape[-1])
     d_query = jnp.zeros((), jnp.float32)
     d_keys, d_values = [], []
@@ -223,13 +242,13 @@ def _attend_backward(
             block=block.query,
         )
         d_query += d_rows_query
+        d_key, d_value = (scale * d_key).astype(key.dtype), d_value.astype(value.dtype)
         d_keys.append(tpu_layout.keys_of_blocks(d_key, part.stop - part.start))
         d_values.append(tpu_layout.keys_of_blocks(d_value, part.stop - part.start))
-    d_query = tpu_layout.queries_of_rows(d_query, length, heads)
     return (
-        (scale * d_query).astype(query.dtype),
-        (scale * jnp.concatenate(d_keys[::-1], axis=1)).astype(key.dtype),
-        jnp.concatenate(d_values[::-1], axis=1).astype(value.dtype),
+        tpu_layout.queries_of_rows((scale * d_query).astype(query.dtype), length, heads),
+        jnp.concatenate(d_keys[::-1], axis=1),
+        jnp.concatenate(d_values[::-1], axis=1),
         None,
     )
 

@@ -129,11 +129,11 @@ def tpu_block_sizes(rows: int, keys: int, width: int, itemsize: int) -> TpuBlock
     # Wide heads leave VMEM for smaller tiles only; float32 products are long as they are.
     shrink = max(1, -(-width * itemsize // 512))
 
+    def shrunk(size: int, length: int) -> int:
+        return min(max(LANES, size // shrink // LANES * LANES), _round_up(length))
+
     def fitted(sizes: BlockSizes) -> BlockSizes:
-        return BlockSizes(
-            query=min(max(LANES, sizes.query // shrink), _round_up(rows)),
-            key=min(max(LANES, sizes.key // shrink), _round_up(keys)),
-        )
+        return BlockSizes(shrunk(sizes.query, rows), shrunk(sizes.key, keys))
 
     blocks = generation_in_force().blocks
     return TpuBlockSizes(forward=fitted(blocks.forward), backward=fitted(blocks.backward))

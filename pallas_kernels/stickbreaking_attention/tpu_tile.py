@@ -11,6 +11,8 @@ A weight is the odds over that product, times what is left of the stick in front
 weights are rounded to bfloat16 anyway, the hardware's estimate of the reciprocal will do: compiled
 for v5e and v5p, a division in float32 is that estimate and one step of Newton's, so it is good to
 2**-12 or so; for v6e it is the estimate. In float32 weights are `2**(z - log2(product) - spent)`.
+The share that a key takes in the backward pass is multiplied with differences that nearly cancel
+where it is 1: there it is 1 minus what it leaves, so that the estimate's error vanishes with that.
 """
 
 from __future__ import annotations
@@ -196,7 +198,8 @@ def gradients(
     stored = as_stored(strip, dtype)
     rounded = stored.astype(jnp.float32).reshape(strip.shape)
     a = jnp.stack([rounded[n] for n in reversed(range(RUN))]) * registers(effects)
-    breaks = odds * _reciprocal(one_more, 2 if jnp.dtype(dtype) == jnp.float32 else 0)
+    left = _reciprocal(one_more, 2 if jnp.dtype(dtype) == jnp.float32 else 0)
+    breaks = jnp.where(odds > 1.0, 1.0 - left, odds * left)
     # What waits for the sums of nearer runs is two arrays: the part of the gradient that the run
     # itself makes, and `breaks`.
     passed, own = a[0], [a[0]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -136,6 +137,25 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float, nam
     assert np.isfinite(actual).all(), name
     error = np.linalg.norm(actual - expected)
     assert error <= tolerance * np.linalg.norm(expected), (name, error / np.linalg.norm(expected))
+
+
+def assert_saturated(run: Callable[..., list[np.ndarray]], logit: float) -> None:
+    """Asserts that gradients vanish with what a key leaves of the stick.
+
+    All logits are the same. The gradient is a difference of numbers of size |dO V|, which cancel to
+    the rounding error of float32 whatever the dtype: the share that a key takes must be as exact.
+    """
+    random = np.random.default_rng(8)
+    width, shape = 32, (1, 128, 1, 32)
+    key = np.broadcast_to(random.choice([-1.0, 1.0], width), shape)
+    value, d_output = (random.integers(-8, 9, shape) / 4 for _ in "vo")
+    arrays = (key, key, value, d_output, np.zeros(shape[:3]))
+    _, _, d_query, d_key, _ = run(arrays, {"scale": logit / width})
+    size = logit / width * np.abs(np.einsum("bihd,bjhd->bij", d_output, value)).max()
+    # 1 - beta is exp(-logit); the sum over the queries adds up their errors.
+    bound = size * (np.exp(-logit) + 8 * np.finfo(np.float32).eps)
+    assert np.abs(d_query).max() <= 4 * bound
+    assert np.abs(d_key).max() <= 4 * bound * np.sqrt(shape[1])
 
 
 def early_exit_bounds(arrays, options: dict[str, Any], tolerance: float) -> list[np.ndarray]:
@@ -317,6 +337,10 @@ class StickbreakingAttentionContract:
             if label == "d_query" and size > 0.1 / self.tolerance():
                 continue  # A rounding error times such a key is no small number.
             assert_close(mine, expected, self.tolerance(), label)
+
+    @pytest.mark.parametrize("logit", [9.0, 20.3, 60.0])
+    def test_logits_that_take_the_whole_stick_have_no_gradient(self, logit: float) -> None:
+        assert_saturated(self.run, logit)
 
     def test_deterministic(self) -> None:
         arrays, options = self.case("segments_and_padding").make()

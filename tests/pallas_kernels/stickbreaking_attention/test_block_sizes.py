@@ -3,6 +3,12 @@ from __future__ import annotations
 import pytest
 
 from pallas_kernels.stickbreaking_attention.block_sizes import xla_block_sizes
+from pallas_kernels.stickbreaking_attention.tpu_block_sizes import (
+    GENERATIONS,
+    LANES,
+    compiling_for,
+    tpu_block_sizes,
+)
 
 
 @pytest.mark.parametrize("query_length", [1, 7, 16, 64, 500, 8192])
@@ -14,3 +20,16 @@ def test_blocks_fit_and_stay_small(query_length: int, key_length: int) -> None:
     assert sizes.query * sizes.key <= 2**13  # Whatever the lengths: memory is linear.
     # Whole spans of 16 keys, where there are as many.
     assert key_length <= 16 or sizes.key % 16 == 0
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_blocks_of_wide_heads_are_smaller_and_whole(generation: str, itemsize: int) -> None:
+    before = None
+    for width in range(32, 1025, 32):
+        with compiling_for(generation):
+            sizes = tpu_block_sizes(4096, 4096, width, itemsize)  # Refuses what is not whole.
+        areas = [blocks.query * blocks.key for blocks in (sizes.forward, sizes.backward)]
+        assert before is None or all(now <= then for now, then in zip(areas, before, strict=True))
+        before = areas
+    assert before == [LANES * LANES] * 2

@@ -23,6 +23,7 @@ from tests.contracts.stickbreaking_attention import (
     Case,
     StickbreakingAttentionContract,
     assert_close,
+    assert_saturated,
     early_exit_bounds,
     exactly,
     oracle,
@@ -129,6 +130,11 @@ def test_extreme_logits() -> None:
         assert np.isfinite(mine).all(), label
         if label != "d_query":  # A rounding error of 1e-7 times such a key is no small number.
             assert_close(mine, expected, 1e-5, label)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_logits_that_take_the_whole_stick_have_no_gradient() -> None:
+    assert_saturated(functools.partial(run, "tpu", dtype=jnp.bfloat16), 20.3)
 
 
 @pytest.mark.verify

@@ -60,6 +60,12 @@ def test_lowers_for_a_tpu(avals: Any, options: dict[str, Any]) -> None:
     assert set(re.findall(r'kernel_name = "(\w+)"', text)) == {FORWARD, BACKWARD}
 
 
+@pytest.mark.parametrize(("width", "dtype"), [(320, "float32"), (640, "bfloat16")])
+def test_widths_between_powers_of_two_lower(width: int, dtype: str) -> None:
+    text = lower_for_tpu(_gradients(None), *_avals(256, width, 1, 1, dtype))
+    assert set(re.findall(r'kernel_name = "(\w+)"', text)) == {FORWARD, BACKWARD}
+
+
 def test_decoding_lowers_for_a_tpu() -> None:
     def step(query: Any, key: Any, value: Any, offset: Any) -> Any:
         return stickbreaking_attention(
