@@ -63,17 +63,28 @@ def ungroup_rows(
     summed = layout == "tokens"
     height = _height(tokens, slots, rows.shape[1] * LANES * rows.dtype.itemsize)
     tiles = -(-tokens // height)
-    index = plan.inverse.reshape(tokens, slots)
-    padding = ((0, 0), (0, tiles * height - tokens))
     # One weight for each slot, 0 where it has no expert, whose row may hold anything; along the
     # lanes, which pads least.
-    routed = plan.slot_is_routed.reshape(tokens, slots).T
-    weights = jnp.ones_like(routed, jnp.float32) if gates is None else gates.T.astype(jnp.float32)
-    weights = jnp.pad(jnp.where(routed, weights, 0), padding)
-    # All first slots of a tile, then all second ones, and so on.
-    by_tile = jnp.pad(index.T, padding).reshape(slots, tiles, height).swapaxes(0, 1)
-    blocks = index_blocks(by_tile.reshape(-1), rows.shape[0], slots * height)
-    out_width = width if summed else slots * round_up(width, LANES)
+    weights = jnp.ones(plan.num_slots, jnp.float32) if gates is None else gates.reshape(-1)
+    weights = jnp.where(plan.slot_is_routed, weights.astype(jnp.float32), 0)
+
+    def by_part(values: Array) -> Array:
+        """Cuts the slots of each tile into parts of `height`, [slots, tiles, height].
+
+        For a sum all first slots of a tile, then all second ones, and so on; otherwise as they
+        follow one another.
+        """
+        if summed:
+            padding = ((0, 0), (0, tiles * height - tokens))
+            return jnp.pad(values.reshape(tokens, slots).T, padding).reshape(slots, tiles, height)
+        filled = jnp.pad(values, (0, tiles * slots * height - plan.num_slots))
+        return filled.reshape(tiles, slots, height).swapaxes(0, 1)
+
+    weights = by_part(weights).reshape(slots, -1)
+    index = by_part(plan.inverse).swapaxes(0, 1)
+    blocks = index_blocks(index.reshape(-1), rows.shape[0], slots * height)
+    # Slots lie in rows: an axis of a few slots would fill whole registers.
+    out_rows = 1 if summed else slots
     cores = min(cores_in_force(), tiles)
     steps = -(-tiles // cores)
 
@@ -117,8 +128,8 @@ def ungroup_rows(
             for k in range(slots):
                 fetch(k)
                 y, factor = picked(k)
-                place = pl.ds(k * round_up(width, LANES), width)
-                out[:, place] = jnp.where(factor != 0, y, jnp.zeros_like(y)).astype(output_dtype)
+                place = pl.ds(k * height, height)
+                out[place, :] = jnp.where(factor != 0, y, jnp.zeros_like(y)).astype(output_dtype)
 
         @pl.when(step == steps - 1)
         def _() -> None:
@@ -129,7 +140,7 @@ def ungroup_rows(
 
     outputs = pl.pallas_call(
         kernel,
-        out_shape=jax.ShapeDtypeStruct((tokens, out_width), output_dtype),
+        out_shape=jax.ShapeDtypeStruct((tokens * out_rows, width), output_dtype),
         grid=(cores, steps),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.HBM),
@@ -137,7 +148,7 @@ def ungroup_rows(
             index_spec(lambda c, i: (tile(c, lax.rem(i + 1, steps)), 0, 0)),
             pl.BlockSpec((slots, height), lambda c, i: (0, tile(c, i))),
         ],
-        out_specs=pl.BlockSpec((height, out_width), lambda c, i: (tile(c, i), 0)),
+        out_specs=pl.BlockSpec((height * out_rows, width), lambda c, i: (tile(c, i), 0)),
         scratch_shapes=[
             pltpu.VMEM((2, slots * height, *rows.shape[1:]), rows.dtype),
             pltpu.VMEM((height, width if summed else LANES), jnp.float32),
@@ -151,11 +162,9 @@ def ungroup_rows(
         cost_estimate=pl.CostEstimate(
             flops=2 * plan.num_slots * width,
             bytes_accessed=rows.size * rows.dtype.itemsize
-            + tokens * out_width * jnp.dtype(output_dtype).itemsize,
+            + tokens * out_rows * width * jnp.dtype(output_dtype).itemsize,
             transcendentals=0,
         ),
         name=f"grouped_matmul_to_{layout}",
     )(pltpu.with_memory_space_constraint(rows, pltpu.HBM), blocks, blocks, weights)
-    if summed:
-        return outputs
-    return outputs.reshape(tokens, slots, -1)[..., :width]
+    return outputs if summed else outputs.reshape(tokens, slots, width)

@@ -40,7 +40,7 @@ def rows_of_queries(query: jax.Array, groups: int, block: int) -> jax.Array:
     rest = query.shape[3:]
     grouped = query.reshape(batch, length, groups, heads // groups, *rest)
     rows = jnp.swapaxes(grouped, 1, 2).reshape(batch, groups, -1, *rest)
-    return _fill(rows, 2, block)
+    return fill(rows, 2, block)
 
 
 def queries_of_rows(rows: jax.Array, length: int, heads: int) -> jax.Array:
@@ -55,7 +55,7 @@ def queries_of_rows(rows: jax.Array, length: int, heads: int) -> jax.Array:
 def blocks_of_keys(key: jax.Array, block: int) -> jax.Array:
     """`[B, Sk, G, d]` to `[B, G, blocks, block, d]`: the farthest keys of runs first."""
     batch, _, groups, width = key.shape
-    key = _fill(key, 1, block)
+    key = fill(key, 1, block)
     runs = key.reshape(batch, -1, SUBLANES, RUN, groups, width)
     ordered = jnp.transpose(runs, (0, 4, 1, 3, 2, 5))
     return ordered.reshape(batch, groups, -1, block, width)
@@ -226,7 +226,8 @@ def _segment_ids(
     return query_ids, key_ids if mask is None else jnp.where(mask, key_ids, _NO_SEGMENT)
 
 
-def _fill(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+def fill(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """Adds zeros at the end of an axis up to a multiple."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, -x.shape[axis] % multiple)
     return jnp.pad(x, padding)
