@@ -6,8 +6,11 @@ each kernel.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +21,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # where race
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import grouped_matmul as op
+from pallas_kernels.compile_report import lower_for_tpu
 from pallas_kernels.grouped_matmul import tpu, tpu_feed_forward, tpu_matmul
 from pallas_kernels.grouped_matmul.target import Case
 from pallas_kernels.grouped_matmul.tpu_block_sizes import KERNELS, BlockSizes, compiling_for
@@ -49,26 +53,31 @@ def _streamed(monkeypatch):
     monkeypatch.setattr(tpu.Footprint, "buffers", lambda self, budget: None)
 
 
+class _Resident(GroupedMatmulContract):
+    implementation = "tpu"
+
+    # The interpreter's callbacks have effects that `jax.checkpoint` refuses: lowered, below.
+    @pytest.mark.parametrize("wrap", [lambda layer: layer], ids=[""])
+    def test_it_composes_with_scan_over_layers(self, wrap):
+        super().test_it_composes_with_scan_over_layers(wrap)
+
+
+class _Streamed(_Resident):
+    """The same, with its own name: what was compiled is kept for each."""
+
+
 @pytest.mark.verify
 @pytest.mark.timeout(1800)  # 256 experts with races looked for take minutes
 @pytest.mark.usefixtures("interpreted")
-class TestTpu(GroupedMatmulContract):
-    implementation = "tpu"
+class TestTpu(_Resident):
+    pass
 
 
 @pytest.mark.verify
 @pytest.mark.timeout(1800)  # 256 experts with races looked for take minutes
 @pytest.mark.usefixtures("interpreted", "streamed")
-class TestTpuStreamed(GroupedMatmulContract):
-    implementation = "tpu"
-
-
-class _Resident(GroupedMatmulContract):
-    implementation = "tpu"
-
-
-class _Streamed(GroupedMatmulContract):
-    implementation = "tpu"
+class TestTpuStreamed(_Resident):
+    pass
 
 
 def _races() -> bool:
@@ -138,6 +147,46 @@ def test_feed_forward_with_resident_matrices():
 @pytest.mark.usefixtures("interpreted", "streamed")
 def test_feed_forward_with_streamed_matrices():
     _assert_feed_forward(_Streamed(), "gelu_tanh", False, jnp.bfloat16, 2e-2)
+
+
+def _kernels_of_layers(wrap: Callable[..., Any]) -> collections.Counter[str]:
+    """How often each kernel stands in a scan over layers and its gradients, lowered."""
+    layer, chosen, arguments = _Resident().layers()
+    with compiling_for("v5p", SMALL):
+        gradients = _Resident().gradients_of_a_scan(wrap(layer), chosen)
+        text = lower_for_tpu(gradients, *arguments)
+    return collections.Counter(re.findall(r'kernel_name = "(\w+)"', text))
+
+
+def _assert_computed_again(gradients: dict[str, int]) -> None:
+    """Forward kernels once more, but those that no gradient reads; those of gradients once."""
+    kept, again = _kernels_of_layers(lambda layer: layer), _kernels_of_layers(jax.checkpoint)
+    assert again - kept == {
+        "grouped_matmul_products": 2,
+        "grouped_matmul_to_slots": 1,
+        "grouped_matmul_to_tokens": 1,
+    }
+    assert not kept - again
+    assert {name: n for name, n in again.items() if "gradient" in name} == gradients
+
+
+def test_layers_that_are_computed_again_lower():
+    _assert_computed_again(
+        {"grouped_matmul_resident_gradients": 2, "grouped_feed_forward_resident_gradients": 1}
+    )
+
+
+@pytest.mark.usefixtures("streamed")
+def test_streamed_layers_that_are_computed_again_lower():
+    _assert_computed_again(
+        {
+            "grouped_matmul_input_gradient": 2,
+            "grouped_matmul_weight_gradient": 2,
+            "grouped_feed_forward_hidden_gradients": 1,
+            "grouped_feed_forward_input_gradient": 1,
+            "grouped_feed_forward_weight_gradient": 2,
+        }
+    )
 
 
 @pytest.mark.usefixtures("interpreted")
