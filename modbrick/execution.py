@@ -11,7 +11,7 @@ from typing import Literal
 from modbrick.errors import InputError
 from pallas_kernels import grouped_matmul, stickbreaking_attention
 
-Rematerialisation = Literal["none", "full", "dots", "dots_without_batch", "sublayers"]
+Rematerialisation = Literal["none", "full", "dots", "dots_without_batch", "sublayers", "kernels"]
 ExpertParallelism = Literal["gather", "exchange"]
 Memory = Literal["device", "host"]
 
@@ -23,8 +23,10 @@ class ExecutionConfig:
     Attributes:
       rematerialisation: what the forward pass of a layer keeps for the backward pass. `none`: all
         of it; `full`: only the layer's input; `dots`: results of matrix products;
-        `dots_without_batch`: of those whose operands share no batch axis; `sublayers`: the outputs
-        of attention and feed-forward. Parameters that were gathered over fsdp are gathered again,
+        `dots_without_batch`: of those whose operands share no batch axis; `sublayers`: the stream
+        before each sublayer; `kernels`: also the means of norms, what the routers' products and
+        stick-breaking attention give, and its queries, so that neither attention nor a product with
+        a bank of experts runs twice. Parameters that were gathered over fsdp are gathered again,
         whatever the policy.
       activation_memory: where what the forward pass of a layer keeps waits for the backward pass;
         `host` is for `full` and `sublayers`, and moves the layer's input too.

@@ -15,7 +15,7 @@ from modbrick.layers.cache import SegmentCache
 from modbrick.layers.feed_forward import ExpertFeedForward, FeedForward
 from modbrick.layers.norms import Norm
 from modbrick.layers.parameters import Initialiser
-from modbrick.layers.rematerialisation import mark_sublayer
+from modbrick.layers.rematerialisation import mark_between
 from modbrick.layers.router import RouterStatistics, Routing
 from modbrick.layers.sites import SiteBricks, attach
 from modbrick.layers.stream import Stream
@@ -97,7 +97,8 @@ class Block(nnx.Module):
             return_weights="attention_weights" in capture,
         )
         y = attach(bricks, "attention", normed, attended.output, stream.brick_ids)
-        x = constrain(x + mark_sublayer(y) * multiplier, "batch", "sequence", "width")
+        x = constrain(x + y * multiplier, "batch", "sequence", "width")
+        x = mark_between(x)
         if attended.statistics is not None and attended.routing is not None:
             statistics["attention"], routing["attention"] = attended.statistics, attended.routing
 
@@ -109,7 +110,7 @@ class Block(nnx.Module):
                 normed, stream, bricks, execution, feed_forward_keys
             )
         y = attach(bricks, "feed_forward", normed, y, stream.brick_ids)
-        x = constrain(x + mark_sublayer(y) * multiplier, "batch", "sequence", "width")
+        x = constrain(x + y * multiplier, "batch", "sequence", "width")
         x = attach(bricks, "residual", x, x, stream.brick_ids)
         record = LayerRecord(
             statistics,

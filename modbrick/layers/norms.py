@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from modbrick.config import NormConfig
 from modbrick.layers.parameters import constant, parameter
+from modbrick.layers.rematerialisation import mark_norm
 
 
 class Norm(nnx.Module):
@@ -24,8 +25,8 @@ class Norm(nnx.Module):
         """Returns `x` normalised, in the dtype of `x`."""
         values = x.astype(jnp.float32)
         if self.config.kind == "layer":
-            values = values - values.mean(-1, keepdims=True)
-        mean_square = jnp.square(values).mean(-1, keepdims=True)
+            values = values - mark_norm(values.mean(-1))[..., None]
+        mean_square = mark_norm(jnp.square(values).mean(-1))[..., None]
         values = values * jax.lax.rsqrt(mean_square + self.config.epsilon) * self.scale[...]
         if self.config.bias:
             values = values + self.bias[...]

@@ -10,8 +10,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from modbrick.execution import Memory, Rematerialisation
 from modbrick.parallel import current_mesh
+from pallas_kernels.stickbreaking_attention import RESIDUAL
 
-SUBLAYER, LAYER_INPUT = "sublayer", "layer_input"
+LAYER_INPUT, BETWEEN, ROUTER = "layer_input", "between_sublayers", "router"
+NORM = "norm"
 HOST = "pinned_host"
 
 
@@ -20,9 +22,19 @@ def mark_layer_input(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, LAYER_INPUT)
 
 
-def mark_sublayer(x: jax.Array) -> jax.Array:
-    """Names `x` as the output of a sublayer, which the policy `sublayers` keeps."""
-    return checkpoint_name(x, SUBLAYER)
+def mark_between(x: jax.Array) -> jax.Array:
+    """Names `x` as the stream between attention and feed-forward, which `sublayers` keeps."""
+    return checkpoint_name(x, BETWEEN)
+
+
+def mark_router(x: jax.Array) -> jax.Array:
+    """Names `x` as the result of a router's product, which the policy `kernels` keeps."""
+    return checkpoint_name(x, ROUTER)
+
+
+def mark_norm(x: jax.Array) -> jax.Array:
+    """Names `x` as a mean that a norm takes of each token, which the policy `kernels` keeps."""
+    return checkpoint_name(x, NORM)
 
 
 def all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
@@ -54,7 +66,8 @@ def rematerialised(
         "full": policies.nothing_saveable,
         "dots": policies.dots_saveable,
         "dots_without_batch": policies.dots_with_no_batch_dims_saveable,
-        "sublayers": policies.save_only_these_names(SUBLAYER),
+        "sublayers": policies.save_only_these_names(BETWEEN),
+        "kernels": policies.save_only_these_names(BETWEEN, NORM, ROUTER, RESIDUAL),
     }
     mesh = current_mesh()
     if policy == "none" and (mesh is None or mesh.shape["fsdp"] == 1):
@@ -63,7 +76,7 @@ def rematerialised(
     if memory == "host":
         chosen = policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[LAYER_INPUT, *[SUBLAYER] * (policy == "sublayers")],
+            names_which_can_be_offloaded=[LAYER_INPUT, *[BETWEEN] * (policy == "sublayers")],
             offload_src="device",
             offload_dst=HOST,
         )

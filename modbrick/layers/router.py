@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from modbrick.config import ExpertsConfig
 from modbrick.layers.parameters import constant, normal, parameter
 from modbrick.layers.projections import Projection, matmul
+from modbrick.layers.rematerialisation import mark_router
 from modbrick.layers.sites import SiteBricks, attach
 from modbrick.layers.stream import Stream
 
@@ -107,9 +108,11 @@ class Router(nnx.Module):
             case "linear":
                 return self.output(x)
             case "mlp":
-                return self.output(jax.nn.gelu(self.hidden(x), approximate=False))
+                hidden = mark_router(self.hidden(x))
+                return self.output(jax.nn.gelu(hidden, approximate=False))
             case _:
-                cosine = matmul(_unit(self.hidden(x)), _unit(self.centroids[...]).T)
+                hidden = mark_router(self.hidden(x))
+                cosine = matmul(_unit(hidden), _unit(self.centroids[...]).T)
                 return cosine * jnp.exp(self.temperature[...])
 
     def __call__(
@@ -129,7 +132,7 @@ class Router(nnx.Module):
           bricks: attached to the layer.
           keys: for sampled top-k, one for each sequence; None (evaluation) takes the plain top-k.
         """
-        logits = attach(bricks, site, x, self.logits(x), stream.brick_ids)
+        logits = attach(bricks, site, x, mark_router(self.logits(x)), stream.brick_ids)
         probabilities = jax.nn.softmax(logits, axis=-1)
         indices = self._choose(probabilities, keys)
         gates = jnp.take_along_axis(probabilities, indices, axis=-1)

@@ -92,7 +92,9 @@ def saved_activations(config: RunConfig, mesh: dict[str, int]) -> int:
     itemsize = 2 if config.model.dtype == "bfloat16" else 4
     tokens = microbatch_tokens(config, mesh)
     values = sum(
-        _saved_values(layer, config.model.width, config.execution, mesh["tensor"])
+        _saved_values(
+            layer, config.model.width, config.model.dtype, config.execution, mesh["tensor"]
+        )
         for layer in config.model.layers
     )
     return int(tokens * values * itemsize)
@@ -105,18 +107,30 @@ def microbatch_tokens(config: RunConfig, mesh: dict[str, int]) -> float:
     return float(rows * config.data.sequence_length / divided)
 
 
-def _saved_values(layer: LayerConfig, width: int, execution: ExecutionConfig, tensor: int) -> float:
+def _saved_values(
+    layer: LayerConfig, width: int, dtype: str, execution: ExecutionConfig, tensor: int
+) -> float:
     """Returns the values that a layer keeps for each token."""
     policy = execution.rematerialisation
     if policy == "full":
         return float(width)
     if policy == "sublayers":
-        return 3.0 * width
+        return 2.0 * width
     attention, feed_forward = layer.attention, layer.feed_forward
     slots = attention.experts.top_k if attention.experts else 1
     chosen = feed_forward.experts.top_k if feed_forward.experts else 1
     shared = 0 if attention.key_value == "identity" else 2 * attention.key_width
     queries = slots * attention.query_width
+    if policy == "kernels":
+        # Queries, and what attention gives, not rounded; of each router one product of note.
+        wide = 4 / (2 if dtype == "bfloat16" else 4)
+        kept = (1 + wide) * queries / tensor if attention.kind == "stickbreaking" else 0
+        hidden = sum(
+            experts.router.hidden
+            for experts in (attention.experts, feed_forward.experts)
+            if experts is not None and experts.router.kind != "linear"
+        )
+        return 2.0 * width + kept + wide * hidden
     hidden = chosen * feed_forward.hidden * (2 if feed_forward.gated else 1)
     products = (queries + shared + hidden) / tensor + 2 * width
     if policy in ("dots", "dots_without_batch"):

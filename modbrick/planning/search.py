@@ -20,7 +20,7 @@ from modbrick.training.placement import placed, state_shardings
 from modbrick.training.program import TrainProgram
 from modbrick.training.run_config import RunConfig
 
-POLICIES: tuple[Rematerialisation, ...] = ("none", "sublayers", "full")
+POLICIES: tuple[Rematerialisation, ...] = ("none", "kernels", "sublayers", "full")
 MICROBATCHES = (1, 2, 4, 8)
 
 

@@ -116,6 +116,8 @@ def compiled_time(config: RunConfig, step: CompiledStep, topology: Topology) -> 
     for run in executed:
         if run.category == "kernel" or _is_collective(run.instruction):
             continue
+        if 'custom_call_target="AllocateBuffer"' in run.instruction.attributes:
+            continue  # which moves nothing
         seconds = _seconds(run, topology)
         if _multiplies(run.instruction, program):
             compute["dense"] += seconds
@@ -141,10 +143,9 @@ def compiled_time(config: RunConfig, step: CompiledStep, topology: Topology) -> 
 def kernel_seconds(config: RunConfig, topology: Topology) -> dict[str, float]:
     """Returns the seconds of a step's kernels on each device, by part of the model.
 
-    How often a forward pass runs: once; again for the backward pass where the policy of
-    rematerialisation does not keep what follows it; and again where the batch is computed in
-    microbatches, each of which is computed anew before its backward pass. The feed-forward kernels
-    keep their inputs, which every policy keeps or computes without them.
+    How often a forward pass runs: once; again for the backward pass as `recomputed` says; and again
+    where the batch is computed in microbatches, each of which is computed anew before its backward
+    pass.
     """
     tokens = config.data.batch_size * config.data.sequence_length / topology.devices
     keys = (config.data.sequence_length + 1) / 2
@@ -153,10 +154,24 @@ def kernel_seconds(config: RunConfig, topology: Topology) -> dict[str, float]:
     again = 1 if config.training.microbatches > 1 else 0
     seconds = {}
     for part, rate in kernel_rates(config, topology.generation.name).items():
-        recomputed = part != "feed_forward" and config.execution.rematerialisation != "none"
         forward = tokens * flops[part] / peak
-        seconds[part] = forward * ((1 + again + recomputed) / rate.forward + 2 / rate.backward)
+        passes = 1 + again + recomputed(config, part)
+        seconds[part] = forward * (passes / rate.forward + 2 / rate.backward)
     return seconds
+
+
+def recomputed(config: RunConfig, part: str) -> float:
+    """Returns how much of a part's kernels runs again in a layer's backward pass.
+
+    The feed-forward kernels keep their inputs, which every policy keeps or computes without them.
+    `sublayers` keeps what the output bank gives, and nothing before it; `kernels` also the queries
+    and what attention gives, if it is stick-breaking.
+    """
+    policy = config.execution.rematerialisation
+    kept = config.model.layers[0].attention.kind == "stickbreaking"
+    if part == "feed_forward" or policy == "none" or (policy == "kernels" and kept):
+        return 0.0
+    return 0.5 if part == "projections" and policy in ("sublayers", "kernels") else 1.0
 
 
 def kernel_rates(config: RunConfig, generation: str) -> dict[str, Rate]:

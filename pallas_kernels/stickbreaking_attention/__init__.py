@@ -15,9 +15,11 @@ from pallas_kernels.stickbreaking_attention.implementations import (
     selected_implementation,
 )
 from pallas_kernels.stickbreaking_attention.masks import Visibility
+from pallas_kernels.stickbreaking_attention.residuals import RESIDUAL
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "RESIDUAL",
     "Case",
     "StickbreakingOutput",
     "selected_implementation",

@@ -26,6 +26,7 @@ from pallas_kernels.stickbreaking_attention.gpu_forward import forward
 from pallas_kernels.stickbreaking_attention.gpu_tiles import BLOCK_ROWS, ROWS_PER_GROUP, Problem
 from pallas_kernels.stickbreaking_attention.implementations import Case
 from pallas_kernels.stickbreaking_attention.masks import Visibility
+from pallas_kernels.stickbreaking_attention.residuals import named
 
 _LARGEST_WIDTH = 256
 _DTYPES = (jnp.bfloat16, jnp.float16)
@@ -95,12 +96,13 @@ def _attend_forward(
     scale: float,
     tolerance: float,
 ) -> tuple[_Results, _Residuals]:
+    query = named(query)
     length, value_width = query.shape[1], value.shape[-1]
     width = max(query.shape[-1], value_width)
     problem, offset, ids = _problem(
         query, key, visibility, scale, tolerance, forward_block_sizes(width)
     )
-    output, remainder, counts = forward(
+    results = forward(
         problem,
         _rows(_padded_width(query), problem.repeats),
         _key_blocks(_padded_width(key), problem.keys),
@@ -108,11 +110,12 @@ def _attend_forward(
         offset,
         *ids,
     )
-    results = (
+    output, remainder, counts = jax.tree.map(named, results)
+    heads = (
         _heads(output[..., :value_width].astype(value.dtype), length, problem.repeats),
         _heads(jnp.swapaxes(remainder, 1, 2), length, problem.repeats),
     )
-    return results, (query, key, value, visibility, output, remainder, counts)
+    return heads, (query, key, value, visibility, output, remainder, counts)
 
 
 def _attend_backward(

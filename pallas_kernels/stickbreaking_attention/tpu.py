@@ -177,8 +177,8 @@ def _attend_forward(
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array | None], _Residuals]:
     # The backward pass needs the output before it is rounded: what it subtracts its own sums from.
     # It needs it by rows, where two heads are no padding of eight.
-    rows = named(tpu_layout.rows_of_queries(query, key.shape[2], 1))
-    query = tpu_layout.queries_of_rows(rows, *query.shape[1:3])
+    query_rows = named(tpu_layout.rows_of_queries(query, key.shape[2], 1))
+    query = tpu_layout.queries_of_rows(query_rows, *query.shape[1:3])
     rows = _forward(query, key, value, visibility, scale, tolerance, sizes, jnp.float32)
     rows = jax.tree.map(named, rows)
     residuals = query, key, value, visibility, *rows

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from pallas_kernels.stickbreaking_attention import blocks
 from pallas_kernels.stickbreaking_attention.block_sizes import BlockSizes, xla_block_sizes
 from pallas_kernels.stickbreaking_attention.masks import Visibility
+from pallas_kernels.stickbreaking_attention.residuals import named
 
 # Logits are bounded to this. A key with odds of exp(64) leaves 1.6e-28 of the stick, nothing in
 # float32. And a product can then overflow (at exp(88.7)) only where less than exp(-24) = 4e-11 of
@@ -166,7 +167,8 @@ def _attend_forward(
     tolerance: float,
     sizes: BlockSizes,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Residuals]:
-    results = _attend(query, key, value, visibility, scale, tolerance, sizes)
+    query = named(query)
+    results = jax.tree.map(named, _attend(query, key, value, visibility, scale, tolerance, sizes))
     return results, (query, key, value, visibility, *results)
 
 

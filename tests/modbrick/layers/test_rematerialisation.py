@@ -54,10 +54,12 @@ def test_policies_recompute_what_they_do_not_keep():
         gradient, parameters = gradient_of(policy)
         return str(jax.make_jaxpr(gradient)(parameters)).count("dot_general")
 
-    none, full, dots, sublayers = map(products, ("none", "full", "dots", "sublayers"))
+    policies = ("none", "full", "dots", "kernels", "sublayers")
+    none, full, dots, kernels, sublayers = map(products, policies)
     assert none < full
     assert dots < full
     assert none < sublayers <= full
+    assert none <= kernels < sublayers, "attention runs once"
 
 
 # Of the sublayers, only what attention gives is needed again: the rest starts from the next input.
