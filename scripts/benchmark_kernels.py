@@ -3,6 +3,10 @@
     python scripts/benchmark_kernels.py --op=grouped_matmul|stickbreaking_attention --json=FILE
         [--parts=numerics,tpu,h100,gpu,cpu] [--cases=NAME,...] [--generations=v5p,v6e,v5e]
 
+Everything takes an hour on a few cores: runs of some parts, cases or generations fill one file one
+after another. Each replaces what it measured and keeps the rest, and the file says of each piece at
+which commit, when and with what it was measured.
+
 On any machine: every implementation against the reference (`numerics`, kernels in interpret mode).
 With libtpu: the compile-time report of ours and of the peer for each TPU generation (`tpu`). With
 the CUDA plugin: what ptxas makes of the kernels for an H100 (`h100`). On a GPU: times beside the
@@ -32,6 +36,7 @@ from pallas_kernels.benchmarks.cpu import LENGTHS, cpu_attention, cpu_experts
 from pallas_kernels.benchmarks.environment import describe_environment
 from pallas_kernels.benchmarks.gpu import gpu_times
 from pallas_kernels.benchmarks.numerics import IMPLEMENTATIONS, numerics
+from pallas_kernels.benchmarks.results import PARTS, add_run, read_results
 from pallas_kernels.benchmarks.static import (
     DIRECTIONS,
     GPU_PEERS,
@@ -42,10 +47,8 @@ from pallas_kernels.benchmarks.static import (
 )
 from pallas_kernels.compile_report.chips import TPU_CHIPS
 
-PARTS = ("numerics", "tpu", "h100", "gpu", "cpu")
-
 OP = flags.DEFINE_string("op", None, f"Which op: {' or '.join(OPS)}.", required=True)
-JSON = flags.DEFINE_string("json", None, "File for the results.")
+JSON = flags.DEFINE_string("json", None, "File for the results; it keeps those of other runs.")
 PARTS_FLAG = flags.DEFINE_list("parts", list(PARTS), "What to measure.")
 CASES = flags.DEFINE_list("cases", None, "Which shapes; all by default.")
 GENERATIONS = flags.DEFINE_list("generations", ["v5p", "v6e", "v5e"], "Which TPU generations.")
@@ -60,7 +63,9 @@ def main(argv: Sequence[str]) -> int:
     """Measures what was asked for, shows it, and writes it down."""
     del argv
     op, cases = check_flags()
-    results: dict[str, Any] = {"op": op, **describe_environment()}
+    where = describe_environment()
+    earlier = earlier_results(op)
+    run: dict[str, Any] = {}
     columns = (
         TextColumn("{task.description:32}"),
         BarColumn(),
@@ -74,8 +79,9 @@ def main(argv: Sequence[str]) -> int:
             return lambda: progress.advance(task)
 
         for part in PARTS:
-            wanted = part in PARTS_FLAG.value
-            results[part] = measure(part, op, cases, bar) if wanted else NOT_MEASURED
+            if part in PARTS_FLAG.value:
+                run[part] = measure(part, op, cases, bar)
+    results = add_run(earlier, op, run, where)
     console = Console()
     for data in tables.tables(results):
         table = Table(*data.columns, title=data.title)
@@ -105,6 +111,16 @@ def check_flags() -> tuple[str, list[str]]:
     if JSON.value and not Path(JSON.value).absolute().parent.is_dir():
         raise InputError(f"--json: there is no directory {Path(JSON.value).parent}")
     return OP.value, cases
+
+
+def earlier_results(op: str) -> dict[str, Any]:
+    """Returns what the file for the results holds already."""
+    if not JSON.value:
+        return {}
+    try:
+        return read_results(Path(JSON.value), op)
+    except ValueError as error:
+        raise InputError(f"--json: {error}; name another file") from error
 
 
 def measure(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +23,7 @@ _PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Device, versions of what matters to kernels, and the date."""
+    """Device, versions of what matters to kernels, commit and date."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -34,5 +36,18 @@ def describe_environment() -> dict[str, Any]:
         "processor": platform.machine(),
         "python": platform.python_version(),
         "versions": versions,
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def commit() -> str:
+    """The commit of these kernels, with "-dirty" if tracked files differ; "unknown" outside git."""
+    command = ("git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12")
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

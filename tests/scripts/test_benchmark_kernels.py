@@ -42,6 +42,17 @@ def test_what_is_not_measured_says_so(tmp_path: Path) -> None:
     results = json.loads(file.read_text())
     assert results["gpu"] == "not measured: no GPU at hand"
     assert results["tpu"] == results["numerics"] == "not measured"
-    assert results["versions"]["jax"]
-    assert results["device"] == "cpu"
-    assert results["date"].startswith("20")
+    where = results["measured"]["gpu"]
+    assert where["versions"]["jax"]
+    assert where["device"] == "cpu"
+    assert where["date"].startswith("20")
+    assert where["commit"]
+
+
+def test_a_file_of_something_else_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_text("{}")
+    done = run("--op=grouped_matmul", "--parts=gpu", f"--json={file}")
+    assert done.returncode == 2
+    assert "holds no results of grouped_matmul; name another file" in done.stderr
+    assert file.read_text() == "{}"
