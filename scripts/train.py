@@ -33,6 +33,7 @@ from modbrick.parallel.batch import check_rows, local_rows, place_batch
 from modbrick.parallel.processes import (
     ProcessConfig,
     check_agreement,
+    ending_by_itself,
     everywhere,
     is_first,
     say,
@@ -73,6 +74,12 @@ SILENCE_TIMEOUT = flags.DEFINE_integer(
 def main(argv: Sequence[str]) -> int:
     """Trains the model that the config describes."""
     del argv
+    with ending_by_itself():
+        return train()
+
+
+def train() -> int:
+    """Returns the exit status of the run that the flags describe."""
     if CONFIG.value is None or not WORKDIR.value:
         raise InputError("name a config and a directory: --config=configs/NAME.py --workdir=DIR")
     enable_compilation_cache()
@@ -96,12 +103,20 @@ def main(argv: Sequence[str]) -> int:
     dataset = everywhere(lambda: Dataset.open(config.data.path))
     identity = config.identity(dataset)
     check_agreement(
-        {"config": shared_settings(config), "data": identity["data"], "workdir": str(workdir)}
+        {
+            "config": shared_settings(config),
+            "data": identity["data"],
+            "workdir": str(workdir),
+            "allow_change": sorted(ALLOW_CHANGE.value),
+            "profile_steps": PROFILE_STEPS.value,
+        }
     )
 
-    # --------------------------------------------------------------------------------------- mesh
+    # -------------------------------------------------------------------------- mesh and program
     mesh = make_mesh(config.mesh)
     jax.set_mesh(mesh)
+    program = train_program(config, mesh)
+    run_evaluation = evaluation_step(config.model, config.execution, mesh)
 
     # --------------------------------------------------------------------------------------- data
     check_vocabulary(dataset, config.model.vocabulary)
@@ -117,10 +132,6 @@ def main(argv: Sequence[str]) -> int:
         rows=local_rows(mesh, evaluated),
     )
 
-    # ------------------------------------------------------------------------- model and optimizer
-    program = train_program(config, mesh)
-    run_evaluation = evaluation_step(config.model, config.execution, mesh)
-
     def parameters_of(state: TrainState) -> dict[str, Any]:
         return program.partition.join(state.trainable, state.frozen)
 
@@ -130,8 +141,9 @@ def main(argv: Sequence[str]) -> int:
         CheckpointStore(workdir, config.checkpoint, warn=say) as store,
     ):
         if (latest := store.latest()) is not None:
-            for line in check_identity(
-                latest.metadata.run, identity, ALLOW_CHANGE.value, str(workdir)
+            before = latest.metadata.run
+            for line in everywhere(
+                lambda: check_identity(before, identity, ALLOW_CHANGE.value, str(workdir))
             ):
                 say(f"continuing with a change: {line}")
         state, row = start_state(program, store)
@@ -150,6 +162,9 @@ def main(argv: Sequence[str]) -> int:
             )
             store.save(step, parameters_of(state), state.optimizer, metadata, metrics)
 
+        # A signal during the last evaluation gave it up: it is made now.
+        unevaluated = start_step == total_steps and latest is not None and not latest.metrics
+
         # ----------------------------------------------------------------------------------- loop
         step = start_step
         with (
@@ -164,6 +179,25 @@ def main(argv: Sequence[str]) -> int:
             Timeline(workdir, start_step) as timeline,
         ):
             window = MetricsWindow(peak_flops() * mesh.size, config.optimizer.max_skipped_in_a_row)
+
+            def held_out_metrics(step: int) -> dict[str, float]:
+                """Evaluates; nothing is known if a signal says to stop."""
+                with window.paused(), timeline.during("evaluation"):
+                    result = evaluate(
+                        run_evaluation,
+                        parameters_of(state),
+                        held_out,
+                        mesh=mesh,
+                        stop=guard.should_stop,
+                    )
+                if result is None:
+                    return {}
+                writer.write({"step": step, "evaluation": result.to_mapping()})
+                progress.evaluation(step, result)
+                return {"loss": result.total.loss}
+
+            if unevaluated:
+                unevaluated = not held_out_metrics(step)
             while step < total_steps and not guard.should_stop():
                 batch, seconds_waited = window.fetch(batches)
                 timeline.add("data_wait", seconds_waited)
@@ -182,18 +216,8 @@ def main(argv: Sequence[str]) -> int:
                     timeline.mark(step)
                 metrics = {}
                 if last or config.evaluation.due(step):
-                    with window.paused(), timeline.during("evaluation"):
-                        result = evaluate(
-                            run_evaluation,
-                            parameters_of(state),
-                            held_out,
-                            mesh=mesh,
-                            stop=guard.should_stop,
-                        )
-                    if result is not None:
-                        writer.write({"step": step, "evaluation": result.to_mapping()})
-                        progress.evaluation(step, result)
-                        metrics = {"loss": result.total.loss}
+                    metrics = held_out_metrics(step)
+                    unevaluated = last and not metrics
                 if last or config.checkpoint.due(step):
                     with timeline.during("checkpoint"):
                         save(step, batches.get_state(), metrics)
@@ -202,8 +226,9 @@ def main(argv: Sequence[str]) -> int:
                 if step < total_steps:
                     save(step, batches.get_state(), {})
                 store.wait()
-            timeline.stop(step, FINISHED if step == total_steps else guard.name)
-            if step < total_steps:
+            unfinished = step < total_steps or unevaluated
+            timeline.stop(step, guard.name if unfinished else FINISHED)
+            if unfinished:
                 progress.message(f"stopped by {guard.name}: saved step {step} of {total_steps}")
                 return EXIT_PREEMPTED
     say(f"finished {total_steps} steps; everything is in {workdir}")
@@ -249,8 +274,9 @@ def start_state(program: TrainProgram, store: CheckpointStore) -> tuple[TrainSta
     if training.initial_checkpoint is None:
         parameters = initial_parameters(model, jax.random.key(training.seed), of_parameters)
     else:
-        parameters, origin = initial_weights(
-            training.initial_checkpoint, model, shardings=of_parameters
+        origin_path = training.initial_checkpoint
+        parameters, origin = everywhere(
+            lambda: initial_weights(origin_path, model, shardings=of_parameters)
         )
         say(f"starting from {origin}")
     return initial_state(parameters, program.partition, program.optimizer, shardings), 0

@@ -126,22 +126,23 @@ class CheckpointStore:
         self.wait()
         if step in self.steps():
             return False
-        try:
-            result = files.start_writing(
-                self._root / str(step), step, parameters, optimizer_state, metadata, metrics or {}
-            )
-        except OSError as error:
-            raise self._failed(step, error) from error
+        result = everywhere(
+            lambda: self._start(step, parameters, optimizer_state, metadata, metrics or {})
+        )
         self._pending = self._executor.submit(self._finish, step, result, metrics or {})
         if not self.config.asynchronous:
             self.wait()
         return True
 
     def wait(self) -> None:
-        """Waits for the save in the background; raises what went wrong there."""
+        """Waits for the save in the background; raises what went wrong there in any process.
+
+        No process goes on before the first one has read everything back and deleted what is old:
+        it would wait in vain for the first at its end.
+        """
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            everywhere(pending.result)
 
     def close(self) -> None:
         """Waits for the save in the background, raises what went wrong there, ends the thread."""
@@ -159,6 +160,10 @@ class CheckpointStore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is not None:
+            # The other processes may be anywhere: this one waits for its own part.
+            self._executor.shutdown()
+            return
         self.close()
 
     def latest(self) -> Description | None:
@@ -225,6 +230,20 @@ class CheckpointStore:
                     "made: all processes of a run need the same one"
                 )
             time.sleep(0.5)
+
+    def _start(
+        self,
+        step: int,
+        parameters: Any,
+        optimizer_state: Any | None,
+        metadata: Metadata,
+        metrics: Mapping[str, float],
+    ) -> Callable[[], None]:
+        path = self._root / str(step)
+        try:
+            return files.start_writing(path, step, parameters, optimizer_state, metadata, metrics)
+        except OSError as error:
+            raise self._failed(step, error) from error
 
     def _finish(self, step: int, result: Callable[[], None], metrics: Mapping[str, float]) -> None:
         """Waits until a checkpoint is written, then deletes what the policy does not keep."""

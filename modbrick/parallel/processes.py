@@ -9,6 +9,7 @@ calls in the same order.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +17,7 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,6 +34,8 @@ ALONE = "none"
 _NO_CLUSTER = "coordinator_address should be defined"
 # jax's own time limits end the process with a stack trace: ours come first.
 _LATER = 60
+# Seconds in which processes that end together take leave of each other.
+_LEAVE = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +128,22 @@ def start_processes(config: ProcessConfig) -> None:
         ) from problems[0]
 
 
+@contextlib.contextmanager
+def ending_by_itself() -> Iterator[None]:
+    """Lets an `InputError` of this process alone end it with its line and exit status.
+
+    At exit jax waits for the other processes, which know nothing of it, and then aborts.
+    """
+    try:
+        yield
+    except InputError:
+        if jax.distributed.is_initialized():
+            leaving = threading.Thread(target=jax.distributed.shutdown, name="leave", daemon=True)
+            leaving.start()
+            atexit.register(_leave_with, leaving)
+        raise
+
+
 def is_first() -> bool:
     """Returns whether this is the process that writes and talks for all of them."""
     return jax.process_index() == 0
@@ -198,6 +217,11 @@ def check_agreement(what: Mapping[str, Any]) -> None:
         raise InputError(
             f"the processes were not started alike (process 0 -> another): {'; '.join(lines)}"
         )
+
+
+def _leave_with(leaving: threading.Thread) -> None:
+    leaving.join(_LEAVE)
+    _leave()
 
 
 def _leave() -> None:

@@ -79,7 +79,7 @@ def evaluation_step(
     everywhere = mesh and NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, out_shardings=mesh and (batch_sharding(mesh), everywhere))
-    def step(parameters: Any, batch: Batch) -> tuple[Array, dict[str, RouterStatistics]]:
+    def evaluate_batch(parameters: Any, batch: Batch) -> tuple[Array, dict[str, RouterStatistics]]:
         model = nnx.merge(graph, parameters)
         features = model.features(
             batch["tokens"], segment_ids=batch["segment_ids"], positions=batch["positions"]
@@ -93,7 +93,7 @@ def evaluation_step(
         )
         return losses * batch["loss_mask"], features.router_statistics
 
-    return step
+    return evaluate_batch
 
 
 def evaluate(

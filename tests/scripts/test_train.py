@@ -40,9 +40,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run that nothing happened to."""
+    """The directory of a run that nothing happened to; beside it, what it compiled."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    train(data, workdir)
+    run = script("train.py", *arguments(data, workdir), JAX_LOG_COMPILES="1")
+    workdir.with_name("compiled").write_text(run.stderr)
     return workdir
 
 
@@ -50,8 +51,10 @@ def command(name: str, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
 
 
-def script(name: str, *arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def script(
+    name: str, *arguments: object, status: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run(
         command(name, *arguments), env=environment, capture_output=True, text=True, check=False
     )
@@ -142,6 +145,10 @@ def test_a_run_writes_what_it_says(uninterrupted: Path) -> None:
     assert kept == [9, 12]
 
 
+def test_the_step_is_compiled_once(uninterrupted: Path) -> None:
+    assert uninterrupted.with_name("compiled").read_text().count("Compiling jit(step)") == 1
+
+
 def test_killed_at_random_moments_the_parameters_are_equal_to_the_bit(
     data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -181,6 +188,41 @@ def test_sigterm_saves_and_asks_to_be_started_again(
     for part in ("steps", "start", "checkpoint", "evaluation", "down", "restart"):
         assert report["seconds"][part] > 0, part
     assert (tmp_path / "it.png").stat().st_size > 0
+
+
+STOPPED_WHILE_IT_EVALUATES = """
+import os, runpy, signal, sys
+from modbrick.data import EvaluationBatches
+
+iterate, evaluations = EvaluationBatches.__iter__, []
+
+def stopped(batches):
+    evaluations.append(batches)
+    if len(evaluations) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return iterate(batches)
+
+EvaluationBatches.__iter__ = stopped
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_signal_during_the_last_evaluation_leaves_it_to_the_next_start(
+    data: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    _, *line = command("train.py", *arguments(data, tmp_path))
+    stopped = subprocess.run(
+        [sys.executable, "-c", STOPPED_WHILE_IT_EVALUATES, *line],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert stopped.returncode == 75, stopped.stderr[-2000:]
+    assert f"saved step {STEPS} of {STEPS}" in stopped.stderr
+    assert "continuing" in train(data, tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
 
 
 def test_a_finished_run_started_again_does_nothing(data: Path, uninterrupted: Path) -> None:
@@ -281,6 +323,13 @@ def test_bad_input_gets_one_clear_line(
     assert "Traceback" not in told
     assert told.count("\n") == 1
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(data: Path, tmp_path: Path) -> None:
+    line = arguments(data, tmp_path / "run", "--config.data.batch_size=6")
+    told = script("train.py", *line, status=2, JAX_NUM_CPU_DEVICES="4").stderr
+    assert told.startswith("error: data.batch_size 6 ")
+    assert told.count("\n") == 1
 
 
 def test_a_directory_that_holds_something_else_is_refused(data: Path, tmp_path: Path) -> None:

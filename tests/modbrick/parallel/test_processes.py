@@ -82,6 +82,40 @@ def test_an_error_of_one_process_is_raised_in_all(told: list[dict[str, Any]]) ->
     assert [report["made"] for report in told] == [0, 1]
 
 
+LONE = """
+import sys, time
+from modbrick import command_line
+from modbrick.errors import InputError
+from modbrick.parallel.processes import ProcessConfig, ending_by_itself, start_processes
+
+address, index = sys.argv[1], int(sys.argv.pop())
+
+def main(argv):
+    start_processes(ProcessConfig(address, 2, index))
+    with ending_by_itself():
+        if index:
+            raise InputError("a word to this one")
+        time.sleep(100)
+
+command_line.run(main, positional="ADDRESS")
+"""
+
+
+def test_an_error_of_one_process_alone_ends_it_as_any_other(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", LONE, f"127.0.0.1:{free_port()}"]
+    first = subprocess.Popen([*line, "0"], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        lone = subprocess.run(
+            [*line, "1"], env=environment, capture_output=True, text=True, timeout=100, check=False
+        )
+    finally:
+        first.kill()
+        first.wait()
+    assert lone.stderr == "error: a word to this one\n"
+    assert lone.returncode == 2
+
+
 def test_a_vote_of_one_process_is_told_to_all_one_call_later(told: list[dict[str, Any]]) -> None:
     assert [report["votes"] for report in told] == [[0, 0, 0, 15, 0]] * 2
 
