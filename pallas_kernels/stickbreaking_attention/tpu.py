@@ -24,9 +24,9 @@ from pallas_kernels.stickbreaking_attention.tpu_block_sizes import (
 )
 from pallas_kernels.stickbreaking_attention.tpu_forward import forward
 
-_Residuals = tuple[
-    jax.Array, jax.Array, jax.Array, Visibility, jax.Array, jax.Array, jax.Array | None
-]
+# Output, remainder and, with a tolerance, how many blocks of keys were visited.
+_Rows = tuple[jax.Array, jax.Array, jax.Array | None]
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, Visibility, _Rows, jax.Array | None]
 
 
 def unsupported(case: Case, platform: str) -> str | None:
@@ -104,8 +104,8 @@ def _attend(
     tolerance: float,
     sizes: TpuBlockSizes,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    rows = _forward(query, key, value, visibility, scale, tolerance, sizes, value.dtype)
-    return _of_queries(rows, query, value.dtype)
+    rows, _ = _forward(query, key, value, visibility, scale, tolerance, sizes)
+    return _of_queries(rows, query)
 
 
 def _forward(
@@ -116,12 +116,13 @@ def _forward(
     scale: float,
     tolerance: float,
     sizes: TpuBlockSizes,
-    dtype: jax.typing.DTypeLike,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Returns output, remainder and what was visited for the rows of queries, unfilled."""
+    *,
+    with_error: bool = False,
+) -> tuple[_Rows, jax.Array | None]:
+    """Returns results for the rows of queries, unfilled, and what rounding took from the output."""
     groups = key.shape[2]
     block = sizes.forward
-    output, spent, visited = forward(
+    output, error, spent, visited = forward(
         tpu_layout.rows_of_queries(query, groups, block.query),
         tpu_layout.blocks_of_keys(key, block.key),
         jnp.swapaxes(tpu_layout.blocks_of_keys(value, block.key), 3, 4),
@@ -129,23 +130,18 @@ def _forward(
         scale=scale,
         tolerance=tolerance,
         block=block.query,
-        dtype=dtype,
+        with_error=with_error,
     )
     rows = query.shape[1] * query.shape[2] // groups
-    visited = None if visited is None else visited[:, :, :rows]
-    return output[:, :, :rows], jnp.exp2(-spent[:, :, :rows]), visited
+    results = output, jnp.exp2(-spent), visited
+    return jax.tree.map(lambda x: x[:, :, :rows], (results, error))
 
 
-def _of_queries(
-    rows: tuple[jax.Array, jax.Array, jax.Array | None],
-    query: jax.Array,
-    dtype: jax.typing.DTypeLike,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+def _of_queries(rows: _Rows, query: jax.Array) -> _Rows:
     output, remainder, visited = rows
     length, heads = query.shape[1:3]
     back = functools.partial(tpu_layout.queries_of_rows, length=length, heads=heads)
-    output = back(output.astype(dtype))
-    return output, back(remainder), None if visited is None else back(visited)
+    return back(output), back(remainder), None if visited is None else back(visited)
 
 
 def _walk(
@@ -176,13 +172,16 @@ def _attend_forward(
     sizes: TpuBlockSizes,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array | None], _Residuals]:
     # The backward pass needs the output before it is rounded: what it subtracts its own sums from.
-    # It needs it by rows, where two heads are no padding of eight.
+    # What rounding took is kept beside it, where float32 would have to be rounded in a pass of its
+    # own. All by rows, where two heads are no padding of eight.
     query_rows = named(tpu_layout.rows_of_queries(query, key.shape[2], 1))
     query = tpu_layout.queries_of_rows(query_rows, *query.shape[1:3])
-    rows = _forward(query, key, value, visibility, scale, tolerance, sizes, jnp.float32)
-    rows = jax.tree.map(named, rows)
-    residuals = query, key, value, visibility, *rows
-    return _of_queries(rows, query, value.dtype), residuals
+    with_error = value.dtype != jnp.float32
+    rows, error = jax.tree.map(
+        named,
+        _forward(query, key, value, visibility, scale, tolerance, sizes, with_error=with_error),
+    )
+    return _of_queries(rows, query), (query, key, value, visibility, rows, error)
 
 
 def _attend_backward(
@@ -193,7 +192,7 @@ def _attend_backward(
     cotangents: tuple[jax.Array, jax.Array, object],
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     del tolerance
-    query, key, value, visibility, output, remainder, visited = residuals
+    query, key, value, visibility, (output, remainder, visited), error = residuals
     d_output, d_remainder, _ = cotangents
     length, heads = query.shape[1:3]
     key_length, groups = key.shape[1:3]
@@ -201,7 +200,10 @@ def _attend_backward(
     # Whatever is computed here is computed by rows: beside them, arrays by heads are padded.
     d_output = tpu_layout.rows_of_queries(d_output.astype(value.dtype), groups, 1)
     d_remainder = tpu_layout.rows_of_queries(d_remainder, groups, 1)
-    rest = jnp.sum(d_output * output, axis=-1) + d_remainder * remainder
+    exact = output.astype(jnp.float32)
+    if error is not None:
+        exact += error.astype(jnp.float32)
+    rest = jnp.sum(d_output * exact, axis=-1) + d_remainder * remainder
     largest = jnp.max(jnp.abs(value), axis=(1, 3)).astype(jnp.float32)[:, :, None]
     bound = jnp.sum(jnp.abs(d_output), axis=-1, dtype=jnp.float32) * largest
     bound = jnp.maximum(bound, jnp.abs(d_remainder))

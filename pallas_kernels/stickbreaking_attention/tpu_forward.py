@@ -45,8 +45,8 @@ def forward(
     scale: float,
     tolerance: float,
     block: int,
-    dtype: jax.typing.DTypeLike,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    with_error: bool,
+) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array | None]:
     """Runs the kernel.
 
     Args:
@@ -57,12 +57,12 @@ def forward(
       scale: of the logits.
       tolerance: of the early exit.
       block: rows of a block.
-      dtype: of the output.
+      with_error: also return what rounding took from the output.
 
     Returns:
-      output `[B, G, rows, dv]`; float32 `[B, G, rows]`, minus the binary logarithm of the
-      remainder; int32 `[B, G, rows]`, how many blocks of keys were visited, or None without a
-      tolerance.
+      output `[B, G, rows, dv]` in the dtype of the values; what its rounding took from it, in the
+      same dtype, or None; float32 `[B, G, rows]`, minus the binary logarithm of the remainder;
+      int32 `[B, G, rows]`, how many blocks of keys were visited, or None without a tolerance.
     """
     batch, groups, rows, width = query.shape
     blocks, key_block = key.shape[2:4]
@@ -75,12 +75,15 @@ def forward(
     inputs["value"] = (value, pl.BlockSpec(memory_space=pl.ANY))
     out_specs = [pl.BlockSpec((None, None, block, value_width), of_rows), row]
     out_shape = [
-        jax.ShapeDtypeStruct((batch, groups, rows, value_width), dtype),
+        jax.ShapeDtypeStruct((batch, groups, rows, value_width), value.dtype),
         jax.ShapeDtypeStruct((batch, groups, 1, rows), jnp.float32),
     ]
     if tolerance:
         out_specs.append(row)
         out_shape.append(jax.ShapeDtypeStruct((batch, groups, 1, rows), jnp.int32))
+    if with_error:
+        out_specs.append(out_specs[0])
+        out_shape.append(out_shape[0])
     pairs = batch * groups * rows * blocks * key_block // 2
     results = pl.pallas_call(
         functools.partial(
@@ -89,6 +92,7 @@ def forward(
             strides=walk_strides(walk, groups, rows // block),
             scale=scale,
             tolerance=tolerance,
+            with_error=with_error,
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -118,8 +122,9 @@ def forward(
         ),
         name="stickbreaking_attention_forward",
     )(walk.table, *(array for array, _ in inputs.values()))
-    output, spent, *visited = (result for result in results)
-    return output, spent[:, :, 0], visited[0][:, :, 0] if visited else None
+    output, spent, *rest = results
+    error = rest.pop() if with_error else None
+    return output, error, spent[:, :, 0], rest[0][:, :, 0] if rest else None
 
 
 def walk_inputs(walk: Walk, block: int) -> dict[str, tuple[jax.Array, pl.BlockSpec]]:
@@ -159,9 +164,10 @@ def _kernel(
     strides: tuple[int, int],
     scale: float,
     tolerance: float,
+    with_error: bool,
 ) -> None:
     inputs = dict(zip(names, refs, strict=False))
-    outputs = refs[len(names) :]
+    outputs = refs[len(names) : -7]
     output, spent_of_rows = outputs[:2]
     keys, values, weights, sums, spent, bounds, semaphores = refs[-7:]
     query, key, value = inputs["query"], inputs["key"], inputs["value"]
@@ -215,7 +221,10 @@ def _kernel(
     pl.when(visited < count)(lambda: fetch_key(visited).wait())
     pl.when(visited > 0)(lambda: fetch_value(visited - 1).wait())
     add_outputs(visited + 1)
-    output[...] = sums[...].T.astype(output.dtype)
+    exact = sums[...].T
+    output[...] = exact.astype(output.dtype)
+    if with_error:
+        outputs[-1][...] = (exact - output[...].astype(jnp.float32)).astype(output.dtype)
     spent_of_rows[...] = spent[:1]
     if tolerance:
         outputs[2][...] = jnp.full(outputs[2].shape, visited, jnp.int32)
