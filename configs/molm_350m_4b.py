@@ -40,7 +40,7 @@ from modbrick.training.run_config import (
 )
 
 LAYOUTS = {
-    "v5p:4x4x4": Layout(MeshConfig(fsdp=64), ExecutionConfig(rematerialisation="sublayers")),
+    "v5p:4x4x4": Layout(MeshConfig(data=8, fsdp=8), ExecutionConfig(rematerialisation="kernels")),
     "v5e:16x16": Layout(
         MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="sublayers")
     ),
