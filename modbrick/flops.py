@@ -13,12 +13,16 @@ from modbrick.config import ExpertsConfig, LayerConfig, ModelConfig
 def forward_flops(config: ModelConfig, keys_per_token: float) -> dict[str, float]:
     """Returns the operations of one token's forward pass, by part of the model.
 
+    `projections` are those of queries and outputs, which attention experts choose; keys and values
+    are shared and a part of their own.
+
     Args:
       config: the model.
       keys_per_token: mean number of keys that a query sees; (S + 1) / 2 in whole rows of S tokens.
         Windows cut this mean, not each query's number: an upper bound where rows are longer.
     """
-    parts = dict.fromkeys(("attention", "projections", "feed_forward", "routers"), 0.0)
+    names = ("attention", "projections", "keys_values", "feed_forward", "routers")
+    parts = dict.fromkeys(names, 0.0)
     for layer in config.layers:
         for name, value in _layer_flops(layer, config.width, keys_per_token).items():
             parts[name] += value
@@ -39,7 +43,8 @@ def _layer_flops(layer: LayerConfig, width: int, keys_per_token: float) -> dict[
     shared = 0 if attention.key_value == "identity" else 2 * attention.key_width
     return {
         "attention": 4.0 * slots * attention.query_width * keys_per_token,
-        "projections": 2.0 * width * (2 * slots * attention.query_width + shared),
+        "projections": 4.0 * width * slots * attention.query_width,
+        "keys_values": 2.0 * width * shared,
         "feed_forward": 2.0
         * chosen
         * width

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
+
 from modbrick.flops import forward_flops
 from modbrick.parallel import AXES
 from modbrick.planning.interconnect import group_bandwidth
@@ -32,6 +34,8 @@ _WORKING_WIDTHS = 60
 _PASSES_OVER_WIDTH = 130
 # Share of the peak that XLA's own products reach.
 _DENSE_RATE = 0.7
+# Values in a row of a tile: what the compiler gathers and scatters without a detour.
+_LANES = 128
 # Bytes that updating one parameter moves: parameter, gradient, two moments, read and written.
 _BYTES_PER_UPDATE = 36
 
@@ -143,16 +147,14 @@ def _collective_seconds(program: TrainProgram, topology: Topology) -> float:
     itemsize = 2 if model.dtype == "bfloat16" else 4
     again = 1 if config.training.microbatches > 1 else 0
     recomputed = execution.rematerialisation != "none"
-    passes = config.training.microbatches * (2 + again) if recomputed or again else 1
     kept = device_bytes(program.state.trainable) / 4
     others = {axis: (size - 1) / size for axis, size in sizes.items()}
     tokens = microbatch_tokens(config, sizes) * config.training.microbatches
 
     received = dict.fromkeys(AXES, 0.0)
-    whole = kept * sizes["fsdp"]
-    received["fsdp"] = (
-        whole * others["fsdp"] * itemsize * (passes + 1.5 * config.training.microbatches)
-    )
+    # Weights are gathered again for the backward pass, whatever else is kept.
+    weights = _fsdp_values(program, gathers=2 + again)
+    received["fsdp"] = weights * others["fsdp"] * itemsize * config.training.microbatches
     received["data"] = 2 * kept * 4 * others["data"]
     forwards, forward_and_backward = 1 + again + recomputed, 2 + again + recomputed
     for layer in model.layers:
@@ -179,6 +181,23 @@ def _collective_seconds(program: TrainProgram, topology: Topology) -> float:
             group, coordinates = _row_major(axis, sizes, topology)
             seconds += size / group_bandwidth(group, coordinates, topology)
     return seconds
+
+
+def _fsdp_values(program: TrainProgram, gathers: int) -> float:
+    """Returns the values that gathers and one sum of gradients move along fsdp, a microbatch.
+
+    In units of what is whole over fsdp. Where a device's part has fewer than 128 lanes, the
+    compiler makes each gather and each sum an all-reduce of the whole: twice as much. Of the other
+    sums it makes about half a reduce-scatter.
+    """
+    total = 0.0
+    for leaf in jax.tree.leaves(program.state.trainable):
+        shard = leaf.sharding.shard_shape(leaf.shape)
+        for size, axes in zip(shard, leaf.sharding.spec, strict=False):
+            if "fsdp" in (axes if isinstance(axes, tuple) else (axes,)):
+                whole = math.prod(shard) * program.mesh.shape["fsdp"]
+                total += whole * ((gathers + 1) * 2 if size < _LANES else gathers + 1.5)
+    return total
 
 
 def _row_major(

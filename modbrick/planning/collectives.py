@@ -25,6 +25,7 @@ _BITS = re.compile(r"(pred|[a-z]+?(\d+)[a-z0-9]*)\[([\d,]*)\]")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _LISTS = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
+_GATHERS = re.compile(r'op_name="[^"]*/all_gather"')
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 
 
@@ -39,6 +40,8 @@ class Collective:
       executions: how often it runs in a step.
       bytes: that each device receives from others, over all executions.
       asynchronous: whether the compiler runs other work meanwhile.
+      gathers: whether it is a gather that the compiler made an all-reduce, of arrays as large as
+        the result and zero outside of each device's part; twice the bytes.
     """
 
     kind: str
@@ -47,6 +50,7 @@ class Collective:
     executions: int
     bytes: float
     asynchronous: bool
+    gathers: bool
 
 
 def read_collectives(program: HloProgram, mesh: Mapping[str, int]) -> list[Collective]:
@@ -78,6 +82,7 @@ def read_collectives(program: HloProgram, mesh: Mapping[str, int]) -> list[Colle
                     executions=run.executions,
                     bytes=run.executions * _received(kind, sizes, len(group)),
                     asynchronous=asynchronous,
+                    gathers=kind == "all-reduce" and bool(_GATHERS.search(instruction.attributes)),
                 )
             )
     return found
@@ -93,6 +98,7 @@ class CollectiveTotal:
       executions: in a step.
       bytes: that each device receives in a step.
       asynchronous_bytes: of these, while other work runs.
+      gathering_bytes: of these, of gathers that the compiler made all-reduces.
       seconds: that they take at the bandwidth of the links.
     """
 
@@ -101,6 +107,7 @@ class CollectiveTotal:
     executions: int
     bytes: float
     asynchronous_bytes: float
+    gathering_bytes: float
     seconds: float
 
 
@@ -116,6 +123,7 @@ def total_by_kind(collectives: Iterable[tuple[Collective, float]]) -> tuple[Coll
             sum(c.executions for c, _ in members),
             sum(c.bytes for c, _ in members),
             sum(c.bytes for c, _ in members if c.asynchronous),
+            sum(c.bytes for c, _ in members if c.gathers),
             sum(seconds for _, seconds in members),
         )
         for (kind, axes), members in groups.items()

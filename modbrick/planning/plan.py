@@ -11,7 +11,8 @@ from modbrick.parallel import AXES
 from modbrick.planning.analytic import estimated_memory
 from modbrick.planning.compilation import DoesNotFitError, Progress, compile_step, required_bytes
 from modbrick.planning.memory import MemoryParts, compiled_parts
-from modbrick.planning.time import DEFINITION, StepTime, compiled_time
+from modbrick.planning.rates import Rate
+from modbrick.planning.time import DEFINITION, StepTime, compiled_time, kernel_rates
 from modbrick.planning.topology import Topology
 from modbrick.schema import to_mapping
 from modbrick.training.program import TrainProgram, train_program
@@ -39,6 +40,14 @@ class Plan:
     time: StepTime | None
     compile_seconds: float
     processor_seconds: float
+
+    @property
+    def rates(self) -> tuple[Rate, ...]:
+        """Of the kernels that the step runs, each with the shape that it was measured at."""
+        if self.time is None:
+            return ()
+        known = kernel_rates(self.config, self.topology.generation.name)
+        return tuple(rate for part, rate in known.items() if part in self.time.compute)
 
     def to_mapping(self) -> dict[str, Any]:
         """Returns the plan as JSON-able data; seconds, bytes on one device, FLOPs of one device."""
@@ -78,6 +87,7 @@ class Plan:
                 / self.time.step_seconds,
                 "definition": DEFINITION,
             }
+            plan["rates"] = [dataclasses.asdict(rate) for rate in self.rates]
             plan["collectives"] = [dataclasses.asdict(total) for total in self.time.collectives]
         return plan
 
@@ -113,11 +123,12 @@ def make_plan(config: RunConfig, topology: Topology, *, progress: Progress | Non
     """Compiles the run's step for a topology, and reads from it what it needs and takes.
 
     Raises:
-      InputError: the mesh does not fit, or libtpu is missing.
+      InputError: the mesh does not fit, a kernel's rate is not measured, or libtpu is missing.
       RuntimeError: the compiler fails for another reason than memory.
     """
     config = named(config)
     program = abstract_program(config, topology)
+    kernel_rates(config, topology.generation.name)  # a missing rate is told before compiling
     try:
         step = compile_step(config, topology, progress=progress)
     except DoesNotFitError as error:

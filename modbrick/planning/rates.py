@@ -1,7 +1,7 @@
 """What share of the peak our kernels reach, as their compiled schedules say.
 
 `rates.json` holds, by generation and part of a layer, the useful operations per second of the
-kernels over the peak of the device; `measure_rates` finds them from the compilers' schedules
+kernels over the peak of the device; `measure_rate` finds them from the compilers' schedules
 (`pallas_kernels.compile_report`: the largest of bundles over clock, bytes over bandwidth, copies,
 and operations over the peak). What kernels recompute, pad or mask is thus in the rate.
 """
@@ -9,12 +9,16 @@ and operations over the peak). What kernels recompute, pad or mask is thus in th
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
+import importlib.metadata
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import Any
+from pathlib import Path
+
+import jax
 
 from modbrick.errors import InputError
 from modbrick.planning import rate_programs
@@ -23,6 +27,13 @@ from pallas_kernels.compile_report.program import ProgramReference
 from pallas_kernels.compile_report.tpu_report import TpuReport, tpu_reports
 
 FILE = "rates.json"
+FURTHEST = 2.0
+"""A rate holds for shapes of which no size is more than so many times larger or smaller."""
+
+REMEDY = "scripts/plan_pod.py --rates with this --config and --topology measures it"
+
+Wanted = tuple[str, str, dict[str, int]]
+"""Generation, part and shape of a rate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +44,14 @@ class Rate:
       part: `feed_forward`, `projections` or `attention`.
       shape: what it was measured at.
       forward, backward: shares; a backward pass has twice the useful operations.
+      measured: when, and with which versions of jax and libtpu.
     """
 
     part: str
     shape: dict[str, int]
     forward: float
     backward: float
+    measured: dict[str, str]
 
     def __post_init__(self) -> None:
         for name in ("forward", "backward"):
@@ -53,57 +66,94 @@ def known_rates(generation: str) -> tuple[Rate, ...]:
     Raises:
       InputError: nothing was.
     """
-    data = json.loads((resources.files("modbrick.planning") / FILE).read_text())
-    rates = data["generations"].get(generation)
-    if rates is None:
+    rates = read_rates(Path(str(resources.files("modbrick.planning") / FILE)))
+    if generation not in rates:
         raise InputError(
             f"the kernels' rates on {generation} are not measured: known are "
-            f"{', '.join(sorted(data['generations']))}"
+            f"{', '.join(sorted(rates))}; {REMEDY}"
         )
-    return tuple(Rate(**rate) for rate in rates)
+    return tuple(rates[generation])
 
 
 def nearest_rate(generation: str, part: str, shape: Mapping[str, int]) -> Rate:
     """Returns the rate at the shape nearest to this one, by ratios of its sizes.
 
     Raises:
-      InputError: none is measured for this part.
+      InputError: none is measured for this part, or none is near: with every size within a factor
+        of `FURTHEST`, and with a gate where this shape has one.
     """
     rates = [rate for rate in known_rates(generation) if rate.part == part]
     if not rates:
-        raise InputError(f"the kernels' rate of {part} on {generation} is not measured")
-
-    def distance(rate: Rate) -> float:
-        return sum(
-            abs(math.log((size + 1) / (rate.shape.get(name, 0) + 1)))
-            for name, size in shape.items()
+        raise InputError(f"the kernels' rate of {part} on {generation} is not measured: {REMEDY}")
+    nearest = min(rates, key=lambda rate: _distance(rate.shape, shape))
+    if not math.isfinite(_distance(nearest.shape, shape)):
+        known = "; ".join(shape_name(rate.shape) for rate in rates)
+        raise InputError(
+            f"the kernels' rate of {part} on {generation} is not measured at {shape_name(shape)}, "
+            f"nor near it (known: {known}): {REMEDY}"
         )
+    return nearest
 
-    return min(rates, key=distance)
+
+def shape_name(shape: Mapping[str, int]) -> str:
+    """Returns a shape as text: `width 1024, hidden 2048, experts 32, top_k 2, gated 0`."""
+    return ", ".join(f"{name} {size}" for name, size in shape.items())
 
 
-def measure_rates(
-    generation: str,
-    shapes: Mapping[str, list[dict[str, int]]],
-    on_done: Callable[[], None] | None = None,
-) -> list[Rate]:
-    """Compiles the parts at these shapes, and returns their rates from the kernels' schedules.
+def _distance(known: Mapping[str, int], shape: Mapping[str, int]) -> float:
+    """Returns the sum of the logarithms of the ratios of sizes; infinite if not comparable."""
+    if set(known) != set(shape) or known.get("gated") != shape.get("gated"):
+        return math.inf
+    ratios = [abs(math.log(size / known[name])) for name, size in shape.items() if name != "gated"]
+    return math.inf if max(ratios) > math.log(FURTHEST) + 1e-9 else sum(ratios)
+
+
+def unmeasured(rates: Mapping[str, list[Rate]], wanted: Iterable[Wanted]) -> list[Wanted]:
+    """Returns which of the wanted generations, parts and shapes have no rate yet, once each.
+
+    First those without a rate near them, which no plan can do without.
+    """
+    far: list[Wanted] = []
+    near: list[Wanted] = []
+    for generation, part, shape in wanted:
+        known = [rate.shape for rate in rates.get(generation, []) if rate.part == part]
+        asked = [s for name, p, s in far + near if (name, p) == (generation, part)]
+        if shape in known + asked:
+            continue
+        has_near = any(math.isfinite(_distance(other, shape)) for other in known + asked)
+        (near if has_near else far).append((generation, part, shape))
+    return far + near
+
+
+def read_rates(path: Path) -> dict[str, list[Rate]]:
+    """Returns the kept rates by generation."""
+    data = json.loads(path.read_text())
+    return {
+        name: [Rate(**rate) for rate in of_generation]
+        for name, of_generation in data["generations"].items()
+    }
+
+
+def keep_rate(path: Path, rates: dict[str, list[Rate]], generation: str, rate: Rate) -> None:
+    """Adds a rate and writes all of them."""
+    rates.setdefault(generation, []).append(rate)
+    data = {name: [dataclasses.asdict(r) for r in rates[name]] for name in rates}
+    path.write_text(json.dumps({"generations": data}, indent=1) + "\n")
+
+
+def measure_rate(
+    generation: str, part: str, shape: dict[str, int], timeout: float = 1800.0
+) -> Rate:
+    """Compiles a part at a shape, and returns its rate from the kernels' schedules.
 
     Raises:
-      RuntimeError: the compiler refuses a part.
+      RuntimeError: the compiler refuses the part, or takes too long.
     """
-    asked = [(part, shape) for part, of_part in shapes.items() for shape in of_part]
-    reports = tpu_reports(
-        generation,
-        [ProgramReference(f"{rate_programs.__name__}:{part}", shape) for part, shape in asked],
-        on_done,
-    )
-    rates = []
-    for (part, shape), report in zip(asked, reports, strict=True):
-        if not isinstance(report, TpuReport):
-            raise RuntimeError(f"{part} {shape} on {generation}: {report}")
-        rates.append(_rate(generation, part, shape, report))
-    return rates
+    program = ProgramReference(f"{rate_programs.__name__}:{part}", shape)
+    [report] = tpu_reports(generation, [program], timeout=timeout)
+    if not isinstance(report, TpuReport):
+        raise RuntimeError(f"{part} {shape} on {generation}: {report}")
+    return _rate(generation, part, shape, report)
 
 
 def _rate(generation: str, part: str, shape: dict[str, int], report: TpuReport) -> Rate:
@@ -120,15 +170,9 @@ def _rate(generation: str, part: str, shape: dict[str, int], report: TpuReport) 
         shape,
         forward=flops / (seconds["forward"] * peak),
         backward=2 * flops / (seconds["backward"] * peak),
-    )
-
-
-def to_plain(rates: Mapping[str, list[Rate]], versions: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what `rates.json` holds."""
-    return {
-        "versions": dict(versions),
-        "generations": {
-            name: [dataclasses.asdict(rate) for rate in of_generation]
-            for name, of_generation in rates.items()
+        measured={
+            "date": datetime.date.today().isoformat(),
+            "jax": jax.__version__,
+            "libtpu": importlib.metadata.version("libtpu"),
         },
-    }
+    )

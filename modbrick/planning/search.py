@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from jax.sharding import AbstractMesh
 
@@ -13,15 +13,16 @@ from modbrick.execution import Rematerialisation
 from modbrick.parallel import AXES, MeshConfig
 from modbrick.parallel.batch import check_batch
 from modbrick.planning.analytic import Estimate, estimate
-from modbrick.planning.plan import abstract_program, named
+from modbrick.planning.plan import Plan, named
 from modbrick.planning.topology import Topology
 from modbrick.training.offload import on_host
 from modbrick.training.placement import placed, state_shardings
-from modbrick.training.program import TrainProgram
+from modbrick.training.program import TrainProgram, train_program
 from modbrick.training.run_config import RunConfig
 
 POLICIES: tuple[Rematerialisation, ...] = ("none", "kernels", "sublayers", "full")
 MICROBATCHES = (1, 2, 4, 8)
+TRIES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
       InputError: nothing fits the devices, the model and the batch.
     """
     config = named(config)
-    base = abstract_program(_whole(config), topology)
+    base = _base(config)
     found = []
     for mesh in meshes(config, topology):
         program = _on(base, mesh, topology)
@@ -64,6 +65,61 @@ def search(config: RunConfig, topology: Topology) -> list[Candidate]:
     return sorted(found, key=lambda c: (round(c.estimate.step_seconds, 4), c.estimate.memory.total))
 
 
+def compiled(
+    candidates: Sequence[Candidate],
+    topology: Topology,
+    count: int,
+    make: Callable[[RunConfig], Plan],
+    tell: Callable[[str], None],
+) -> list[Plan]:
+    """Returns plans of the best candidates, until `count` of them fit.
+
+    What the compiler refuses is told and left out. A plan that does not fit shows by how much the
+    model errs: candidates of its policy that would not fit either if it erred as much for them are
+    left out. At most `TRIES` times `count` are compiled.
+
+    Args:
+      candidates: the best first.
+      topology: of the devices.
+      count: of plans that fit.
+      make: compiles a plan.
+      tell: takes a line about a candidate that is left out.
+
+    Raises:
+      InputError: the compiler refused all of them.
+    """
+    plans: list[Plan] = []
+    errs: dict[str, float] = {}
+    tries, refusal = 0, ""
+    for candidate in candidates:
+        if tries == TRIES * count or sum(plan.fits for plan in plans) == count:
+            break
+        policy = candidate.config.execution.rematerialisation
+        expected = candidate.estimate.memory.total * errs.get(policy, 1.0)
+        if expected > topology.generation.hbm_bytes:
+            continue
+        tries += 1
+        try:
+            plan = make(candidate.config)
+        except RuntimeError as error:
+            refusal = " ".join(str(error).split())[:300]
+            tell(f"left out: {mesh_name(candidate.config, topology)}, {policy}: {refusal}")
+            continue
+        plans.append(plan)
+        if not plan.fits:
+            err = plan.memory.total / candidate.estimate.memory.total
+            errs[policy] = max(errs.get(policy, 1.0), err)
+    if not plans:
+        raise InputError(f"the compiler refused the best {tries} plans, the last one: {refusal}")
+    return plans
+
+
+def mesh_name(config: RunConfig, topology: Topology) -> str:
+    """Returns the axes of a mesh that have more than one device: `data 4 x fsdp 64`."""
+    sizes = config.mesh.sizes(topology.devices)
+    return " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "data 1"
+
+
 def meshes(config: RunConfig, topology: Topology) -> Iterator[MeshConfig]:
     """Yields the meshes to try."""
     rest = topology.devices // config.mesh.sequence
@@ -82,12 +138,12 @@ def meshes(config: RunConfig, topology: Topology) -> Iterator[MeshConfig]:
                 )
 
 
-def _whole(config: RunConfig) -> RunConfig:
-    """Returns the config on a mesh that divides any model."""
-    mesh = MeshConfig(sequence=config.mesh.sequence, slices=config.mesh.slices)
-    return dataclasses.replace(
-        config, mesh=mesh, training=dataclasses.replace(config.training, microbatches=1)
+def _base(config: RunConfig) -> TrainProgram:
+    """Returns the program on one device: what divides any model and any batch."""
+    whole = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, microbatches=1)
     )
+    return train_program(whole, AbstractMesh((1,) * len(AXES), AXES))
 
 
 def _on(base: TrainProgram, mesh: MeshConfig, topology: Topology) -> TrainProgram | None:

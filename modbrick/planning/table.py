@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from modbrick.planning.plan import Plan
-from modbrick.planning.search import Candidate
+from modbrick.planning.rates import shape_name
+from modbrick.planning.search import Candidate, mesh_name
 from modbrick.planning.time import DEFINITION
 from modbrick.planning.topology import Topology
-from modbrick.training.run_config import RunConfig
 
 _GIB = 2**30
 
@@ -64,6 +64,13 @@ def _parts(plan: Plan) -> Iterator[RenderableType]:
             f"{1e3 * total.seconds:.1f}",
         )
     yield moved
+    gathering = sum(total.gathering_bytes for total in time.collectives)
+    if gathering:
+        yield Text(
+            f"{gathering / _GIB:.2f} GiB of the all-reduces are gathers of parts that have fewer "
+            "than 128 lanes: the compiler adds up whole arrays, zero elsewhere, which is twice the "
+            "bytes. Fewer devices on fsdp avoid it"
+        )
     spent = Table(title="Predicted time of one step", title_justify="left")
     spent.add_column("part")
     spent.add_column("ms", justify="right")
@@ -78,6 +85,11 @@ def _parts(plan: Plan) -> Iterator[RenderableType]:
     spent.add_section()
     spent.add_row("step", f"{1e3 * time.step_seconds:.1f}", "")
     yield spent
+    for rate in plan.rates:
+        yield Text(
+            f"{rate.part}: {rate.forward:.1%} of the peak forward, {rate.backward:.1%} backward, "
+            f"as measured at {shape_name(rate.shape)}"
+        )
     tokens = config.data.batch_size * config.data.sequence_length
     yield Text(
         f"bound by {time.bound}; utilisation {time.utilisation:.1%} (at most "
@@ -106,9 +118,3 @@ def describe_candidates(candidates: Sequence[Candidate], topology: Topology) -> 
             f"{estimate.utilisation:.0%}",
         )
     return table
-
-
-def mesh_name(config: RunConfig, topology: Topology) -> str:
-    """Returns the axes of a mesh that have more than one device: `data 4 x fsdp 64`."""
-    sizes = config.mesh.sizes(topology.devices)
-    return " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "data 1"

@@ -15,6 +15,7 @@ from modbrick.planning.collectives import (
 )
 from modbrick.planning.compilation import CompiledStep
 from modbrick.planning.interconnect import group_bandwidth
+from modbrick.planning.kernel_shapes import kernel_shapes
 from modbrick.planning.rates import Rate, nearest_rate
 from modbrick.planning.topology import Topology
 from modbrick.training.run_config import RunConfig
@@ -175,37 +176,14 @@ def recomputed(config: RunConfig, part: str) -> float:
 
 
 def kernel_rates(config: RunConfig, generation: str) -> dict[str, Rate]:
-    """Returns the rate of each part that kernels compute."""
-    layer, execution = config.model.layers[0], config.execution
-    attention, feed_forward = layer.attention, layer.feed_forward
-    rates = {}
-    if execution.dispatch == "tpu" and feed_forward.experts is not None:
-        shape = {
-            "width": config.model.width,
-            "hidden": feed_forward.hidden,
-            "experts": feed_forward.experts.count,
-            "top_k": feed_forward.experts.top_k,
-            "gated": int(feed_forward.gated),
-        }
-        rates["feed_forward"] = nearest_rate(generation, "feed_forward", shape)
-    if execution.dispatch == "tpu" and attention.experts is not None:
-        shape = {
-            "width": config.model.width,
-            "query_width": attention.query_width,
-            "experts": attention.experts.count,
-            "top_k": attention.experts.top_k,
-        }
-        rates["projections"] = nearest_rate(generation, "projections", shape)
-    if execution.attention == "tpu" and attention.kind == "stickbreaking":
-        slots = attention.experts.top_k if attention.experts else 1
-        shape = {
-            "heads": slots * attention.heads,
-            "key_heads": attention.grouped_heads,
-            "head_width": attention.head_width,
-            "sequence": config.data.sequence_length,
-        }
-        rates["attention"] = nearest_rate(generation, "attention", shape)
-    return rates
+    """Returns the rate of each part that kernels compute.
+
+    Raises:
+      InputError: one is not measured, neither at this shape nor near it.
+    """
+    return {
+        part: nearest_rate(generation, part, shape) for part, shape in kernel_shapes(config).items()
+    }
 
 
 def _seconds(run: Execution, topology: Topology) -> float:

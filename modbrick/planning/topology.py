@@ -108,7 +108,9 @@ GENERATIONS = {
     )
 }
 
-EXAMPLES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16", "tpu7x:4x4x4")
+EXAMPLES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16")
+"""One of each generation whose kernels' rates are kept; of others they are to be measured first."""
+
 _HOST = (2, 2, 1)  # chips of one host, along the torus's axes
 
 
@@ -158,7 +160,10 @@ def find_topology(name: str, slices: int = 1) -> Topology:
       InputError: the generation is unknown, or the shape is none of its.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
-    known = f"known are {', '.join(GENERATIONS)}, written such as {', '.join(EXAMPLES)}"
+    known = (
+        f"known are {', '.join(name.partition(':')[0] for name in EXAMPLES)}, "
+        f"written such as {', '.join(EXAMPLES)}"
+    )
     if match is None or match[1] not in GENERATIONS:
         asked = name.partition(":")[0]
         hint = f"; {nearest(asked, GENERATIONS)}" if match is not None else ""

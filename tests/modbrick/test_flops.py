@@ -27,7 +27,8 @@ def dense(**attention: object) -> ModelConfig:
 
 def test_dense_model_by_hand() -> None:
     parts = forward_flops(dense(key_value_heads=2), keys_per_token=10.0)
-    assert parts["projections"] == 3 * 2 * 64 * (64 + 32 + 32 + 64)
+    assert parts["projections"] == 3 * 2 * 64 * (64 + 64)
+    assert parts["keys_values"] == 3 * 2 * 64 * (32 + 32)
     assert parts["attention"] == 3 * 2 * 2 * 64 * 10
     assert parts["feed_forward"] == 3 * 2 * 3 * 64 * 128
     assert parts["routers"] == 0

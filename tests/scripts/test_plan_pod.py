@@ -26,10 +26,14 @@ QUICKSTART = "--config=configs/quickstart.py"
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([QUICKSTART, "--topology=v7:4x4"], "known are v5e, v5p, v6e, tpu7x"),
+        ([QUICKSTART, "--topology=v7:4x4"], "known are v5e, v5p, v6e, written"),
         (
             [QUICKSTART, "--topology=v5e:2x2", "--config.mesh.fsdp=3"],
             "mesh of data 1 x fsdp 3 is 3 devices, but there are 4|fsdp 3",
+        ),
+        (
+            [QUICKSTART, "--topology=tpu7x:2x2x1"],
+            "rates on tpu7x are not measured: known are v5e, v5p, v6e",
         ),
     ],
 )

@@ -50,6 +50,7 @@ ENTRY %main (a: f32[64], b: bf16[4,8], c: s32[]) -> f32[64] {{
   %a = f32[64]{{0}} parameter(0)
   %b = bf16[4,8]{{1,0}} parameter(1)
   %c = s32[] parameter(2)
+  %wide = bf16[8,64]{{1,0}} broadcast(%b), dimensions={{}}
   %init = (s32[], f32[64]{{0}}) tuple(%c, %a)
   %loop = (s32[], f32[64]{{0}}) while(%init), condition=%until, body=%body
   %first = (bf16[8,8]{{1,0}}, u32[]) fusion(%b), kind=kCustom, calls=%start
@@ -58,6 +59,8 @@ ENTRY %main (a: f32[64], b: bf16[4,8], c: s32[]) -> f32[64] {{
     dimensions={{0}}, to_apply=%add
   %everyone = f32[64]{{0}} all-reduce(%a), replica_groups={{}}, to_apply=%add
   %passed = f32[64]{{0}} collective-permute(%a), source_target_pairs={{{{0,2}},{{2,0}}}}
+  %padded = bf16[8,64]{{1,0}} all-reduce(%wide), {NAMED} {{'fsdp'}}, to_apply=%add,
+    metadata={{op_name="jit(step)/jvp()/shard_map/all_gather" stack_frame_id=4}}
   %alone = f32[64]{{0}} all-reduce(%a), {NAMED} {{'tensor'}}, to_apply=%add
   ROOT %result = f32[64]{{0}} get-tuple-element(%loop), index=1
 }}
@@ -106,3 +109,14 @@ def test_totals_keep_every_byte():
     totals = total_by_kind((c, 1e-6 * c.bytes) for c in collectives)
     assert sum(t.bytes for t in totals) == sum(c.bytes for c in collectives)
     assert [t.seconds for t in totals] == sorted((t.seconds for t in totals), reverse=True)
+
+
+def test_gathers_that_became_sums_are_told_apart():
+    """An all-reduce of arrays that are zero but for each device's part: twice a gather's bytes."""
+    padded = found()["all-reduce", "fsdp"]
+    assert padded.gathers
+    assert padded.bytes == 2 * 8 * 64 * 2 / 2
+    assert not found()["all-reduce", "data+fsdp"].gathers
+    totals = {t.axes: t for t in total_by_kind((c, 1.0) for c in found().values())}
+    assert totals["fsdp"].gathering_bytes == padded.bytes
+    assert totals["data+fsdp"].gathering_bytes == 0

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 
 from modbrick.errors import InputError
 from modbrick.parallel import MeshConfig
 from modbrick.planning.advice import advice, changes, verdict
-from modbrick.planning.analytic import estimate, estimated_memory
+from modbrick.planning.analytic import _fsdp_values, estimate, estimated_memory
 from modbrick.planning.plan import Plan, abstract_program, named
-from modbrick.planning.search import search
+from modbrick.planning.search import TRIES, compiled, search
 from modbrick.planning.topology import find_topology
 from tests.modbrick.planning.small_run import small_run
 
@@ -34,10 +35,70 @@ def test_what_is_found_fits_and_is_ranked():
 
 
 def test_what_is_found_is_named_and_can_be_built():
-    run = small_run(attention=None, dispatch=None)
+    # Near what the kernels' rates are measured at.
+    shape: dict[str, Any] = {"width": 1024, "sequence_length": 1024, "heads": 1, "experts": 16}
+    run = small_run(**shape, attention=None, dispatch=None)
     best = search(run, V5P)[0]
     assert (best.config.execution.attention, best.config.execution.dispatch) == ("tpu", "tpu")
     assert abstract_program(best.config, V5P).config == best.config
+
+
+def test_a_batch_that_only_some_meshes_divide_is_searched():
+    found = search(small_run(batch_size=2), V5P)
+    sizes = [candidate.config.mesh.sizes(4) for candidate in found]
+    assert {size["tensor"] for size in sizes} == {2}
+    assert abstract_program(found[0].config, V5P).config == found[0].config
+
+
+class Compiler:
+    """Answers for some candidates that they do not fit, or fails on them; counts its calls."""
+
+    def __init__(self, answers: dict[int, float | str], candidates):
+        self.answers, self.candidates = answers, candidates
+        self.made: list[int] = []
+
+    def __call__(self, config):
+        [number] = [i for i, c in enumerate(self.candidates) if c.config == config]
+        self.made.append(number)
+        answer = self.answers.get(number, 1.0)
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        memory = self.candidates[number].estimate.memory
+        rest = int((answer - 1) * memory.total) + memory.temporaries
+        memory = dataclasses.replace(memory, temporaries=rest)
+        return Plan(config, V5P, answer == 1.0, memory, None, 1.0, 1.0)
+
+
+def test_the_search_goes_on_until_plans_fit():
+    candidates, told = search(small_run(), V5P), []
+    compiler = Compiler({0: "libtpu\ndied", 1: 2.0, 2: "again"}, candidates)
+    plans = compiled(candidates, V5P, 2, compiler, told.append)
+    assert compiler.made == [0, 1, 2, 3, 4]
+    assert [plan.fits for plan in plans] == [False, True, True]
+    assert len(told) == 2
+    assert told[0].endswith("libtpu died")
+
+
+def test_the_search_ends():
+    candidates = search(small_run(), V5P)
+    nothing_fits = Compiler(dict.fromkeys(range(len(candidates)), 1.5), candidates)
+    assert not any(p.fits for p in compiled(candidates, V5P, 1, nothing_fits, pytest.fail))
+    assert nothing_fits.made == list(range(TRIES))
+    refused = Compiler(dict.fromkeys(range(len(candidates)), "no such layout"), candidates)
+    with pytest.raises(InputError, match="refused the best 4 plans, the last one: no such layout"):
+        compiled(candidates, V5P, 1, refused, lambda line: None)
+
+
+def test_what_errs_for_one_plan_errs_for_those_of_its_policy():
+    """A plan that needs far more than estimated leaves no hope for others as tight."""
+    candidates = search(small_run(), V5P)
+    largest = max(c.estimate.memory.total for c in candidates)
+    tight = with_limit(1.01 * largest)
+    compiler = Compiler({0: 1e6}, candidates)
+    plans = compiled(candidates, tight, 1, compiler, pytest.fail)
+    first, last = (candidates[i].config.execution.rematerialisation for i in compiler.made)
+    assert [plan.fits for plan in plans] == [False, True]
+    assert first != last
 
 
 def test_nothing_fits_in_no_memory():
@@ -53,9 +114,19 @@ def test_estimates_move_the_way_they_should():
     assert nothing.memory.activations < everything.memory.activations
     assert nothing.compute > everything.compute
     assert of(microbatches=2).memory.activations < everything.memory.activations
+    # What is gathered is gathered again for the backward pass, whatever else is kept.
+    kept, again = (of(mesh=MeshConfig(fsdp=4), rematerialisation=r) for r in ("none", "full"))
+    assert kept.collectives == again.collectives
     divided = of(mesh=MeshConfig(fsdp=4))
     assert divided.memory.optimizer < everything.memory.optimizer / 2
     assert divided.collectives > 0
+
+
+def test_parts_with_few_lanes_are_gathered_as_sums():
+    """Width 256 over fsdp 2 is whole lanes; over fsdp 4 each gather and sum moves twice as much."""
+    runs = [small_run(width=256, mesh=MeshConfig(data=4 // n, fsdp=n)) for n in (1, 2, 4)]
+    _, two, four = (_fsdp_values(abstract_program(run, V5P), gathers=2) for run in runs)
+    assert four == pytest.approx(two * 6 / 3.5)
 
 
 def test_advice_names_changes_that_make_it_fit():

@@ -24,7 +24,7 @@ def test_counts_devices_of_all_slices():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("v9:4x4", "known are v5e, v5p, v6e, tpu7x"),
+        ("v9:4x4", "known are v5e, v5p, v6e, written"),
         ("v5p", "known are"),
         ("v5q:4x4x4", "did you mean"),
         ("v5p:4x4", "3 axes"),
