@@ -32,7 +32,7 @@ from pallas_kernels.grouped_matmul.tpu_block_sizes import (
     cores_in_force,
     vmem_limit,
 )
-from pallas_kernels.grouped_matmul.tpu_feed_forward import hidden_layer_gradients
+from pallas_kernels.grouped_matmul.tpu_feed_forward import hidden_layer_gradients, hidden_pieces
 from pallas_kernels.grouped_matmul.tpu_matmul import (
     Product,
     bank_budget,
@@ -447,17 +447,32 @@ def _feed_forward_backward_pass(
             dx, plan, inputs.shape[1], layout="tokens", gates=None, output_dtype=inputs.dtype
         )
         return dinputs, dbanks, _by_slot(dots, plan, gates.dtype)
-    hidden, dpre, dots = hidden_layer_gradients(
-        _visits(plan, sizes),
-        x,
-        dy,
-        banks,
-        scale,
-        num_rows=plan.num_slots,
-        sizes=sizes,
-        **settings,
-    )
-    hidden_rows = Rows(hidden, hidden.shape[1])
+    name = "grouped_feed_forward_weight_gradient"
+    dpre: Arrays | None = None
+    ddown: Any = None
+    dots = jnp.zeros(plan.num_slots, jnp.float32)
+    work = _visits(plan, sizes)
+    for piece in hidden_pieces(banks[0].shape[1]):
+        hidden, dpre, more_dots = hidden_layer_gradients(
+            work,
+            x,
+            dy,
+            banks,
+            scale,
+            num_rows=plan.num_slots,
+            sizes=sizes,
+            piece=piece,
+            into=dpre,
+            **settings,
+        )
+        rows = Rows(hidden, piece.width)
+        ddown, _ = _weight_gradient(
+            plan, rows, dy, banks[0], precision=precision, piece=piece, into=ddown, name=name
+        )
+        # The next piece may take the memory of this one.
+        dpre, ddown = jax.lax.optimization_barrier((dpre, ddown))
+        dots = dots + more_dots
+    assert dpre is not None, "there is a piece"
     dpre_rows = [Rows(d, d.shape[1]) for d in dpre]
     dx, _ = _products(
         plan,
@@ -468,8 +483,6 @@ def _feed_forward_backward_pass(
         precision=precision,
         name="grouped_feed_forward_input_gradient",
     )
-    name = "grouped_feed_forward_weight_gradient"
-    ddown, _ = _weight_gradient(plan, hidden_rows, dy, banks[0], precision=precision, name=name)
     dups = [
         _weight_gradient(plan, x, d, bank, precision=precision, name=name)[0]
         for d, bank in zip(dpre_rows, banks[1:], strict=True)

@@ -15,6 +15,7 @@ from pallas_kernels.grouped_matmul.loops import Activation, hidden_layer
 from pallas_kernels.grouped_matmul.tpu_block_sizes import BlockSizes, vmem_limit
 from pallas_kernels.grouped_matmul.tpu_matmul import (
     Chunks,
+    Piece,
     Product,
     as_column,
     bank_budget,
@@ -25,11 +26,24 @@ from pallas_kernels.grouped_matmul.tpu_matmul import (
     row_sums,
     vector_block,
 )
-from pallas_kernels.grouped_matmul.tpu_rows import LANES
+from pallas_kernels.grouped_matmul.tpu_rows import LANES, ROW_MULTIPLE
 from pallas_kernels.grouped_matmul.tpu_tiles import Block, Rows, Visit, tile_call
 from pallas_kernels.grouped_matmul.tpu_visits import Visits
 
 Arrays = tuple[Array, ...]
+
+
+def hidden_pieces(width: int) -> list[Piece]:
+    """About four pieces of a hidden layer's columns, for which it is there one after the other.
+
+    Their widths are powers of two times 1024, so that wide blocks divide them, but that of the
+    last. Layers of fewer than four times 1024 columns stay whole, and those that are no multiple.
+    """
+    units = width // ROW_MULTIPLE
+    if units < 4 or width % ROW_MULTIPLE:
+        return [Piece(0, width, width)]
+    size = ROW_MULTIPLE << (-(-units // 4) - 1).bit_length()
+    return [Piece(i, min(size, width - i), width) for i in range(0, width, size)]
 
 
 def hidden_gradients(
@@ -62,8 +76,10 @@ def hidden_layer_gradients(
     sizes: BlockSizes,
     activation: Activation,
     precision: jax.lax.Precision,
+    piece: Piece,
+    into: Arrays | None,
 ) -> tuple[Array, Arrays, Array]:
-    """Computes the hidden layer again, and from it what the gradients of all banks need.
+    """Computes columns of the hidden layer again, and what the gradients of all banks need of it.
 
     Args:
         visits: the work list.
@@ -75,19 +91,27 @@ def hidden_layer_gradients(
         sizes: of blocks.
         activation: of the hidden layer.
         precision: of the products.
+        piece: which columns.
+        into: what earlier pieces gave of the gradients of the pre-activations.
 
     Returns:
-        The gated hidden layer [R, F], the gradients of the pre-activations [R, F] each, and those
-        of the gates, float32 [R]. Rows that are not visited hold anything.
+        The piece of the gated hidden layer, [R, columns]; the gradients of the pre-activations with
+        this piece, [R or more, F] each; and what it adds to those of the gates, float32 [R]. Rows
+        that are not visited hold anything.
     """
-    products = [Product(0, bank) for bank in banks[1:]] + [Product(1, banks[0], transposed=True)]
-    width, height, dtype = products[0].width, visits.height, x.rows.dtype
-    block, buffers = fit_columns(products, sizes.columns, bank_budget(), narrow=True)
+    products = [Product(0, bank, columns=piece) for bank in banks[1:]]
+    products.append(Product(1, banks[0], transposed=True, columns=piece))
+    width, height, dtype = piece.width, visits.height, x.rows.dtype
+    most = min(sizes.columns, piece.most)
+    block, buffers = fit_columns(products, most, bank_budget(), narrow=True)
+    before = piece.at(block)
     count = -(-width // block)
     ragged = count * block != width
     chunks = Chunks.of(block, sizes, height, sum(p.depth for p in products))
     lanes = LANES if chunks.size % LANES == 0 else chunks.size
-    outputs = [jax.ShapeDtypeStruct((num_rows, width), dtype)] * len(banks)
+    hidden_shape = jax.ShapeDtypeStruct((num_rows, width), dtype)
+    # Whole tiles: the interpreter does not fill up what is passed on from piece to piece.
+    dpre_shape = jax.ShapeDtypeStruct((visits.tiles * height, piece.total), dtype)
     per_row = jax.ShapeDtypeStruct((count, visits.tiles, 1, height), jnp.float32)
 
     def body(
@@ -114,7 +138,8 @@ def hidden_layer_gradients(
         chunks.run(prepare, turn)
         outs[-1][...] = jnp.where(own_lanes(visit), row_sums(sums[...]), outs[-1][...])
 
-    place: Callable[..., Any] = lambda n, e, t: (t, n)  # noqa: E731
+    here: Callable[..., Any] = lambda n, e, t: (t, n)  # noqa: E731
+    there: Callable[..., Any] = lambda n, e, t: (t, before + n)  # noqa: E731
     results = tile_call(
         body,
         visits,
@@ -126,15 +151,17 @@ def hidden_layer_gradients(
             (row_blocks(gates, height), vector_block(height)),
         ],
         results=[
-            *((shape, Block((height, block), place)) for shape in outputs),
+            (hidden_shape, Block((height, block), here)),
+            *[(dpre_shape, Block((height, block), there))] * (len(banks) - 1),
             (per_row, Block((None, None, 1, height), lambda n, e, t: (n, t, 0, 0))),
         ],
+        into=() if into is None else (None, *into),
         scratch=[pltpu.VMEM((height, lanes), jnp.float32)],
         parts=chunks.parts,
         vmem_limit=vmem_limit(),
         cost=pl.CostEstimate(
             flops=2 * num_rows * sum(p.depth for p in products) * width,
-            bytes_accessed=sum(b.size * b.dtype.itemsize for b in banks)
+            bytes_accessed=sum(b.size * b.dtype.itemsize for b in banks) * width // piece.total
             + num_rows * (x.width + dy.width + len(banks) * width) * dtype.itemsize,
             transcendentals=num_rows * width,
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -154,6 +155,31 @@ def own_lanes(visit: Visit) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
+class Piece:
+    """Some columns of an array, whose blocks are cut so that they begin where one does.
+
+    Attributes:
+        first: column.
+        width: how many.
+        total: columns of the array.
+    """
+
+    first: int
+    width: int
+    total: int
+
+    @property
+    def most(self) -> int:
+        """The widest block that can divide the columns and what is before them."""
+        return math.gcd(self.first, self.width)
+
+    def at(self, block: int) -> int:
+        """The number of blocks of that many columns before the first column."""
+        assert self.first % block == 0, (self, block)
+        return self.first // block
+
+
+@dataclasses.dataclass(frozen=True)
 class Product:
     """rows @ bank[expert], or its transpose.
 
@@ -163,6 +189,7 @@ class Product:
         transposed: whether the bank's last axis is contracted.
         pieces: in how many the sum over K is cut, ...
         piece: ... and which one this is.
+        columns: which of N; None for all.
     """
 
     source: int
@@ -170,10 +197,13 @@ class Product:
     transposed: bool = False
     pieces: int = 1
     piece: int = 0
+    columns: Piece | None = None
 
     @property
     def width(self) -> int:
-        """N."""
+        """N, or as much of it as is wanted."""
+        if self.columns is not None:
+            return self.columns.width
         return self.bank.shape[1 if self.transposed else 2]
 
     @property
@@ -184,15 +214,16 @@ class Product:
     def block(self, columns: int, buffers: int) -> Block:
         """Blocks with all of the piece's depth."""
         last, piece = self.bank.shape[0] - 1, self.piece
+        first = 0 if self.columns is None else self.columns.at(columns)
         if self.transposed:
             return Block(
                 (None, columns, self.depth),
-                lambda n, e, t: (jnp.minimum(e, last), n, piece),
+                lambda n, e, t: (jnp.minimum(e, last), first + n, piece),
                 buffers,
             )
         return Block(
             (None, self.depth, columns),
-            lambda n, e, t: (jnp.minimum(e, last), piece, n),
+            lambda n, e, t: (jnp.minimum(e, last), piece, first + n),
             buffers,
         )
 
@@ -446,6 +477,8 @@ def weight_gradient(
     precision: jax.lax.Precision,
     scale: Array | None = None,
     with_sums: bool = False,
+    piece: Piece | None = None,
+    into: Array | None = None,
     name: str,
 ) -> tuple[Array, Array | None]:
     """left.T @ (right times scale) over each expert's rows, [E, K, N].
@@ -460,17 +493,22 @@ def weight_gradient(
         precision: of the products.
         scale: [R].
         with_sums: also sum `right` times scale over each expert's rows.
+        piece: which rows of the products `left` has the columns for; by default, all.
+        into: [E, K, N], products of which this adds a piece.
         name: of the kernel.
 
     Returns:
         The products, and float32 [E, N] or None.
     """
     height, depth, width = visits.height, left.width, right.width
+    piece = Piece(0, depth, depth) if piece is None else piece
     block = column_blocks(width, sizes.columns)
     across = -(-width // block)
     # The sum and its two output buffers may fill half of VMEM.
     area = vmem_limit() // 2 // (4 + 2 * jnp.dtype(output_dtype).itemsize)
-    tall = column_blocks(depth, max(area // round_up(block, LANES), ROW_MULTIPLE))
+    tall = max(area // round_up(block, LANES), ROW_MULTIPLE)
+    tall = column_blocks(depth, min(tall, piece.most))
+    before = piece.at(tall)
     count = across * -(-depth // tall)
     cores = cores_in_force() if count % cores_in_force() == 0 else 1
     left = dataclasses.replace(left, width=tall, place=lambda n: lax.div(n, across))
@@ -481,8 +519,11 @@ def weight_gradient(
         blocks.append((row_blocks(scale, height), vector_block(height)))
     results: list[tuple[jax.ShapeDtypeStruct, Block | None]] = [
         (
-            jax.ShapeDtypeStruct((experts, depth, width), output_dtype),
-            Block((None, tall, block), lambda n, e, t: (e, lax.div(n, across), lax.rem(n, across))),
+            jax.ShapeDtypeStruct((experts, piece.total, width), output_dtype),
+            Block(
+                (None, tall, block),
+                lambda n, e, t: (e, before + lax.div(n, across), lax.rem(n, across)),
+            ),
         )
     ]
     scratch = [pltpu.VMEM((tall, block), jnp.float32), pltpu.VMEM((height, tall), left.rows.dtype)]
@@ -535,6 +576,7 @@ def weight_gradient(
         rows=[left, right],
         blocks=blocks,
         results=results,
+        into=[into],
         scratch=scratch,
         parts=chunks.parts,
         column_cores=cores,

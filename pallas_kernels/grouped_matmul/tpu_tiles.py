@@ -230,6 +230,7 @@ def tile_call(
     rows: Sequence[Rows] = (),
     blocks: Sequence[tuple[Array, Block]] = (),
     results: Sequence[tuple[jax.ShapeDtypeStruct, Block | None]],
+    into: Sequence[Array | None] = (),
     scratch: Sequence[Any] = (),
     parts: int = 1,
     column_cores: int = 1,
@@ -248,6 +249,8 @@ def tile_call(
         blocks: operands in blocks.
         results: shapes and blocks of the results; those without a block stay in HBM, and the body
             copies to them.
+        into: for each result an array that it takes the place of, or None; blocks that no visit
+            writes stay as they were. May be shorter than the results.
         scratch: VMEM scratch shapes.
         parts: into how many equal parts a tile's preparation is divided.
         column_cores: cores that the columns are divided between; if above 1, the visits are not.
@@ -295,6 +298,12 @@ def tile_call(
     operands += [array for array, _ in blocks]
     specs += [block.spec(division) for _, block in blocks]
     in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
+    aliases = {}
+    for result, array in enumerate(into):
+        if array is not None:
+            aliases[len(visits.scalars) + len(operands)] = result
+            operands.append(array)
+            specs.append(in_hbm)
 
     def kernel(*refs: Any) -> None:
         remaining = list(refs)
@@ -307,6 +316,7 @@ def tile_call(
         visit = Visit(take(len(visits.scalars)), height, cores, division)
         sources = [take(4) for _ in fetched]
         direct_refs, block_refs = take(len(direct)), take(len(blocks))
+        take(len(aliases))  # the results themselves
         result_refs, scratch_refs = take(len(results)), take(len(scratch))
         pipelines = [
             _Fetch(r, source, tuple(indices), *take(3))
@@ -364,6 +374,7 @@ def tile_call(
             vmem_limit_bytes=vmem_limit,
             disable_bounds_checks=True,
         ),
+        input_output_aliases=aliases,
         cost_estimate=cost,
         name=name,
     )(*visits.scalars, *operands)

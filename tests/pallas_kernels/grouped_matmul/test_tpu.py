@@ -129,6 +129,42 @@ def test_hidden_layers_come_in_narrow_blocks(monkeypatch):
         assert_close(name, results[name], expected, 5e-6)
 
 
+@pytest.mark.verify
+@pytest.mark.usefixtures("streamed")
+def test_wide_hidden_layers_come_in_pieces():
+    """Three pieces, the last a narrower one: what each writes stays beside what others wrote."""
+    assert [p.width for p in tpu_feed_forward.hidden_pieces(5120)] == [2048, 2048, 1024]
+    params = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
+    sizes = dict.fromkeys(KERNELS, BlockSizes(16, 1024, 1024))
+    with pltpu.force_tpu_interpret_mode(params), compiling_for("v5p", sizes):
+        p = problem((5, 2, 2, 20, 5120))
+        results = _Streamed().feed_forward_results(p, "silu", True)
+    for name, expected in feed_forward_oracle(p, "silu", True).items():
+        assert_close(name, results[name], expected, 5e-6)
+    assert not _races()
+
+
+@pytest.mark.parametrize(
+    ("width", "widths"),
+    [
+        (33, [33]),
+        (2048, [2048]),
+        (4000, [4000]),  # no multiple of whole blocks
+        (4096, [1024] * 4),
+        (5120, [2048, 2048, 1024]),
+        (14336, [4096, 4096, 4096, 2048]),
+        (16384, [4096] * 4),
+    ],
+)
+def test_pieces_of_hidden_layers_begin_where_blocks_do(width, widths):
+    pieces = tpu_feed_forward.hidden_pieces(width)
+    assert [piece.width for piece in pieces] == widths
+    assert [piece.first for piece in pieces] == [sum(widths[:i]) for i in range(len(widths))]
+    for piece in pieces:
+        assert piece.at(piece.most) * piece.most == piece.first
+        assert piece.width % piece.most == 0
+
+
 def _assert_feed_forward(
     contract: GroupedMatmulContract, activation: str, gated: bool, dtype: Any, tolerance: float
 ) -> None:
