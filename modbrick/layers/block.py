@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
@@ -97,8 +98,7 @@ class Block(nnx.Module):
             return_weights="attention_weights" in capture,
         )
         y = attach(bricks, "attention", normed, attended.output, stream.brick_ids)
-        x = constrain(x + y * multiplier, "batch", "sequence", "width")
-        x = mark_between(x)
+        x = mark_between(constrain(_added(x, y, multiplier), "batch", "sequence", "width"))
         if attended.statistics is not None and attended.routing is not None:
             statistics["attention"], routing["attention"] = attended.statistics, attended.routing
 
@@ -110,7 +110,7 @@ class Block(nnx.Module):
                 normed, stream, bricks, execution, feed_forward_keys
             )
         y = attach(bricks, "feed_forward", normed, y, stream.brick_ids)
-        x = constrain(x + y * multiplier, "batch", "sequence", "width")
+        x = constrain(_added(x, y, multiplier), "batch", "sequence", "width")
         x = attach(bricks, "residual", x, x, stream.brick_ids)
         record = LayerRecord(
             statistics,
@@ -119,3 +119,11 @@ class Block(nnx.Module):
             x if "hidden_states" in capture else None,
         )
         return x, attended.cache, record
+
+
+def _added(
+    x: Float[Array, "B S D"], y: Float[Array, "B S D"], multiplier: float
+) -> Float[Array, "B S D"]:
+    """Returns x + multiplier y, rounded once."""
+    total = x.astype(jnp.float32) + y.astype(jnp.float32) * multiplier
+    return total.astype(x.dtype)
