@@ -9,22 +9,35 @@ from modbrick.config import SegmentConfig
 from modbrick.errors import InputError
 from modbrick.planning import plan as planning
 from modbrick.planning import rates, time
+from modbrick.planning.kernel_shapes import kernel_shapes
 from modbrick.planning.plan import make_plan, named
-from modbrick.planning.presets import preset
+from modbrick.planning.presets import PRESETS, TOPOLOGIES, preset
 from modbrick.planning.rates import (
     FILE,
+    FURTHEST,
     Rate,
     keep_rate,
     nearest_rate,
     read_rates,
     unmeasured,
 )
-from modbrick.planning.time import kernel_seconds, useful_flops
+from modbrick.planning.time import kernel_rates, kernel_seconds, useful_flops
 from modbrick.planning.topology import EXAMPLES, find_topology
 from tests.modbrick.planning.small_run import small_run
 
 ROOT = Path(__file__).resolve().parents[3]
 SHAPE = {"width": 1024, "hidden": 2048, "experts": 32, "top_k": 2, "gated": 0}
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_its_rates(name, topology):
+    config = named(preset(ROOT / "configs", name, topology))
+    for part, rate in kernel_rates(config, topology.partition(":")[0]).items():
+        shape = kernel_shapes(config)[part]
+        assert rate.part == part
+        for size, known in zip(shape.values(), rate.shape.values(), strict=True):
+            assert size == known == 0 or 1 / FURTHEST <= size / known <= FURTHEST
 
 
 def test_topologies_that_are_named_can_be_planned():
