@@ -200,16 +200,11 @@ def _attend_backward(
     # Whatever is computed here is computed by rows: beside them, arrays by heads are padded.
     d_output = tpu_layout.rows_of_queries(d_output.astype(value.dtype), groups, 1)
     d_remainder = tpu_layout.rows_of_queries(d_remainder, groups, 1)
-    exact = output.astype(jnp.float32)
-    if error is not None:
-        exact += error.astype(jnp.float32)
-    rest = jnp.sum(d_output * exact, axis=-1) + d_remainder * remainder
-    largest = jnp.max(jnp.abs(value), axis=(1, 3)).astype(jnp.float32)[:, :, None]
-    bound = jnp.sum(jnp.abs(d_output), axis=-1, dtype=jnp.float32) * largest
-    bound = jnp.maximum(bound, jnp.abs(d_remainder))
+    largest = jnp.max(jnp.abs(value), axis=(1, 3)).astype(jnp.float32)
     fill = functools.partial(tpu_layout.fill, axis=2, multiple=block.query)
     rows = tpu_layout.rows_of_queries(query, groups, block.query)
-    d_rows, rest, bound = fill(d_output), fill(rest), fill(bound)
+    d_rows, rest, d_remainder = map(fill, (d_output, d_remainder * remainder, d_remainder))
+    parts_of_output = tuple(fill(x) for x in (output, error) if x is not None)
     spent = jnp.zeros_like(rest)
     farthest = None
     if visited is not None:
@@ -220,7 +215,9 @@ def _attend_backward(
             sizes.forward.key,
         )[:, :, : visited.shape[2]]
     chunk = keys_at_a_time(key_length, block.key, query.shape[-1] + value.shape[-1])
-    d_query = jnp.zeros((), jnp.float32)
+    # Rounded once: by the kernel if it sees all keys, else when those of all calls are added.
+    d_query_dtype = query.dtype if chunk >= key_length else jnp.float32
+    d_query = jnp.zeros((), d_query_dtype)
     d_keys, d_values = [], []
     for start in reversed(range(0, key_length, chunk)):
         part = slice(start, min(start + chunk, key_length))
@@ -234,21 +231,25 @@ def _attend_backward(
         d_rows_query, d_key, d_value, spent, rest = backward(
             rows,
             d_rows,
+            parts_of_output,
             tpu_layout.blocks_of_keys(key[:, part], block.key),
             tpu_layout.blocks_of_keys(value[:, part], block.key),
             spent,
             rest,
-            bound,
+            d_remainder,
+            largest,
             walk,
             scale=scale,
             block=block.query,
+            d_query_dtype=d_query_dtype,
         )
+        parts_of_output = ()
         d_query += d_rows_query
         d_key, d_value = (scale * d_key).astype(key.dtype), d_value.astype(value.dtype)
         d_keys.append(tpu_layout.keys_of_blocks(d_key, part.stop - part.start))
         d_values.append(tpu_layout.keys_of_blocks(d_value, part.stop - part.start))
     return (
-        tpu_layout.queries_of_rows((scale * d_query).astype(query.dtype), length, heads),
+        tpu_layout.queries_of_rows(d_query.astype(query.dtype), length, heads),
         jnp.concatenate(d_keys[::-1], axis=1),
         jnp.concatenate(d_values[::-1], axis=1),
         None,

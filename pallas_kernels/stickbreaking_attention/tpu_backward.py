@@ -42,32 +42,40 @@ from pallas_kernels.stickbreaking_attention.tpu_layout import (
 def backward(
     query: jax.Array,
     d_output: jax.Array,
+    output: tuple[jax.Array, ...],
     key: jax.Array,
     value: jax.Array,
     spent: jax.Array,
     rest: jax.Array,
-    bound: jax.Array,
+    d_remainder: jax.Array,
+    largest: jax.Array,
     walk: Walk,
     *,
     scale: float,
     block: int,
+    d_query_dtype: jax.typing.DTypeLike,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """Runs the kernel.
 
     Args:
       query: `[B, G, rows, d]`.
       d_output: `[B, G, rows, dv]`.
+      output: arrays `[B, G, rows, dv]` that add up to the output: it and what rounding took from
+        it. Given with the nearest keys: of all others `rest` has it already.
       key: `[B, G, blocks, block, d]`, in running order.
       value: `[B, G, blocks, block, dv]`, in running order.
       spent: float32 `[B, G, rows]`, what is spent of the sticks in front of these keys.
-      rest: float32 `[B, G, rows]`, what these keys and all farther ones have to add up to.
-      bound: float32 `[B, G, rows]`; `largest` of `tpu_tile.gradients`.
+      rest: float32 `[B, G, rows]`, what these keys and all farther ones have to add up to, less
+        the products of `output` and `d_output`.
+      d_remainder: float32 `[B, G, rows]`.
+      largest: float32 `[B, G]`, the largest magnitude of a value.
       walk: what rows see.
       scale: of the logits.
       block: rows of a block.
+      d_query_dtype: of the gradients of queries; float32 where those of other keys are added.
 
     Returns:
-      Float32 gradients of queries / scale `[B, G, rows, d]`, of keys / scale
+      Gradients of queries `[B, G, rows, d]`; float32 gradients of keys / scale
       `[B, G, blocks, block, d]` and of values `[B, G, blocks, block, dv]`; `spent` and `rest`
       behind these keys.
     """
@@ -75,14 +83,20 @@ def backward(
     blocks, key_block, value_width = value.shape[2:]
     in_rows = lambda b, g, i, *_: (b, g, i, 0)  # noqa: E731
     row = pl.BlockSpec((None, None, 1, block), lambda b, g, i, *_: (b, g, 0, i))
+    of_values = pl.BlockSpec((None, None, block, value_width), in_rows)
     in_hbm = pl.BlockSpec(memory_space=pl.ANY)
     inputs = {
         "query": (query, pl.BlockSpec((None, None, block, width), in_rows)),
-        "d_output": (d_output, pl.BlockSpec((None, None, block, value_width), in_rows)),
+        "d_output": (d_output, of_values),
         "spent": (spent[:, :, None], row),
         "rest": (rest[:, :, None], row),
-        "bound": (bound[:, :, None], row),
+        "d_remainder": (d_remainder[:, :, None], row),
+        "largest": (
+            largest[:, :, None, None],
+            pl.BlockSpec((None, None, 1, 1), lambda b, g, i, *_: (b, g, 0, 0)),
+        ),
     }
+    inputs |= {f"output_{n}": (part, of_values) for n, part in enumerate(output)}
     inputs |= walk_inputs(walk, block)
     inputs["key"] = (key, in_hbm)
     inputs["value"] = (value, in_hbm)
@@ -118,13 +132,14 @@ def backward(
                 pltpu.VMEM((blocks, key_block, value_width), jnp.float32),
                 pltpu.VMEM((SUBLANES, block), jnp.float32),
                 pltpu.VMEM((SUBLANES, block), jnp.float32),
+                pltpu.VMEM((SUBLANES, block), jnp.float32),
                 pltpu.VMEM((2, key_block, block), jnp.float32),
                 pltpu.SemaphoreType.DMA((3, 2)),
                 pltpu.SemaphoreType.DMA((2,)),
             ],
         ),
         out_shape=[
-            float32((batch, groups, rows, width)),
+            jax.ShapeDtypeStruct((batch, groups, rows, width), d_query_dtype),
             float32(key.shape),
             float32(value.shape),
             float32((batch, groups, 1, rows)),
@@ -150,8 +165,8 @@ def _kernel(
 ) -> None:
     inputs = dict(zip(names, refs, strict=False))
     d_query, d_key_out, d_value_out, spent_behind, rest_behind = refs[len(names) : len(names) + 5]
-    keys, values, key_columns, weights, d_logits, sums, d_key, d_value = refs[len(names) + 5 : -5]
-    spent, rest, bounds, fetched, written = refs[-5:]
+    keys, values, key_columns, weights, d_logits, sums, d_key, d_value = refs[len(names) + 5 : -6]
+    spent, rest, bound, bounds, fetched, written = refs[-6:]
     query, d_output = inputs["query"], inputs["d_output"]
     b, g, i = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     entry = b * strides[0] + g * strides[1] + i * COLUMNS
@@ -192,7 +207,7 @@ def _kernel(
                 bounds[kind, strip],
                 behind,
                 rest_then,
-                inputs["bound"][...],
+                bound[...],
                 scale,
                 weights.dtype,
             )
@@ -240,13 +255,34 @@ def _kernel(
     pl.when(i == 0)(clear_sums)
     sums[...] = jnp.zeros_like(sums)
     spent[...] = jnp.broadcast_to(inputs["spent"][...], spent.shape)
-    rest[...] = jnp.broadcast_to(inputs["rest"][...], rest.shape)
+    rest[...] = jnp.broadcast_to(_rest(inputs), rest.shape)
+    bound[...] = _bound(inputs)
     # The first iteration adds nothing, of keys that must not be NaN.
     weights[...] = jnp.zeros_like(weights)
     d_logits[...] = jnp.zeros_like(d_logits)
     key_columns[1] = jnp.zeros_like(key_columns[1])
     pl.when(count > 0)(walk_keys)
-    d_query[...] = sums[...].T
+    d_query[...] = (scale * sums[...]).T.astype(d_query.dtype)
     spent_behind[...] = spent[:1]
     rest_behind[...] = rest[:1]
     pl.when(last_rows)(write_sums)
+
+
+def _rest(inputs: dict[str, Any]) -> jax.Array:
+    """`rest` in front of all keys, float32 `[1, rows]`: over sublanes, in plain additions."""
+    rest = inputs["rest"][...]
+    output = [
+        ref[...].astype(jnp.float32) for name, ref in inputs.items() if name.startswith("output_")
+    ]
+    if output:
+        products = inputs["d_output"][...].astype(jnp.float32) * sum(output[1:], output[0])
+        rest += jnp.sum(products.T, axis=0, keepdims=True)
+    return rest
+
+
+def _bound(inputs: dict[str, Any]) -> jax.Array:
+    """`largest` of `tpu_tile.gradients`, float32 `[8, rows]`."""
+    magnitudes = jnp.abs(inputs["d_output"][...])
+    ones = jnp.ones((SUBLANES, magnitudes.shape[1]), magnitudes.dtype)
+    effects = tpu_tile.dot("od,qd->oq", ones, magnitudes) * inputs["largest"][...]
+    return jnp.maximum(effects, jnp.abs(inputs["d_remainder"][...]))

@@ -182,7 +182,7 @@ def gradients(
       bounds: see `bounds_of_strip`.
       spent: see `weights`.
       rest: float32 `[8, rows]`, the same in each sublane.
-      largest: float32 `[1, rows]`, the largest magnitude of an effect or the remainder's gradient.
+      largest: float32 `[8, rows]`, the largest magnitude of an effect or the remainder's gradient.
       scale: of the logits.
       dtype: of the results.
 
