@@ -35,7 +35,7 @@ export JAX_COMPILATION_CACHE_DIR=${CACHE:-$WORKDIR.compiled}
 status=0
 # shellcheck disable=SC2086 # FLAGS are several words
 srun --kill-on-bad-exit=0 --wait=600 .venv/bin/python scripts/train.py --config="$CONFIG" \
-  --config.data.path="$DATA" --workdir="$WORKDIR" --start_timeout=900 ${FLAGS:-} || status=$?
+  --config.data.path="$DATA" --workdir="$WORKDIR" --start_timeout=86400 ${FLAGS:-} || status=$?
 
 if ((status == PREEMPTED)); then
   echo "start again: the last one saved and stopped"

@@ -21,9 +21,12 @@
 #   FLAGS      more flags of scripts/train.py, if any
 #   POLL       seconds between looks, 60 if unset
 #   CRASHES    starts in a row that may end otherwise than 0, 2 or 75 before `run` gives up; 3
+#   FAILURES   times in a row that a step of `run` may fail, such as `install`, before it gives up; 10
+#   GRACE      seconds that VMs may still train when others have ended, 900 if unset
 set -euo pipefail
 
 SLICES=${SLICES:-1} SPOT=${SPOT:-0} FLAGS=${FLAGS:-} POLL=${POLL:-60} CRASHES=${CRASHES:-3}
+FAILURES=${FAILURES:-10} GRACE=${GRACE:-900}
 FINISHED=0 BAD_INPUT=2 PREEMPTED=75 # exit statuses of scripts/train.py
 
 need() {
@@ -38,7 +41,21 @@ queued() { gcloud compute tpus queued-resources "$@" --project="$PROJECT" --zone
 # Runs a command on every VM of every slice.
 everywhere() { queued ssh "$NAME" --node=all --worker=all --command="$1"; }
 
-state() { queued describe "$NAME" --format='value(state.state)' 2>/dev/null || echo ABSENT; }
+state() { # of the queued resource; ABSENT: there is none; UNKNOWN: gcloud could not tell
+  local told problem
+  problem=$(mktemp)
+  if told=$(queued describe "$NAME" --format='value(state.state)' 2> "$problem"); then
+    echo "$told"
+  elif grep -q NOT_FOUND "$problem"; then
+    echo ABSENT
+  else
+    cat "$problem" >&2
+    echo UNKNOWN
+  fi
+  rm -f "$problem"
+}
+
+# In what follows each step says `|| return`: bash forgets `set -e` where the caller asks for success.
 
 create() { # ask for the slices
   need TYPE RUNTIME
@@ -55,28 +72,44 @@ delete() { # give the slices back
 
 install() { # bring the committed code to every VM, with its requirements
   need CODE
-  git archive --format=tar.gz HEAD | gcloud storage cp - "$CODE"
-  everywhere "set -e
-    mkdir -p modbrick && gcloud storage cat '$CODE' | tar -xz -C modbrick && cd modbrick
+  git archive --format=tar.gz HEAD | gcloud storage cp - "$CODE" || return
+  everywhere "set -eo pipefail
+    mkdir -p modbrick
+    gcloud storage cat '$CODE' | tar -xz -C modbrick
+    cd modbrick
     python3 -m pip install --quiet --user uv
     python3 -m uv venv --quiet --allow-existing --python 3.12 .venv
     python3 -m uv pip install --quiet --constraint requirements/dev.txt --editable '.[tpu,gcs]'
     echo installed"
 }
 
-# A VM keeps of the start in hand: start.sh, train.log, train.pid, and train.status at its end.
+# A VM keeps of the start in hand: start.sh, start.pid, train.log, train.pid, and train.status at its
+# end.
 start() { # start training on every VM; each finds the others by itself
   need CONFIG DATA WORKDIR CACHE
-  everywhere "cd modbrick && rm -f train.status && cat > start.sh << 'END'
+  everywhere "set -e
+cd modbrick
+rm -f train.status
+cat > start.sh << 'END'
 JAX_COMPILATION_CACHE_DIR='$CACHE' .venv/bin/python scripts/train.py --config='$CONFIG' \\
   --config.data.path='$DATA' --config.mesh.slices=$SLICES --workdir='$WORKDIR' \\
-  --start_timeout=900 $FLAGS &
+  --start_timeout=86400 $FLAGS &
 echo \$! > train.pid
 wait \$!
 echo \$? > train.status
 END
     nohup bash start.sh > train.log 2>&1 < /dev/null &
+    echo \$! > start.pid
     sleep 1"
+}
+
+clear() { # end at once, unsaved, what an earlier start left on any VM, and forget how it ended
+  everywhere 'mkdir -p modbrick && cd modbrick || exit
+    for file in start.pid train.pid; do
+      pid=$(cat $file 2>/dev/null) || continue
+      grep -qs -e start.sh -e train.py "/proc/$pid/cmdline" && kill -KILL "$pid"
+    done
+    rm -f start.pid train.pid train.status'
 }
 
 stop() { # end training after the step in hand, saved; every VM then exits with status 75
@@ -93,23 +126,62 @@ watch() { # follow the log of the first VM, the only one that talks
   queued ssh "$NAME" --node=0 --worker=0 --command='tail -n 100 -F modbrick/train.log'
 }
 
+# A start is of all VMs or none: if it fails on one, the next try ends those that wait for it.
+begin() {
+  clear || return
+  start
+}
+
+# A step of `run`, and whether it succeeded; after too many failures in a row the end of `run`.
+attempt() {
+  if "$1"; then
+    failures=0
+    return
+  fi
+  failures=$((failures + 1))
+  if ((failures >= FAILURES)); then
+    echo "error: '$1' failed $failures times in a row, see above;" \
+      "'$0 delete' gives the slices back" >&2
+    exit 1
+  fi
+  echo "'$1' failed, $failures of $FAILURES times in a row: trying again" >&2
+  return 1
+}
+
 run() { # everything, until the run has finished or cannot go on
   need TYPE RUNTIME CODE CONFIG DATA WORKDIR CACHE
-  local crashes=0 ended
+  local crashes=0 failures=0 unfinished='' parted='' ended now
   while true; do
     case $(state) in
-      ABSENT) create ;;
+      ABSENT)
+        unfinished=''
+        attempt create || true
+        ;;
       ACTIVE)
         # No answer: a VM is not there yet, or not any more, which the next look at the state tells.
         ended=$(status | sort -u | paste -sd ' ') || ended=unreachable
+        # Whoever has met the others ends soon after one of them; who has not would wait for a day.
         case " $ended " in
+          " running " | " unreachable " | "  ") parted='' ;;
+          *" running "*)
+            now=$(date +%s)
+            parted=${parted:-$now}
+            ((now - parted < GRACE)) || ended=${ended/running/waiting} parted=''
+            ;;
+          *) parted='' ;;
+        esac
+        case "$unfinished $ended " in
           *" $BAD_INPUT "*)
             echo "error: train.py refused its input: see '$0 watch'" >&2
             return "$BAD_INPUT"
             ;;
           " $FINISHED ") echo "finished: $WORKDIR; '$0 delete' gives the slices back"; return 0 ;;
-          *" running "* | " unreachable " | "  ") ;; # the others end when one of them has
-          " absent ") install && start ;;
+          *" unreachable " | *"  ") ;;
+          begin*) ! attempt begin || unfinished='' ;;
+          *" running "*) ;; # the others end when one of them has
+          " absent ")
+            if attempt install; then attempt begin || unfinished=begin; fi
+            ;;
           *)
             # After 75 it goes on where it was; a crash, from the last checkpoint, a few times.
             if [[ " $ended " == " $PREEMPTED " ]]; then crashes=0; else crashes=$((crashes + 1)); fi
@@ -118,18 +190,20 @@ run() { # everything, until the run has finished or cannot go on
               return 1
             fi
             echo "start again: the last one ended with $ended"
-            start
+            attempt begin || unfinished=begin
             ;;
         esac
         ;;
-      SUSPENDED | FAILED) delete ;; # preempted: the next look finds it absent, and asks anew
+      SUSPENDED | FAILED) # preempted: a later look finds it absent, and asks anew
+        attempt delete || true
+        ;;
     esac
     sleep "$POLL"
   done
 }
 
 case ${1:-} in
-  create | delete | install | start | stop | status | watch | run | state)
+  create | delete | install | start | stop | status | watch | run | state | clear)
     need NAME PROJECT ZONE
     "$1"
     ;;

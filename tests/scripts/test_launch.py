@@ -251,18 +251,34 @@ def test_a_command_ends_with_its_own_status(status: int) -> None:
 
 
 # Two VMs, which are directories; a queued resource, which is a file with its state.
+# A command fails as often as the lines of a file of its name say: what it says of that.
 GCLOUD = """
+    failing=$CLOUD/fails-${1/storage/storage-$2}
+    [[ $1 != compute ]] || failing=$CLOUD/fails-$4
+    if [[ -s $failing ]]; then
+      head -n 1 $failing >&2
+      sed -i 1d $failing
+      exit 1
+    fi
     case "$*" in
-      *"queued-resources describe"*) cat $CLOUD/state 2>/dev/null || exit 1 ;;
-      *"queued-resources create"*) echo "$@" >> $CLOUD/created; echo ACTIVE > $CLOUD/state ;;
+      *"queued-resources describe"*)
+        cat $CLOUD/state 2>/dev/null || { echo "ERROR: NOT_FOUND: no such resource" >&2; exit 1; } ;;
+      *"queued-resources create"*)
+        [[ ! -e $CLOUD/state ]] || { echo "ERROR: ALREADY_EXISTS" >&2; exit 1; }
+        echo "$@" >> $CLOUD/created; echo ACTIVE > $CLOUD/state ;;
       *"queued-resources delete"*) rm -rf $CLOUD/state $CLOUD/vm* ;;
       *"queued-resources ssh"*)
         for vm in 0 1; do
           mkdir -p $CLOUD/vm$vm && cd $CLOUD/vm$vm
           for word in "$@"; do
-            [[ $word != --command=* ]] || VM=$vm bash -c "${word#--command=}"
+            if [[ $vm == 1 && $word == *start.sh*END* && -s $CLOUD/fails-start ]]; then
+              sed -i 1d $CLOUD/fails-start
+              exit 255
+            fi
+            [[ $word != --command=* ]] || VM=$vm bash -c "${word#--command=}" || failed=1
           done
-        done ;;
+        done
+        exit ${failed:-0} ;;
       "storage cp"*) cat > $CLOUD/code ;;
       "storage cat"*) cat $CLOUD/code ;;
       *) echo "no such command: $*" >&2; exit 1 ;;
@@ -273,14 +289,19 @@ TRAIN = """
     echo "$JAX_COMPILATION_CACHE_DIR $*" >> $CLOUD/trained$VM
     status=$(head -n 1 $CLOUD/statuses$VM)
     sed -i 1d $CLOUD/statuses$VM
+    [[ $status != waits ]] || exec -a train.py sleep 300
     [[ $status != gone ]] || { echo SUSPENDED > $CLOUD/state; exit 143; }
     exit $status
 """
 
 
-def run_on_tpus(cloud: Path, *statuses: list[str]) -> subprocess.CompletedProcess[str]:
+def run_on_tpus(
+    cloud: Path, *statuses: list[str], fails: dict[str, list[str]] | None = None, grace: int = 900
+) -> subprocess.CompletedProcess[str]:
     for vm, of in enumerate(statuses):
         (cloud / f"statuses{vm}").write_text("".join(f"{status}\n" for status in of))
+    for name, lines in (fails or {}).items():
+        (cloud / f"fails-{name}").write_text("".join(f"{line}\n" for line in lines))
     environment = play(
         cloud / "bin",
         gcloud=GCLOUD,
@@ -289,6 +310,7 @@ def run_on_tpus(cloud: Path, *statuses: list[str]) -> subprocess.CompletedProces
         train=TRAIN,
     )
     environment |= {"CLOUD": str(cloud), "POLL": "0.1", "CRASHES": "1", "FLAGS": "--verbosity=0"}
+    environment |= {"FAILURES": "3", "GRACE": str(grace)}
     for name in ("NAME", "PROJECT", "ZONE", "TYPE", "RUNTIME"):
         environment[name] = name.lower()
     for name in ("CODE", "CONFIG", "DATA", "WORKDIR", "CACHE"):
@@ -322,6 +344,50 @@ def test_tpu_vms_are_not_started_again_in_vain(
     assert done.returncode == status
     assert "error:" in done.stderr
     assert len((tmp_path / "trained1").read_text().splitlines()) == starts
+
+
+UNAVAILABLE = "ERROR: UNAVAILABLE: try again"
+
+
+@pytest.mark.parametrize("step", ["describe", "create", "storage-cp", "storage-cat", "start"])
+def test_a_step_on_tpu_vms_that_fails_is_tried_again(tmp_path: Path, step: str) -> None:
+    done = run_on_tpus(tmp_path, ["0"], ["0"], fails={step: [UNAVAILABLE] * 2})
+    assert done.returncode == 0, done.stderr
+    assert "finished" in done.stdout
+    assert (tmp_path / f"fails-{step}").read_text() == ""
+    assert len((tmp_path / "trained1").read_text().splitlines()) == 1
+
+
+def test_a_look_that_fails_does_not_end_the_watcher(tmp_path: Path) -> None:
+    """The resource is there when gcloud cannot tell: asking for it anew would be refused."""
+    (tmp_path / "state").write_text("ACTIVE\n")
+    done = run_on_tpus(tmp_path, ["0"], ["0"], fails={"describe": [UNAVAILABLE] * 5})
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "created").exists()
+    assert UNAVAILABLE in done.stderr
+
+
+@pytest.mark.parametrize("step", ["create", "storage-cp", "storage-cat"])
+def test_a_step_on_tpu_vms_that_always_fails_ends_the_run(tmp_path: Path, step: str) -> None:
+    (tmp_path / "code").write_text("of an earlier run")
+    done = run_on_tpus(tmp_path, ["0"], ["0"], fails={step: [UNAVAILABLE] * 9})
+    assert done.returncode == 1
+    name = "create" if step == "create" else "install"
+    assert f"error: '{name}' failed 3 times in a row" in done.stderr
+    assert not (tmp_path / "trained0").exists(), "nothing may start from code that did not arrive"
+
+
+def test_a_tpu_vm_that_waits_for_one_that_ended_is_started_again(tmp_path: Path) -> None:
+    done = run_on_tpus(tmp_path, ["waits", "0"], ["1", "0"], grace=1)
+    assert done.returncode == 0, done.stderr
+    assert "start again: the last one ended with 1 waiting" in done.stdout
+
+
+@pytest.mark.parametrize("path", STARTING, ids=lambda path: path.name)
+def test_a_slice_may_come_back_late(path: Path) -> None:
+    """Who waits in vain ends with the status of bad input, which ends the run for good."""
+    (seconds,) = re.findall(r"--start_timeout=(\d+)", train_command(path))
+    assert int(seconds) >= 24 * 3600
 
 
 def test_a_variable_that_is_missing_is_named() -> None:
