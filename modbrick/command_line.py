@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import signal
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
+from etils import epath
 
 from modbrick.errors import InputError
 
@@ -70,6 +72,39 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
             return INTERRUPTED
 
     app.run(guarded, flags_parser=parse)
+
+
+def check_output(
+    flag: flags.FlagHolder[str | None], *, remote: bool = False, endings: Sequence[str] = ()
+) -> None:
+    """Checks that the file that a flag names can be written; comes before any work for it.
+
+    Args:
+      flag: of the file; None: there is nothing to write.
+      remote: whether it may lie elsewhere, such as on gs://.
+      endings: that the name may have, such as `.png`; any if there are none.
+
+    Raises:
+      InputError: names the flag, and what is in the way.
+    """
+    if flag.value is None:
+        return
+    if not flag.value:
+        raise InputError(f"--{flag.name}: name a file, got an empty name")
+    if "://" in flag.value and not remote:
+        raise InputError(f"--{flag.name}: must be a file of this machine, got {flag.value}")
+    path = epath.Path(flag.value)
+    if endings and path.suffix.lower() not in endings:
+        raise InputError(
+            f"--{flag.name}: the name must end in {' or '.join(endings)}, got {flag.value}"
+        )
+    if path.is_dir():
+        raise InputError(f"--{flag.name}: {flag.value} is a directory; name a file")
+    if not path.parent.is_dir():
+        raise InputError(f"--{flag.name}: there is no directory {path.parent}")
+    target = path if path.exists() else path.parent
+    if "://" not in flag.value and not os.access(target, os.W_OK):
+        raise InputError(f"--{flag.name}: {target} must not be written")
 
 
 def _stop(message: str) -> NoReturn:

@@ -9,8 +9,7 @@ Writes a random checkpoint in bfloat16 below DIR: of the shape of MoLM-700M-8B (
 or a format's small model under --fixtures, made wider until it has half a gigabyte (medium). It is
 imported and exported again with scripts/convert_checkpoint.py, each in a process of its own, and
 the same files are copied beside each. DIR needs room for four times the size, and is left as it
-was. The exported tensors are compared with the first ones, byte for byte. With --source, the import
-of what there is.
+was. Exported tensors are compared with the first ones, byte for byte. With --source: its import.
 
 How it is measured: before each of the four, the files to be read are written back and dropped from
 the page cache (posix_fadvise); the clock stops when everything is on the disk (fsync; TensorStore
@@ -41,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from modbrick.command_line import run
+from modbrick.command_line import check_output, run
 from modbrick.config import ModelConfig
 from modbrick.convert import format_named, open_checkpoint
 from modbrick.convert.correspondence import correspondence
@@ -95,6 +94,7 @@ class Measured:
 def main(argv: Sequence[str]) -> None:
     """Measures both directions."""
     del argv
+    check_output(JSON)
     report: dict[str, Any] = {
         "python": sys.version.split()[0],
         "jax": jax.__version__,

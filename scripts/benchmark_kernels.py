@@ -108,8 +108,7 @@ def check_flags() -> tuple[str, list[str]]:
     for case in cases:
         if case not in known_cases:
             raise InputError(f"--cases: unknown case {case!r}; {nearest(case, known_cases)}")
-    if JSON.value and not Path(JSON.value).absolute().parent.is_dir():
-        raise InputError(f"--json: there is no directory {Path(JSON.value).parent}")
+    command_line.check_output(JSON)
     return OP.value, cases
 
 

@@ -95,8 +95,7 @@ def main(argv: Sequence[str]) -> int:
             raise InputError(f"--cases: unknown case {name!r}; {nearest(name, CASES)}")
     if (ORIGINAL.value is None) != (ORIGINAL_PYTHON.value is None):
         raise InputError("--original and --original_python go together")
-    if JSON.value and not Path(JSON.value).parent.is_dir():
-        raise InputError(f"--json: there is no directory {Path(JSON.value).parent}")
+    command_line.check_output(JSON)
     if _CASE.value:
         print(json.dumps(run_case(_CASE.value)))
         return 0

@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from modbrick.command_line import run
+from modbrick.command_line import check_output, run
 from modbrick.convert import (
     OpenedSource,
     export_checkpoint,
@@ -46,6 +46,7 @@ JSON = flags.DEFINE_string("json", None, "File for the result too.")
 def main(argv: Sequence[str]) -> None:
     """Measures every model and prints a line for each."""
     del argv
+    check_output(JSON)
     found = sorted(path.parent for path in Path(FIXTURES.value).glob("*/*/expected.safetensors"))
     found = [path for path in found if (path / "config.json").is_file()]
     if not found:

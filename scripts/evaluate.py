@@ -53,8 +53,7 @@ def main(argv: Sequence[str]) -> int:
     del argv
     if not CHECKPOINT.value or not DATA.value:
         raise InputError("name a model and a data set: --checkpoint=DIR --data=DIR")
-    if JSON.value and not Path(JSON.value).parent.is_dir():
-        raise InputError(f"--json: there is no directory {Path(JSON.value).parent}")
+    command_line.check_output(JSON)
     execution = ExecutionConfig(attention_tolerance=TOLERANCE.value)
     enable_compilation_cache()
     dataset = Dataset.open(DATA.value)

@@ -48,6 +48,7 @@ LONGEST_COUNTED = 4096
 def main(argv: Sequence[str]) -> None:
     """Measures and writes the results."""
     del argv
+    command_line.check_output(JSON)
     if bool(CHECKPOINT.value) != bool(DATA.value):
         raise InputError("a model needs text: name both --checkpoint=DIR and --data=DIR, or none")
     try:

@@ -88,6 +88,7 @@ SHOWN = 10  # plans that --search lists
 def main(argv: Sequence[str]) -> int:
     """Plans the run that the config describes."""
     del argv
+    command_line.check_output(JSON)
     # Planning happens on the CPU, whatever else the machine has.
     jax.config.update("jax_platforms", "cpu")
     if PRESETS.value:

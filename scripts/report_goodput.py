@@ -32,10 +32,8 @@ def main(argv: Sequence[str]) -> int:
     del argv
     if not WORKDIR.value:
         raise InputError("name the directory of a run: --workdir=DIR")
-    for flag in (JSON, PICTURE):
-        if flag.value and not epath.Path(flag.value).parent.is_dir():
-            folder = epath.Path(flag.value).parent
-            raise InputError(f"--{flag.name}: there is no directory {folder}")
+    command_line.check_output(JSON, remote=True)
+    command_line.check_output(PICTURE, endings=(".png",))
     report = goodput(read_timeline(WORKDIR.value), WORKDIR.value)
     Console(stderr=True).print(table(report))
     record = json.dumps(report.to_mapping())

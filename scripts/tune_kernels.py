@@ -54,8 +54,7 @@ def main(argv: Sequence[str]) -> int:
     case = CASE.value or usual
     if case not in cases:
         raise InputError(f"--case: unknown case {case!r}; {nearest(case, cases)}")
-    if JSON.value and not Path(JSON.value).absolute().parent.is_dir():
-        raise InputError(f"--json: there is no directory {Path(JSON.value).parent}")
+    command_line.check_output(JSON)
 
     tried = tuning.candidates(KERNEL.value)[: FIRST.value]
     on_chip = jax.default_backend() == "tpu"

@@ -1,8 +1,13 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+
+from modbrick.command_line import check_output
+from modbrick.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,3 +114,53 @@ def test_addresses_that_need_more_packages_are_answered_with_them(script):
     assert call.returncode == 2
     assert call.stderr.count("\n") == 1
     assert "modbrick[gcs]" in call.stderr
+
+
+def output(value):
+    values = flags.FlagValues()
+    flag = flags.DEFINE_string("json", value, "A file.", flag_values=values)
+    values.mark_as_parsed()
+    return flag
+
+
+def test_a_file_that_can_be_written_passes(tmp_path):
+    check_output(output(None))
+    check_output(output("here.json"))
+    check_output(output(str(tmp_path / "new.PNG")), endings=(".png",))
+    (tmp_path / "old").write_text("kept")
+    check_output(output(str(tmp_path / "old")), remote=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "name a file, got an empty name"),
+        ("{}", "is a directory; name a file"),
+        ("{}/nowhere/it.png", "there is no directory {}/nowhere"),
+        ("{}/it.foo", "must end in .png or .svg, got {}/it.foo"),
+        ("gs://bucket/it.png", "must be a file of this machine, got gs://bucket/it.png"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, name, message):
+    message = re.escape("--json: ") + ".*" + re.escape(message.format(tmp_path))
+    endings = (".png", ".svg") if name.endswith("foo") else ()
+    with pytest.raises(InputError, match=message):
+        check_output(output(name.format(tmp_path)), endings=endings)
+
+
+def test_a_file_without_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(InputError, match=f"--json: {tmp_path} must not be written"):
+        check_output(output(str(tmp_path / "new")))
+
+
+def test_every_script_checks_the_files_that_it_writes():
+    checked = 0
+    for path in sorted((ROOT / "scripts").glob("*.py")):
+        text = path.read_text()
+        for name in re.findall(r'(\w+) = flags\.DEFINE_string\(\s*"(?:json|picture)"', text):
+            assert re.search(rf"check_output\({name}\b", text), f"{path.name}: {name}"
+            checked += 1
+    assert checked >= 10

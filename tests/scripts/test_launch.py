@@ -262,7 +262,7 @@ GCLOUD = """
     fi
     case "$*" in
       *"queued-resources describe"*)
-        cat $CLOUD/state 2>/dev/null || { echo "ERROR: NOT_FOUND: no such resource" >&2; exit 1; } ;;
+        cat $CLOUD/state 2>/dev/null || { echo "ERROR: NOT_FOUND: no resource" >&2; exit 1; } ;;
       *"queued-resources create"*)
         [[ ! -e $CLOUD/state ]] || { echo "ERROR: ALREADY_EXISTS" >&2; exit 1; }
         echo "$@" >> $CLOUD/created; echo ACTIVE > $CLOUD/state ;;
@@ -349,13 +349,15 @@ def test_tpu_vms_are_not_started_again_in_vain(
 UNAVAILABLE = "ERROR: UNAVAILABLE: try again"
 
 
-@pytest.mark.parametrize("step", ["describe", "create", "storage-cp", "storage-cat", "start"])
-def test_a_step_on_tpu_vms_that_fails_is_tried_again(tmp_path: Path, step: str) -> None:
-    done = run_on_tpus(tmp_path, ["0"], ["0"], fails={step: [UNAVAILABLE] * 2})
+def test_a_step_on_tpu_vms_that_fails_is_tried_again(tmp_path: Path) -> None:
+    steps = ("describe", "create", "storage-cp", "storage-cat", "start")
+    done = run_on_tpus(tmp_path, ["waits", "0"], ["0"], fails={s: [UNAVAILABLE] for s in steps})
     assert done.returncode == 0, done.stderr
     assert "finished" in done.stdout
-    assert (tmp_path / f"fails-{step}").read_text() == ""
-    assert len((tmp_path / "trained1").read_text().splitlines()) == 1
+    assert [(tmp_path / f"fails-{step}").read_text() for step in steps] == [""] * 5
+    assert len((tmp_path / "created").read_text().splitlines()) == 1
+    starts = [len((tmp_path / f"trained{vm}").read_text().splitlines()) for vm in range(2)]
+    assert starts == [2, 1], "the first one waited for the second, which was not started"
 
 
 def test_a_look_that_fails_does_not_end_the_watcher(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ QUICKSTART = "--config=configs/quickstart.py"
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        ([QUICKSTART, "--topology=v5e:2x2", "--json=nowhere/plan.json"], "no directory nowhere"),
         ([QUICKSTART, "--topology=v7:4x4"], "known are v5e, v5p, v6e, written"),
         (
             [QUICKSTART, "--topology=v5e:2x2", "--config.mesh.fsdp=3"],
