@@ -11,7 +11,8 @@ from modbrick.checkpoints.loading import (
     tokenizer_file,
 )
 from modbrick.checkpoints.metadata import Description, Metadata
-from modbrick.checkpoints.store import CheckpointStore, Restored
+from modbrick.checkpoints.restored import Restored
+from modbrick.checkpoints.store import CheckpointStore
 
 __all__ = [
     "CheckpointConfig",

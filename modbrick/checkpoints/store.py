@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import time
@@ -30,8 +29,8 @@ from modbrick.checkpoints.directory import (
     remove,
     require_own,
 )
-from modbrick.checkpoints.leaves import abstract, mismatches, named_leaves
 from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
+from modbrick.checkpoints.restored import Restored, restore
 from modbrick.checkpoints.retention import kept_steps
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere, gather
@@ -39,17 +38,6 @@ from modbrick.parallel.processes import everywhere, gather
 VISIBLE_WITHIN = 60.0
 """Seconds until every machine sees what one of them wrote to a shared file system."""
 _logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A restored checkpoint: trees as the abstract ones asked for, and what was said of them."""
-
-    step: int
-    parameters: Any
-    optimizer_state: Any
-    metadata: Metadata
-    description: Description
 
 
 class CheckpointStore:
@@ -198,7 +186,7 @@ class CheckpointStore:
         for step in reversed(self.steps()):
             path = self._root / str(step)
             try:
-                restored = _restore(path, abstract_parameters, abstract_optimizer)
+                restored = restore(path, abstract_parameters, abstract_optimizer)
             except DamagedError as error:
                 damaged[step] = str(error)
                 continue
@@ -276,36 +264,6 @@ class CheckpointStore:
                 found = {}  # cannot be among the best
             self._metrics[step] = found
         return self._metrics[step]
-
-
-def _restore(path: epath.Path, abstract_parameters: Any, abstract_optimizer: Any) -> Restored:
-    description = everywhere(lambda: files.read_description(path), DamagedError)
-    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    trees = {"parameters": abstract_parameters}
-    if abstract_optimizer is not None:
-        trees["optimizer"] = abstract_optimizer
-    targets = {
-        part: {name: abstract(leaf, default) for name, leaf in named_leaves(tree).items()}
-        for part, tree in trees.items()
-    }
-    remarks = []
-    for part, target in targets.items():
-        saved = getattr(description, part) or {}
-        remarks += mismatches(saved, target, "" if part == "parameters" else "optimizer.")
-    if remarks:
-        raise InputError(f"{path} does not fit: {'; '.join(remarks)}")
-    arrays = everywhere(lambda: files.read_arrays(path, description, targets), DamagedError)
-    restored = {
-        part: jax.tree.unflatten(jax.tree.structure(tree), list(arrays[part].values()))
-        for part, tree in trees.items()
-    }
-    return Restored(
-        description.step,
-        restored["parameters"],
-        restored.get("optimizer"),
-        description.metadata,
-        description,
-    )
 
 
 def _primary() -> bool:
