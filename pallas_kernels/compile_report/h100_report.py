@@ -164,26 +164,37 @@ def _kernel(path: Path) -> H100KernelReport:
         base,
         path.read_text(),
         path.with_suffix(".ptxas").read_text(),
-        _resources(path),
+        resources_of(path),
         machine_code.read_text(),
     )
 
 
-def _resources(path: Path) -> str:
+def resources_of(path: Path) -> str:
     """What Mosaic GPU says of a kernel's shared memory.
 
-    Its files are numbered apart from the assembler's. Where the numbers differ, all kernels of the
-    same name must agree.
+    Its files are numbered apart from the assembler's. Where the numbers differ, kernels of the same
+    name are taken in order; if there is not one file for each, all of them must agree.
     """
     exact = path.with_suffix(".resources.txt")
     if exact.exists():
         return exact.read_text()
     stem = re.sub(r"_\d+$", "", path.stem)
-    texts = {other.read_text() for other in path.parent.glob(f"{stem}_*.resources.txt")}
-    sizes = {size for text in texts for size in re.findall(r"smem_scratch_bytes=\d+", text)}
+    kernels, files = (
+        sorted(path.parent.glob(f"{stem}_*{ending}"), key=_number)
+        for ending in (".ptx", ".resources.txt")
+    )
+    if len(kernels) == len(files):
+        return files[kernels.index(path)].read_text()
+    found = (re.findall(r"smem_scratch_bytes=\d+", file.read_text()) for file in files)
+    sizes = {size for in_file in found for size in in_file}
     if len(sizes) != 1:
         raise ValueError(f"kernel {path.stem}: its shared memory is not known, of {sorted(sizes)}")
     return sizes.pop()
+
+
+def _number(path: Path) -> int:
+    """The number at the end of `NAME_12.ptx` or `NAME_12.resources.txt`."""
+    return int(path.name.split(".")[0].rsplit("_", 1)[1])
 
 
 def parse_kernel(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -71,6 +73,18 @@ def test_occupancy_is_that_of_the_scarcest_resource(
     threads: int, registers: int, shared: int, blocks: int
 ) -> None:
     assert h100_report.occupancy(threads, registers, shared) == blocks
+
+
+def test_shared_memory_is_that_of_the_kernel_in_the_same_place(tmp_path: Path) -> None:
+    for number, size in ((2, 1024), (10, 2048)):
+        (tmp_path / f"body_{number}.resources.txt").write_text(f"smem_scratch_bytes={size}")
+    for number in (3, 11):
+        (tmp_path / f"body_{number}.ptx").touch()
+    said = [h100_report.resources_of(tmp_path / f"body_{number}.ptx") for number in (3, 11)]
+    assert said == ["smem_scratch_bytes=1024", "smem_scratch_bytes=2048"]
+    (tmp_path / "body_12.ptx").touch()
+    with pytest.raises(ValueError, match="is not known, of"):
+        h100_report.resources_of(tmp_path / "body_12.ptx")
 
 
 def test_reports_of_a_kernel_and_of_a_refusal() -> None:
