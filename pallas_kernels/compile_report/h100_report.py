@@ -103,7 +103,7 @@ class H100Report:
 def h100_reports(
     programs: Sequence[ProgramReference],
     on_done: Callable[[], None] | None = None,
-    timeout: float = 1800.0,
+    timeout: float = 600.0,
 ) -> list[H100Report | CompileError]:
     """Compiles programs for an H100 and reports on their kernels.
 
@@ -111,7 +111,7 @@ def h100_reports(
         programs: what to compile. They are built in another process, in the same folder and with
             the same `sys.path`.
         on_done: called after each program.
-        timeout: seconds for all of them; each may take its part.
+        timeout: seconds for each of them.
 
     Returns:
         A report, or the compiler's refusal, of each.
@@ -120,7 +120,7 @@ def h100_reports(
         CompilerUnavailableError: the CUDA plugin or its assemblers are not installed.
         RuntimeError: the process died.
     """
-    return [_compiled(program, on_done, timeout / len(programs)) for program in programs]
+    return [_compiled(program, on_done, timeout) for program in programs]
 
 
 def _compiled(

@@ -70,7 +70,8 @@ class Compiler:
 
 
 def test_the_search_goes_on_until_plans_fit():
-    candidates, told = search(small_run(), V5P), []
+    candidates = search(small_run(), V5P)
+    told: list[str] = []
     compiler = Compiler({0: "libtpu\ndied", 1: 2.0, 2: "again"}, candidates)
     plans = compiled(candidates, V5P, 2, compiler, told.append)
     assert compiler.made == [0, 1, 2, 3, 4]
