@@ -13,7 +13,7 @@ predicts them:
 
     v5p:4x4x4, data 8 x fsdp 8: 35.8 of 95.7 GiB, 0.89 s a step
     v5e:16x16, data 16 x fsdp 16: 9.2 of 15.8 GiB, 1.06 s a step
-    v6e:16x16, fsdp 256: not planned yet
+    v6e:16x16, fsdp 256: 7.5 of 31.2 GiB, 0.47 s a step
 
 To train, on the first of them or on another:
 
