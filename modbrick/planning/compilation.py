@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import IO
 
 from modbrick.errors import InputError
-from modbrick.planning.compile_worker import PROGRAM, REQUEST, RESULT
+from modbrick.planning.compile_worker import PROGRAM, REQUEST, RESULT, SCHEDULES
 from modbrick.planning.topology import Topology
 from modbrick.schema import to_mapping
 from modbrick.training.run_config import RunConfig
+from pallas_kernels.compile_report.chips import find_chip
 from pallas_kernels.compile_report.compilation import LIBTPU_ENVIRONMENT
+from pallas_kernels.compile_report.schedule import DUMP_FLAGS, Schedule, read_schedules
 
 _WORKER = "modbrick.planning.compile_worker"
 
@@ -65,6 +67,7 @@ class CompiledStep:
     Attributes:
       memory: what it needs on each device.
       text: of the optimised program.
+      schedules: of its operations, by name of the instruction; none for a CPU.
       coordinates: slice and place in the torus of each device, in the order of the mesh.
       lowering_seconds, compile_seconds: what it took by the clock.
       processor_seconds: what both took on the processors.
@@ -72,6 +75,7 @@ class CompiledStep:
 
     memory: CompiledMemory
     text: str
+    schedules: dict[str, Schedule]
     coordinates: tuple[tuple[int, ...], ...]
     lowering_seconds: float
     compile_seconds: float
@@ -134,6 +138,7 @@ def compile_step(
     with tempfile.TemporaryDirectory(prefix="plan_") as name:
         folder = Path(name)
         (folder / REQUEST).write_text(json.dumps(request))
+        (folder / SCHEDULES).mkdir()
         _run_worker(folder, progress, timeout)
         result = json.loads((folder / RESULT).read_text())
         if "input_error" in result:
@@ -147,11 +152,16 @@ def compile_step(
         return CompiledStep(
             memory=CompiledMemory(**result["memory"]),
             text=(folder / PROGRAM).read_text(),
+            schedules={} if topology is None else _schedules(folder / SCHEDULES, topology),
             coordinates=tuple(map(tuple, result["coordinates"])),
             lowering_seconds=result["lowering_seconds"],
             compile_seconds=result["compile_seconds"],
             processor_seconds=result["processor_seconds"],
         )
+
+
+def _schedules(folder: Path, topology: Topology) -> dict[str, Schedule]:
+    return read_schedules(folder, find_chip(topology.generation.name).branch_delay)
 
 
 def _check_named(config: RunConfig) -> None:
@@ -163,11 +173,18 @@ def _check_named(config: RunConfig) -> None:
             )
 
 
-def worker_environment() -> dict[str, str]:
-    """Returns the variables of a process that compiles for TPUs on a machine without one."""
+def worker_environment(schedules: Path) -> dict[str, str]:
+    """Returns the variables of a process that compiles for TPUs on a machine without one.
+
+    Args:
+      schedules: folder in which the compiler leaves what it made of each operation.
+    """
+    flags = [os.environ.get("LIBTPU_INIT_ARGS", "")]
+    flags += [flag.format(folder=schedules) for flag in DUMP_FLAGS]
     return {
         **os.environ,
         **LIBTPU_ENVIRONMENT,
+        "LIBTPU_INIT_ARGS": " ".join(flags).strip(),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
@@ -177,7 +194,7 @@ def _run_worker(folder: Path, progress: Progress | None, timeout: float) -> None
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", _WORKER, str(folder)],
-            env=worker_environment(),
+            env=worker_environment(folder / SCHEDULES),
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

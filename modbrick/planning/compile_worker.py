@@ -1,7 +1,8 @@
 """The process that compiles a run's step; libtpu reads its settings when it loads.
 
 Called by `compilation` as `python -m modbrick.planning.compile_worker FOLDER`, with what to do in
-FOLDER/request.json. It leaves FOLDER/result.json and, if the step compiled, FOLDER/program.hlo.
+FOLDER/request.json. It leaves FOLDER/result.json and, if the step compiled, FOLDER/program.hlo and,
+for TPUs, the compiler's schedules in FOLDER/schedules.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from modbrick.training.program import train_program
 from modbrick.training.run_config import RunConfig
 
 REQUEST, RESULT, PROGRAM = "request.json", "result.json", "program.hlo"
+SCHEDULES = "schedules"
 
 MEMORY = {
     "arguments": "argument_size_in_bytes",

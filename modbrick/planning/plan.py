@@ -76,6 +76,7 @@ class Plan:
                 "compute": self.time.compute,
                 "hbm": self.time.hbm,
                 "hbm_bytes": self.time.hbm_bytes,
+                "estimated": self.time.estimated,
                 "collectives": self.time.collective_seconds,
                 "step": self.time.step_seconds,
                 "bound": self.time.bound,

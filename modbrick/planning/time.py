@@ -21,6 +21,7 @@ from modbrick.planning.topology import Topology
 from modbrick.training.run_config import RunConfig
 from pallas_kernels.compile_report.chips import find_chip
 from pallas_kernels.compile_report.hlo import Execution, HloProgram, Instruction
+from pallas_kernels.compile_report.operations import operation_bundles
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # The compiler writes a number of this size where it has no estimate.
@@ -28,8 +29,9 @@ _NO_ESTIMATE = 10**15
 
 DEFINITION = (
     "Step time is the sum, with nothing overlapping: kernels at the rates of their compiled "
-    "schedules, XLA's own operations at the larger of the compiler's estimate of cycles and bytes "
-    "over HBM bandwidth, collectives at received bytes over the bandwidth of their links. "
+    "schedules, XLA's own operations at the larger of the bundles of their compiled schedules over "
+    "the clock and bytes over HBM bandwidth (where the compiler leaves no schedule, of its "
+    "estimate of cycles instead), collectives at received bytes over the bandwidth of their links. "
     "Utilisation is useful operations (three times the forward pass of active parameters and of "
     "attention over visible keys) over peak times step time; nothing recomputed or padded counts."
 )
@@ -43,6 +45,7 @@ class StepTime:
       compute: of matrix products, by part of the model.
       hbm: of everything else on the device: values moved from and to memory.
       hbm_bytes: that this moves.
+      estimated: of both, what the compiler left no schedule of.
       collectives: what moves between devices, by kind and axes.
       useful_flops: of the step on this device.
       peak_flops: of the device, per second.
@@ -51,6 +54,7 @@ class StepTime:
     compute: dict[str, float]
     hbm: float
     hbm_bytes: float
+    estimated: float
     collectives: tuple[CollectiveTotal, ...]
     useful_flops: float
     peak_flops: float
@@ -112,14 +116,17 @@ def compiled_time(config: RunConfig, step: CompiledStep, topology: Topology) -> 
     sizes = config.mesh.sizes(topology.devices)
     program = HloProgram(step.text)
     compute = kernel_seconds(config, topology)
-    compute["dense"] = hbm = hbm_bytes = 0.0
+    bundles = operation_bundles(program, step.schedules)
+    compute["dense"] = hbm = hbm_bytes = estimated = 0.0
     executed = program.executed()
     for run in executed:
         if run.category == "kernel" or _is_collective(run.instruction):
             continue
         if 'custom_call_target="AllocateBuffer"' in run.instruction.attributes:
             continue  # which moves nothing
-        seconds = _seconds(run, topology)
+        seconds = _seconds(run, bundles.get(run.instruction.name), topology)
+        if run.instruction.name not in bundles:
+            estimated += seconds
         if _multiplies(run.instruction, program):
             compute["dense"] += seconds
         else:
@@ -135,6 +142,7 @@ def compiled_time(config: RunConfig, step: CompiledStep, topology: Topology) -> 
         compute=compute,
         hbm=hbm,
         hbm_bytes=hbm_bytes,
+        estimated=estimated,
         collectives=total_by_kind(timed),
         useful_flops=useful_flops(config, topology.devices),
         peak_flops=topology.generation.peak_flops,
@@ -186,15 +194,16 @@ def kernel_rates(config: RunConfig, generation: str) -> dict[str, Rate]:
     }
 
 
-def _seconds(run: Execution, topology: Topology) -> float:
+def _seconds(run: Execution, bundles: int | None, topology: Topology) -> float:
     """Returns what an operation of XLA's takes, all its executions together."""
+    cycles = bundles
+    if cycles is None and (match := _CYCLES.search(run.instruction.attributes)):
+        estimate = int(match[1])
+        cycles = estimate if estimate < _NO_ESTIMATE else None
     generation = topology.generation
-    seconds = run.bytes / generation.hbm_bandwidth
-    if match := _CYCLES.search(run.instruction.attributes):
-        cycles = int(match[1])
-        if cycles < _NO_ESTIMATE:
-            seconds = max(seconds, cycles * run.executions / find_chip(generation.name).clock)
-    return seconds
+    moving = run.bytes / generation.hbm_bandwidth
+    running = (cycles or 0) * run.executions / find_chip(generation.name).clock
+    return max(moving, running)
 
 
 def _link_seconds(collective: Collective, step: CompiledStep, topology: Topology) -> float:

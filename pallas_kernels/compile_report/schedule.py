@@ -9,6 +9,7 @@ predicated regions are found by their branches.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,18 @@ DUMP_FLAGS = (
     "--xla_jf_dump_llo_pass_label_regex=final",
 )
 
+# What libtpu leaves of a kernel: TIME-NAME-NUMBER-KIND.txt.
+_BUNDLES, _USE = "final_bundles", "final_hlo-static-per-bundle-utilization"
+_REGISTERS = "pre-finalize-registers-and-allocations"
+_FILE = re.compile(rf"(?P<prefix>\d+-.*)-\d+-(?P<kind>{_BUNDLES}|{_USE}|{_REGISTERS})\.txt")
+
 _BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:(.*)$")
 _BRANCH = re.compile(r"sbr\.\w+ (\([^)]*\) )?target = \$region(\d+)")
 _START = re.compile(r"Start(?:/End empty)? region (\d+)")
 _COPY = re.compile(r"= dma\.(?!done)")
+_EXIT = re.compile(r"scmp\.ge\.s32\.totalorder %\w+, (\d+) /\* loop exit test \*/")
+# Bundles of the loop in which v6e waits for a copy; the compiler adds it, no kernel says so.
+LONGEST_WAIT = 7
 _ALLOCATION = re.compile(r"#allocation\d+ \[.*?space=vmem, size = (0x[0-9a-f]+)")
 
 
@@ -39,6 +48,7 @@ class Region:
         slots: units kept busy, summed over the bundles, by kind of unit, inner regions included.
         copies: instructions that start a copy between memories, inner regions included.
         children: the regions directly inside, in order.
+        trips: of a loop, how often it runs when it is entered, if its exit test says so.
     """
 
     kind: str
@@ -48,6 +58,7 @@ class Region:
     slots: dict[str, int]
     copies: int = 0
     children: tuple[Region, ...] = ()
+    trips: int | None = None
 
     def walk(self) -> Iterator[Region]:
         """This region and all inside, outer ones first."""
@@ -79,6 +90,19 @@ class Region:
     def own_bundles(self) -> int:
         """Bundles outside of the regions inside."""
         return self.bundles - sum(child.bundles for child in self.children)
+
+    @property
+    def executed_bundles(self) -> int | None:
+        """Bundles that run when it is entered, branches taken; None if a loop's trips are unknown.
+
+        A loop that only waits for a copy counts once: what waiting takes is up to the memory.
+        """
+        waits = self.bundles <= LONGEST_WAIT and not self.copies
+        trips = 1 if self.kind != "loop" or (self.trips is None and waits) else self.trips
+        inner = [child.executed_bundles for child in self.children]
+        if trips is None or None in inner:
+            return None
+        return trips * (self.own_bundles + sum(n for n in inner if n is not None))
 
     def skips(self, child: Region) -> bool:
         """Whether a region directly inside is a part that most steps skip, see `steady`.
@@ -161,27 +185,24 @@ def read_schedules(folder: Path, branch_delay: int) -> dict[str, Schedule]:
         folder: what `DUMP_FLAGS` named.
         branch_delay: of the generation, see `chips.TpuChip`.
     """
+    files: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if match := _FILE.fullmatch(path.name):
+            files.setdefault(match["prefix"], {})[match["kind"]] = path
     found = {}
-    for path in sorted(folder.glob("*-final_bundles.txt")):
-        if "schedule-analysis" in path.name:
+    for prefix, of_kernel in files.items():
+        if _BUNDLES not in of_kernel:
             continue
-        name = re.sub(r"^\d+-(.*)-\d+-final_bundles\.txt$", r"\1", path.name)
-        prefix = re.sub(r"\d+-final_bundles\.txt$", "", path.name)
-        uses = list(folder.glob(f"{_escape(prefix)}*-final_hlo-static-per-bundle-utilization.txt"))
-        allocations = list(folder.glob(f"{_escape(prefix)}*-pre-finalize-registers*.txt"))
-        if len(uses) != 1:
-            raise ValueError(f"{folder}: {len(uses)} files of slot use belong to {path.name}")
+        if _USE not in of_kernel:
+            raise ValueError(f"{folder}: no file of slot use belongs to {of_kernel[_BUNDLES].name}")
         vmem = 0
-        for allocation in allocations:
-            vmem = sum(int(size, 16) for size in _ALLOCATION.findall(allocation.read_text()))
-        found[name] = parse_schedule(
-            name, path.read_text(), uses[0].read_text(), branch_delay, vmem
-        )
+        if _REGISTERS in of_kernel:
+            text = of_kernel[_REGISTERS].read_text()
+            vmem = sum(int(size, 16) for size in _ALLOCATION.findall(text))
+        bundles, use = of_kernel[_BUNDLES].read_text(), of_kernel[_USE].read_text()
+        name = prefix.split("-", 1)[1]
+        found[name] = parse_schedule(name, bundles, use, branch_delay, vmem)
     return found
-
-
-def _escape(name: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", name)
 
 
 def parse_schedule(name: str, bundles: str, use: str, branch_delay: int, vmem: int = 0) -> Schedule:
@@ -195,12 +216,9 @@ def parse_schedule(name: str, bundles: str, use: str, branch_delay: int, vmem: i
     if len(texts) > len(rows):
         raise ValueError(f"{name}: {len(texts)} bundles, and slot use of {len(rows)}")
     rows = rows[: len(texts)]
-    copies = [0]
-    for text in texts:
-        copies.append(copies[-1] + len(_COPY.findall(text)))
-    sums = [dict.fromkeys(units, 0)]
-    for row in rows:
-        sums.append({unit: sums[-1][unit] + n for unit, n in zip(units, row, strict=True)})
+    copies = [0, *itertools.accumulate(len(_COPY.findall(text)) for text in texts)]
+    exits = [(i, int(n)) for i, text in enumerate(texts) for n in _EXIT.findall(text)]
+    sums = [[0, *itertools.accumulate(row[i] for row in rows)] for i in range(len(units))]
 
     def region(kind: str, start: int, end: int, inside: list[tuple[int, int, str]]) -> Region:
         children = []
@@ -212,12 +230,31 @@ def parse_schedule(name: str, bundles: str, use: str, branch_delay: int, vmem: i
             nested = [(a, min(b, last), k) for a, b, k in nested]
             rest = [span for span in rest if span[0] >= last]
             children.append(region(inner_kind, first, last, nested))
-        slots = {unit: sums[end][unit] - sums[start][unit] for unit in units}
+        slots = {unit: run[end] - run[start] for unit, run in zip(units, sums, strict=True)}
         started = copies[end] - copies[start]
-        return Region(kind, start, end, end - start, slots, started, tuple(children))
+        trips = _trips(exits, start, end, children) if kind == "loop" else None
+        return Region(kind, start, end, end - start, slots, started, tuple(children), trips)
 
     spans = list(_spans(texts, branch_delay))
     return Schedule(name, capacity, region("kernel", 0, len(texts), spans), vmem)
+
+
+def _trips(
+    exits: list[tuple[int, int]], start: int, end: int, children: list[Region]
+) -> int | None:
+    """The constant that a loop's counter, which starts at 0, has reached when it is left."""
+    loops = [child for child in _regions(children) if child.kind == "loop"]
+    own = [
+        bound
+        for place, bound in exits
+        if start <= place < end and not any(loop.start <= place < loop.end for loop in loops)
+    ]
+    return own[0] if len(own) == 1 else None
+
+
+def _regions(children: list[Region]) -> Iterator[Region]:
+    for child in children:
+        yield from child.walk()
 
 
 def _parse_use(text: str) -> tuple[list[str], dict[str, int], list[list[int]]]:

@@ -18,15 +18,19 @@ from typing import Any
 from pallas_kernels.compile_report.chips import TpuChip, find_chip
 from pallas_kernels.compile_report.hlo import HloProgram
 from pallas_kernels.compile_report.program import ProgramReference
-from pallas_kernels.compile_report.schedule import DUMP_FLAGS, Region, Schedule, read_schedules
+from pallas_kernels.compile_report.schedule import (
+    DUMP_FLAGS,
+    LONGEST_WAIT,
+    Region,
+    Schedule,
+    read_schedules,
+)
 from pallas_kernels.compile_report.traffic import KernelTraffic, program_traffic
 from pallas_kernels.compile_report.worker_process import CompileError, run_worker
 
 # The least that starting a copy costs in any schedule compiled so far (row gathers on v5p, double
 # buffered and unpredicated, beside a product).
 _BUNDLES_PER_COPY = 2
-# Bundles of the loop in which v6e waits for a copy; the compiler adds it, no kernel says so.
-_LONGEST_WAIT = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +257,7 @@ def executed_bundles(schedule: Schedule, kernel: KernelTraffic) -> tuple[int, bo
     """
     steps = math.prod(kernel.grid)
     loops = [region for region in schedule.kernel.walk() if region.kind == "loop"]
-    written = [loop for loop in loops if loop.copies or loop.bundles > _LONGEST_WAIT]
+    written = [loop for loop in loops if loop.copies or loop.bundles > LONGEST_WAIT]
     counts = [n for n in kernel.loop_runs if n]
     expected = ([steps] if steps > 1 else []) + counts
     products = [n for n in kernel.product_runs if n]

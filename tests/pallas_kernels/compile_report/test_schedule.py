@@ -108,3 +108,33 @@ def test_parts_that_multiply_are_counted_without_what_is_inside() -> None:
     one = schedule.parse_schedule("k", BUNDLES, use, 0)
     assert [(r.kind, r.own_bundles) for r in one.matmul_regions] == [("loop", 6), ("branch", 2)]
     assert [r.own("MXU") for r in one.matmul_regions] == [4, 8]
+
+
+def timed(trips: str = "3", inner: str = "") -> schedule.Region:
+    """The kernel with the exit test of its loop, and with a line inside the loop."""
+    test = f"%p2 = scmp.ge.s32.totalorder %s3, {trips} /* loop exit test */"
+    text = BUNDLES.replace("%10 = dma.vmem_to_hbm %s1 }", f"%10 = dma.vmem_to_hbm %s1 ;; {test} }}")
+    text = text.replace("%5 = sbr.rel (%p1) target = $region4", inner) if inner else text
+    return schedule.parse_schedule("k", text, USE, 0).kernel
+
+
+def test_a_loop_runs_as_often_as_its_exit_test_says() -> None:
+    kernel = timed()
+    [loop] = kernel.children
+    assert loop.trips == 3
+    assert kernel.executed_bundles == 3 + 3 * 8
+    assert timed("50").executed_bundles == 3 + 50 * 8
+
+
+def test_without_an_exit_test_nothing_is_known_of_a_loop() -> None:
+    assert parsed().kernel.executed_bundles is None
+    assert timed("%s9").executed_bundles is None
+
+
+def test_a_loop_that_waits_for_a_copy_counts_once() -> None:
+    waiting = "%5 = sbr.rel (%p1) target = $region2"  # back to the bundle before
+    kernel = timed(inner=waiting)
+    [loop] = kernel.children
+    [wait] = loop.children
+    assert (wait.kind, wait.bundles, wait.trips) == ("loop", 2, None)
+    assert kernel.executed_bundles == 3 + 3 * 8
