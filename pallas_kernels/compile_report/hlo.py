@@ -253,13 +253,17 @@ class HloProgram:
         for category in ("scatter", "gather", "sort", "copy"):
             if any(opcode.startswith(category) for opcode in opcodes):
                 return category
-        return instruction.opcode if instruction.opcode.startswith("copy") else "other"
+        return "copy" if instruction.opcode == "slice-start" else "other"
 
     def _bytes(self, instruction: Instruction, computation: dict[str, Instruction]) -> int:
         operands = [computation[name] for name in instruction.operands]
         if instruction.opcode == "copy-start":
             # Its type is the destination, the source, and a flag.
             return sum(buffer.moved for buffer in instruction.buffers[:2])
+        if instruction.opcode == "slice-start":
+            # The source, of which it copies a part, the part, and a flag.
+            source, part, *_ = instruction.buffers
+            return part.bytes * (source.in_hbm + part.in_hbm)
         if instruction.opcode == "fusion":
             called = self.computations[instruction.called[0]]
             reads = self._parameter_reads(called)

@@ -36,6 +36,9 @@ ENTRY %main (a: bf16[64,128], b: s32[16], c: f32[256], d: f32[5,100]) -> bf16[16
   %copy-start = (bf16[64,128]{1,0:T(8,128)(2,1)S(1)}, bf16[64,128]{1,0:T(8,128)(2,1)},
     u32[]{:S(2)}) copy-start(%a)
   %copy-done = bf16[64,128]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start)
+  %slice-start = ((bf16[64,128]{1,0:T(8,128)(2,1)}), bf16[16,128]{1,0:T(8,128)(2,1)S(1)},
+    s32[]{:S(2)}) slice-start(%a), slice={[0:16], [0:128]}
+  %slice-done = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} slice-done(%slice-start)
   %tuple.1 = (s32[]{:T(128)}, f32[256]{0:T(256)}) tuple(%b, %c)
   %while.1 = (s32[]{:T(128)}, f32[256]{0:T(256)}) while(%tuple.1),
     condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"7"}}
@@ -63,6 +66,8 @@ def moved(name: str) -> tuple[int, str]:
         ("fused", 2 * 16 * 128 * 2 + 128 * 4, "gather"),
         # The destination lies in VMEM.
         ("copy-start", 64 * 128 * 2, "copy"),
+        # A part of an array, read ahead.
+        ("slice-start", 16 * 128 * 2, "copy"),
         ("negate.1", 7 * 2 * 256 * 4, "other"),
         # Tiles of (8, 128) hold 5 x 100 values.
         ("padded", 2 * 8 * 128 * 4, "copy"),
@@ -77,7 +82,9 @@ def test_bytes_by_hand(name: str, size: int, category: str) -> None:
 
 def test_names_for_what_is_there_move_nothing() -> None:
     names = [movement.name for movement in HloProgram(MODULE).movements()]
-    assert names == ["fused", "copy-start", "negate.1", "padded", "kernel.1", "scattered"]
+    assert names == [
+        *("fused", "copy-start", "slice-start", "negate.1", "padded", "kernel.1", "scattered"),
+    ]
 
 
 def test_operands_and_results_of_a_kernel() -> None:
