@@ -102,7 +102,7 @@ def routing_plan(expert_indices: Array, num_experts: int) -> RoutingPlan:
     experts = jnp.where(named, flat, num_experts).astype(jnp.int32)
     slots = jnp.arange(experts.size, dtype=jnp.int32)
     sorted_experts, order = jax.lax.sort((experts, slots), num_keys=1, is_stable=True)
-    inverse = jnp.zeros_like(order).at[order].set(slots, unique_indices=True)
+    inverse = jax.lax.platform_dependent(order, tpu=_inverse_by_sorting, default=_inverse)
     group_offsets = jnp.searchsorted(
         sorted_experts, jnp.arange(num_experts + 1, dtype=jnp.int32), side="left"
     ).astype(jnp.int32)
@@ -113,3 +113,14 @@ def routing_plan(expert_indices: Array, num_experts: int) -> RoutingPlan:
         group_offsets=group_offsets,
         experts_per_token=expert_indices.shape[1],
     )
+
+
+def _inverse(order: Array) -> Array:
+    """The place of each number in a permutation, int32 [N]."""
+    places = jnp.arange(order.size, dtype=jnp.int32)
+    return jnp.zeros_like(order).at[order].set(places, unique_indices=True)
+
+
+def _inverse_by_sorting(order: Array) -> Array:
+    """The same. A TPU scatters one number at a time, and sorts 100,000 in a sixth of that time."""
+    return jax.lax.sort((order, jnp.arange(order.size, dtype=jnp.int32)), num_keys=1)[1]

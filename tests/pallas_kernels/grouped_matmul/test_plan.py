@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.grouped_matmul import routing_plan
+from pallas_kernels.compile_report.compilation import lower_for_h100, lower_for_tpu
+from pallas_kernels.grouped_matmul import plan, routing_plan
 
 
 def check(experts: np.ndarray, num_experts: int) -> None:
@@ -52,3 +53,22 @@ def test_any_integer_type_names_experts(dtype):
 def test_errors_name_the_argument(experts, num_experts, words):
     with pytest.raises(ValueError, match=words):
         routing_plan(jnp.asarray(experts), num_experts)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1024, 5000])
+def test_both_ways_to_invert_a_permutation_agree(size):
+    order = jax.random.permutation(jax.random.key(size), size).astype(jnp.int32)
+    expected = np.argsort(np.asarray(order))
+    for inverse in (plan._inverse, plan._inverse_by_sorting):
+        found = inverse(order)
+        assert found.dtype == jnp.int32
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_tpu_sorts_and_others_scatter():
+    def run(indices):
+        return routing_plan(indices, 8).inverse
+
+    indices = jax.ShapeDtypeStruct((64, 2), jnp.int32)
+    assert "stablehlo.scatter" not in lower_for_tpu(run, indices)
+    assert "stablehlo.scatter" in lower_for_h100(run, indices)
