@@ -12,9 +12,9 @@ feed-forward experts, and the rest for what the routers take. The schedule is th
 Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
 predicts them:
 
-    v5p:4x4x4, data 8 x fsdp 8: 10.4 of 95.7 GiB, 0.70 s a step
-    v5e:16x16, data 32 x fsdp 8: 3.4 of 15.8 GiB, 0.49 s a step
-    v6e:16x16, data 32 x fsdp 8: 3.7 of 31.2 GiB, 0.25 s a step
+    v5p:4x4x4, data 8 x fsdp 8: 10.4 of 95.7 GiB, 0.53 s a step
+    v5e:16x16, data 32 x fsdp 8: 3.4 of 15.8 GiB, 0.32 s a step
+    v6e:16x16, data 32 x fsdp 8: 3.7 of 31.2 GiB, 0.15 s a step
 
 To train, on the first of them or on another:
 

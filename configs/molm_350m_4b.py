@@ -11,9 +11,9 @@ of 1,024 tokens (the released models see 512 and 512 before them).
 Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
 predicts them:
 
-    v5p:4x4x4, data 8 x fsdp 8: 35.8 of 95.7 GiB, 0.89 s a step
-    v5e:16x16, data 16 x fsdp 16: 9.2 of 15.8 GiB, 1.06 s a step
-    v6e:16x16, fsdp 256: 7.5 of 31.2 GiB, 0.47 s a step
+    v5p:4x4x4, data 4 x fsdp 16: 30.2 of 95.7 GiB, 0.67 s a step
+    v5e:16x16, data 4 x fsdp 64: 4.5 of 15.8 GiB, 0.70 s a step
+    v6e:16x16, data 4 x fsdp 64: 8.0 of 31.2 GiB, 0.26 s a step
 
 To train, on the first of them or on another:
 
@@ -40,11 +40,11 @@ from modbrick.training.run_config import (
 )
 
 LAYOUTS = {
-    "v5p:4x4x4": Layout(MeshConfig(data=8, fsdp=8), ExecutionConfig(rematerialisation="kernels")),
+    "v5p:4x4x4": Layout(MeshConfig(data=4, fsdp=16), ExecutionConfig(rematerialisation="kernels")),
     "v5e:16x16": Layout(
-        MeshConfig(data=16, fsdp=16), ExecutionConfig(rematerialisation="sublayers")
+        MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="sublayers")
     ),
-    "v6e:16x16": Layout(MeshConfig(fsdp=256), ExecutionConfig(rematerialisation="kernels")),
+    "v6e:16x16": Layout(MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="kernels")),
 }
 
 

@@ -11,9 +11,9 @@ of 1,024 tokens (the released models see 512 and 512 before them).
 Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
 predicts them:
 
-    v5p:4x4x4, data 8 x fsdp 8: 66.6 of 95.7 GiB, 1.72 s a step
-    v5e:16x16, data 4 x fsdp 64: 7.5 of 15.8 GiB, 1.87 s a step
-    v6e:16x16, data 16 x fsdp 16: 22.4 of 31.2 GiB, 0.97 s a step
+    v5p:4x4x4, data 4 x fsdp 16: 55.9 of 95.7 GiB, 1.28 s a step
+    v5e:16x16, data 4 x fsdp 64: 6.9 of 15.8 GiB, 1.36 s a step
+    v6e:16x16, data 4 x fsdp 64: 14.4 of 31.2 GiB, 0.50 s a step
 
 To train, on the first of them or on another:
 
@@ -40,11 +40,11 @@ from modbrick.training.run_config import (
 )
 
 LAYOUTS = {
-    "v5p:4x4x4": Layout(MeshConfig(data=8, fsdp=8), ExecutionConfig(rematerialisation="kernels")),
+    "v5p:4x4x4": Layout(MeshConfig(data=4, fsdp=16), ExecutionConfig(rematerialisation="kernels")),
     "v5e:16x16": Layout(
         MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="sublayers")
     ),
-    "v6e:16x16": Layout(MeshConfig(data=16, fsdp=16), ExecutionConfig(rematerialisation="kernels")),
+    "v6e:16x16": Layout(MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="kernels")),
 }
 
 

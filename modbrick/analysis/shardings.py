@@ -12,7 +12,7 @@ from modbrick.addresses import ParameterInfo
 from modbrick.analysis.summary import BYTES_PER_TRAINED_PARAMETER
 from modbrick.config import ModelConfig
 from modbrick.layers.parameter_table import parameter_table
-from modbrick.parallel import AXES, MeshConfig, parameter_shardings
+from modbrick.parallel import AXES, MeshConfig, mesh_axis_names, parameter_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Placement:
 
     Attributes:
       info: the parameter.
-      spec: the mesh axis that divides each of its axes, or None.
+      spec: the mesh axes that divide each of its axes.
       local: shape of what one device keeps.
     """
 
@@ -61,7 +61,7 @@ class ShardingReport:
             table.add_column(name, overflow="fold")
         for placement in self.placements:
             divided = (
-                axis if by is None or self.mesh.shape[by] == 1 else f"{axis}/{by}"
+                "/".join([axis, *(n for n in mesh_axis_names(by) if self.mesh.shape[n] > 1)])
                 for axis, by in zip(placement.info.axes, placement.spec, strict=True)
             )
             table.add_row(

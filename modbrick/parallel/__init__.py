@@ -5,6 +5,7 @@ from modbrick.parallel.rules import (
     activation_spec,
     constrain,
     gathered,
+    mesh_axis_names,
     parameter_shardings,
     parameter_spec,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "current_mesh",
     "gathered",
     "make_mesh",
+    "mesh_axis_names",
     "parameter_shardings",
     "parameter_spec",
 ]

@@ -18,7 +18,7 @@ PARAMETER_RULES: Mapping[str, MeshAxes] = {
     "layer": None,
     "expert": "expert",
     "member": None,
-    "width": "fsdp",
+    "width": None,
     "hidden": "tensor",
     "heads": "tensor",
     "key_heads": "tensor",
@@ -28,6 +28,14 @@ PARAMETER_RULES: Mapping[str, MeshAxes] = {
     "router_hidden": None,
     "scalar": None,
 }
+
+FSDP = ("width", "hidden", "heads")
+"""What fsdp divides of a matrix: the first of its axes that stands here.
+
+That is what it is multiplied along, so that parts are whole rows, which collectives gather and
+scatter without changing how they lie. Only of the embedding, whose rows are looked up, it is the
+other axis.
+"""
 
 ACTIVATION_RULES: Mapping[str, MeshAxes] = {
     "batch": BATCH_AXES,
@@ -46,15 +54,18 @@ def parameter_spec(axes: tuple[str, ...]) -> PartitionSpec:
     Vectors (of a layer, of an expert) are not divided over fsdp: what that would save is less than
     the collective costs.
     """
-    matrix = len([axis for axis in axes if axis not in ("layer", "expert", "member")]) > 1
-    return PartitionSpec(
-        *(None if axis == "width" and not matrix else PARAMETER_RULES[axis] for axis in axes)
-    )
+    rules = [PARAMETER_RULES[axis] for axis in axes]
+    if len([axis for axis in axes if axis not in ("layer", "expert", "member")]) > 1:
+        for place, axis in enumerate(axes):
+            if axis in FSDP:
+                rules[place] = (*mesh_axis_names(rules[place]), "fsdp") if rules[place] else "fsdp"
+                break
+    return PartitionSpec(*rules)
 
 
 def gathered_spec(axes: tuple[str, ...]) -> PartitionSpec:
     """Returns how a parameter is divided where it is used: as kept, but whole over fsdp."""
-    return PartitionSpec(*(None if rule == "fsdp" else rule for rule in parameter_spec(axes)))
+    return PartitionSpec(*(_without_fsdp(rule) for rule in parameter_spec(axes)))
 
 
 def activation_spec(*axes: str) -> PartitionSpec:
@@ -93,14 +104,24 @@ def parameter_shardings(
 
 def mesh_axes_size(mesh: Mesh | AbstractMesh, axes: MeshAxes) -> int:
     """Returns over how many devices these mesh axes divide."""
-    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
-    return math.prod(mesh.shape[name] for name in names)
+    return math.prod(mesh.shape[name] for name in mesh_axis_names(axes))
+
+
+def mesh_axis_names(axes: MeshAxes) -> tuple[str, ...]:
+    """Returns the mesh axes that divide an axis, as a spec says it: none, one or several."""
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes
+
+
+def _without_fsdp(axes: MeshAxes) -> MeshAxes:
+    rest = tuple(name for name in mesh_axis_names(axes) if name != "fsdp")
+    return rest[0] if len(rest) == 1 else rest or None
 
 
 def _problems(info: ParameterInfo, mesh: Mesh | AbstractMesh) -> list[str]:
-    spec = parameter_spec(info.axes)
-    return [
-        f"{axis} {size} of {info.address()} does not divide by mesh.{rule} {mesh.shape[rule]}"
-        for axis, size, rule in zip(info.axes, info.shape, spec, strict=True)
-        if rule is not None and size % mesh.shape[rule]
-    ]
+    problems = []
+    for axis, size, rule in zip(info.axes, info.shape, parameter_spec(info.axes), strict=True):
+        if size % mesh_axes_size(mesh, rule):
+            names = [name for name in mesh_axis_names(rule) if mesh.shape[name] > 1]
+            by = " x ".join(f"mesh.{name} {mesh.shape[name]}" for name in names)
+            problems.append(f"{axis} {size} of {info.address()} does not divide by {by}")
+    return problems

@@ -78,7 +78,7 @@ class ShardedDispatch:
         """As in `Dispatch`."""
 
         def run(plan: Any, x: Array, weights: Array) -> Array:
-            y = self._experts.map(plan, _flat(x, 1), _whole(weights, 1))
+            y = self._experts.map(plan, _flat(x, 1), _whole(weights))
             return y.reshape(*x.shape[:2], *y.shape[1:])
 
         specs = (_PER_DEVICE, _tokens("width"), parameter_spec(_INWARDS))
@@ -90,7 +90,7 @@ class ShardedDispatch:
         """As in `Dispatch`."""
 
         def run(plan: Any, slots: Array, weights: Array) -> Array:
-            y = self._experts.reduce(plan, _flat(slots, 2), _whole(weights, 2))
+            y = self._experts.reduce(plan, _flat(slots, 2), _whole(weights))
             return jax.lax.psum(y, "tensor").reshape(*slots.shape[:2], -1)
 
         specs = (_PER_DEVICE, _tokens("choice", "hidden"), parameter_spec(_OUTWARDS))
@@ -107,9 +107,9 @@ class ShardedDispatch:
         """As in `Dispatch`."""
 
         def run(plan: Any, x: Array, up: Array, down: Array, gate: Array | None) -> Array:
-            gate = None if gate is None else _whole(gate, 1)
+            gate = None if gate is None else _whole(gate)
             y = self._experts.feed_forward(
-                plan, _flat(x, 1), _whole(up, 1), _whole(down, 2), gate, activation
+                plan, _flat(x, 1), _whole(up), _whole(down), gate, activation
             )
             return jax.lax.psum(y, "tensor").reshape(x.shape)
 
@@ -132,6 +132,6 @@ def _flat(x: Array, kept: int) -> Array:
     return x.reshape(-1, *x.shape[x.ndim - kept :])
 
 
-def _whole(weights: Array, axis: int) -> Array:
-    """Gathers a bank's width over fsdp; its gradient is reduced and scattered."""
-    return jax.lax.all_gather(weights, "fsdp", axis=axis, tiled=True)
+def _whole(weights: Array) -> Array:
+    """Gathers a bank's rows over fsdp; its gradient is reduced and scattered."""
+    return jax.lax.all_gather(weights, "fsdp", axis=1, tiled=True)

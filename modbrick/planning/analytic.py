@@ -34,8 +34,10 @@ _WORKING_WIDTHS = 60
 _PASSES_OVER_WIDTH = 130
 # Share of the peak that XLA's own products reach.
 _DENSE_RATE = 0.7
-# Values in a row of a tile: what the compiler gathers and scatters without a detour.
-_LANES = 128
+# Rows of a tile in bfloat16: fewer of them the compiler does not scatter.
+_ROWS = 16
+# Axes of a torus along which the compiler gathers.
+_GATHERED_AXES = 2
 # Bytes that updating one parameter moves: parameter, gradient, two moments, read and written.
 _BYTES_PER_UPDATE = 36
 
@@ -153,7 +155,7 @@ def _collective_seconds(program: TrainProgram, topology: Topology) -> float:
 
     received = dict.fromkeys(AXES, 0.0)
     # Weights are gathered again for the backward pass, whatever else is kept.
-    weights = _fsdp_values(program, gathers=2 + again)
+    weights = _fsdp_values(program, topology, gathers=2 + again)
     received["fsdp"] = weights * others["fsdp"] * itemsize * config.training.microbatches
     received["data"] = 2 * kept * 4 * others["data"]
     forwards, forward_and_backward = 1 + again + recomputed, 2 + again + recomputed
@@ -183,20 +185,24 @@ def _collective_seconds(program: TrainProgram, topology: Topology) -> float:
     return seconds
 
 
-def _fsdp_values(program: TrainProgram, gathers: int) -> float:
+def _fsdp_values(program: TrainProgram, topology: Topology, gathers: int) -> float:
     """Returns the values that gathers and one sum of gradients move along fsdp, a microbatch.
 
-    In units of what is whole over fsdp. Where a device's part has fewer than 128 lanes, the
-    compiler makes each gather and each sum an all-reduce of the whole: twice as much. Of the other
-    sums it makes about half a reduce-scatter.
+    In units of what is whole over fsdp, as MoLM-700M-8B was compiled: a sum of which each device
+    keeps fewer rows than a tile has, or a part of each row (the embedding), is an all-reduce, twice
+    as much; and so are sums and gathers in groups along all three axes of a torus.
     """
+    group, coordinates = _row_major("fsdp", dict(program.mesh.shape), topology)
+    spanned = zip(*(coordinates[place] for place in group), strict=True)
+    deep = sum(len(set(places)) > 1 for places in spanned) > _GATHERED_AXES
     total = 0.0
     for leaf in jax.tree.leaves(program.state.trainable):
         shard = leaf.sharding.shard_shape(leaf.shape)
-        for size, axes in zip(shard, leaf.sharding.spec, strict=False):
+        for place, axes in enumerate(leaf.sharding.spec):
             if "fsdp" in (axes if isinstance(axes, tuple) else (axes,)):
                 whole = math.prod(shard) * program.mesh.shape["fsdp"]
-                total += whole * ((gathers + 1) * 2 if size < _LANES else gathers + 1.5)
+                whole_sum = place == len(shard) - 1 or shard[place] < _ROWS
+                total += whole * (2 * gathers + 2 if deep else gathers + 1 + whole_sum)
     return total
 
 

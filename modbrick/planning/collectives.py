@@ -21,6 +21,12 @@ KINDS = (
     "collective-broadcast",
 )
 
+SCATTERING = "all-reduce-scatter"
+"""Begins the name of a fusion of an all-reduce and of the part that a device keeps of it.
+
+So the compiler writes a sum of which it sends each device only its part.
+"""
+
 _BITS = re.compile(r"(pred|[a-z]+?(\d+)[a-z0-9]*)\[([\d,]*)\]")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
@@ -68,11 +74,14 @@ def read_collectives(program: HloProgram, mesh: Mapping[str, int]) -> list[Colle
     found = []
     for run in program.executed():
         for instruction, asynchronous in _collectives_of(run, program):
-            computation = program.computations[_home(run, instruction, program)]
+            home = _home(run, instruction, program)
+            computation = program.computations[home]
             group = _group(instruction.attributes, mesh)
             if len(group) < 2:
                 continue
             kind = instruction.opcode.removesuffix("-start")
+            if kind == "all-reduce" and home.startswith(SCATTERING):
+                kind = "reduce-scatter"
             sizes = [_bytes(computation[name]) for name in instruction.operands]
             found.append(
                 Collective(

@@ -67,9 +67,8 @@ def _parts(plan: Plan) -> Iterator[RenderableType]:
     gathering = sum(total.gathering_bytes for total in time.collectives)
     if gathering:
         yield Text(
-            f"{gathering / _GIB:.2f} GiB of the all-reduces are gathers of parts that have fewer "
-            "than 128 lanes: the compiler adds up whole arrays, zero elsewhere, which is twice the "
-            "bytes. Fewer devices on fsdp avoid it"
+            f"{gathering / _GIB:.2f} GiB of the all-reduces are gathers: the compiler adds up "
+            "whole arrays, zero elsewhere, twice the bytes. Fewer devices on fsdp avoid it"
         )
     spent = Table(title="Predicted time of one step", title_justify="left")
     spent.add_column("part")

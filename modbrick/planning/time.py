@@ -8,6 +8,7 @@ import re
 from modbrick.flops import forward_flops, training_flops
 from modbrick.planning.collectives import (
     KINDS,
+    SCATTERING,
     Collective,
     CollectiveTotal,
     read_collectives,
@@ -21,7 +22,7 @@ from modbrick.planning.topology import Topology
 from modbrick.training.run_config import RunConfig
 from pallas_kernels.compile_report.chips import find_chip
 from pallas_kernels.compile_report.hlo import Execution, HloProgram, Instruction
-from pallas_kernels.compile_report.operations import operation_bundles
+from pallas_kernels.compile_report.operations import OperationBundles, operation_bundles
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # The compiler writes a number of this size where it has no estimate.
@@ -30,8 +31,9 @@ _NO_ESTIMATE = 10**15
 DEFINITION = (
     "Step time is the sum, with nothing overlapping: kernels at the rates of their compiled "
     "schedules, XLA's own operations at the larger of the bundles of their compiled schedules over "
-    "the clock and bytes over HBM bandwidth (where the compiler leaves no schedule, of its "
-    "estimate of cycles instead), collectives at received bytes over the bandwidth of their links. "
+    "the clock and bytes over HBM bandwidth (products, and what the compiler does not schedule in "
+    "full, not below its estimate of cycles), collectives at received bytes over the bandwidth of "
+    "their links. "
     "Utilisation is useful operations (three times the forward pass of active parameters and of "
     "attention over visible keys) over peak times step time; nothing recomputed or padded counts."
 )
@@ -45,7 +47,8 @@ class StepTime:
       compute: of matrix products, by part of the model.
       hbm: of everything else on the device: values moved from and to memory.
       hbm_bytes: that this moves.
-      estimated: of both, what the compiler left no schedule of.
+      estimated: of both, what the compiler left no schedule of, or one with loops that do not say
+        how often they run and count once.
       collectives: what moves between devices, by kind and axes.
       useful_flops: of the step on this device.
       peak_flops: of the device, per second.
@@ -124,10 +127,12 @@ def compiled_time(config: RunConfig, step: CompiledStep, topology: Topology) -> 
             continue
         if 'custom_call_target="AllocateBuffer"' in run.instruction.attributes:
             continue  # which moves nothing
-        seconds = _seconds(run, bundles.get(run.instruction.name), topology)
-        if run.instruction.name not in bundles:
+        multiplies = _multiplies(run.instruction, program)
+        scheduled = bundles.get(run.instruction.name)
+        seconds = _seconds(run, scheduled, multiplies, topology)
+        if scheduled is None or not scheduled.exact:
             estimated += seconds
-        if _multiplies(run.instruction, program):
+        if multiplies:
             compute["dense"] += seconds
         else:
             hbm += seconds
@@ -194,16 +199,19 @@ def kernel_rates(config: RunConfig, generation: str) -> dict[str, Rate]:
     }
 
 
-def _seconds(run: Execution, bundles: int | None, topology: Topology) -> float:
+def _seconds(
+    run: Execution, scheduled: OperationBundles | None, multiplies: bool, topology: Topology
+) -> float:
     """Returns what an operation of XLA's takes, all its executions together."""
-    cycles = bundles
-    if cycles is None and (match := _CYCLES.search(run.instruction.attributes)):
-        estimate = int(match[1])
-        cycles = estimate if estimate < _NO_ESTIMATE else None
+    cycles = 0 if scheduled is None else scheduled.bundles
+    exact = scheduled is not None and scheduled.exact
+    match = _CYCLES.search(run.instruction.attributes)
+    # Bundles of products may wait for the matrix units, which the estimate knows.
+    if match and (multiplies or not exact) and int(match[1]) < _NO_ESTIMATE:
+        cycles = max(cycles, int(match[1]))
     generation = topology.generation
-    moving = run.bytes / generation.hbm_bandwidth
-    running = (cycles or 0) * run.executions / find_chip(generation.name).clock
-    return max(moving, running)
+    running = cycles * run.executions / find_chip(generation.name).clock
+    return max(running, run.bytes / generation.hbm_bandwidth)
 
 
 def _link_seconds(collective: Collective, step: CompiledStep, topology: Topology) -> float:
@@ -211,7 +219,8 @@ def _link_seconds(collective: Collective, step: CompiledStep, topology: Topology
 
 
 def _is_collective(instruction: Instruction) -> bool:
-    return instruction.opcode.removesuffix("-start") in KINDS
+    scatters = any(name.startswith(SCATTERING) for name in instruction.called)
+    return scatters or instruction.opcode.removesuffix("-start") in KINDS
 
 
 def _multiplies(instruction: Instruction, program: HloProgram) -> bool:

@@ -202,7 +202,7 @@ class HloProgram:
         computation = self.computations[name]
         for instruction in computation.values():
             opcode = instruction.opcode
-            if opcode in _FREE or opcode.endswith("-done"):
+            if opcode in _FREE or opcode.endswith(("-done", "-update")):
                 continue
             if opcode == "while":
                 times = executions * self._trips(instruction)

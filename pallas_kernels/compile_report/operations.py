@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from pallas_kernels.compile_report.hlo import HloProgram, Instruction
 from pallas_kernels.compile_report.schedule import Schedule
@@ -18,31 +19,45 @@ _NAMES = re.compile(r"%[^\s,(){}]+")
 _NOTES = re.compile(r",? ?(?:metadata|backend_config|frontend_attributes)=.*", re.DOTALL)
 
 
-def operation_bundles(program: HloProgram, schedules: Mapping[str, Schedule]) -> dict[str, int]:
-    """The bundles that each operation runs on a core, where the compiler tells.
+class OperationBundles(NamedTuple):
+    """What one execution of an operation runs on a core.
 
-    Of equal operations the compiler schedules one. Left out are operations without a schedule of
-    their own, such as those that the scalar unit does between others, and those with a loop whose
-    trips the schedule does not tell.
+    Attributes:
+        bundles: of its schedule, as often as its loops run.
+        exact: False if a loop does not say how often: it counts once.
+    """
+
+    bundles: int
+    exact: bool
+
+
+def operation_bundles(
+    program: HloProgram, schedules: Mapping[str, Schedule]
+) -> dict[str, OperationBundles]:
+    """The bundles that operations run, where the compiler tells.
+
+    Of equal operations the compiler schedules one. Operations without a schedule of their own, such
+    as those that the scalar unit does between others, are left out.
 
     Args:
         program: the optimised program.
         schedules: of its operations, by name; see `schedule.read_schedules`.
 
     Returns:
-        Bundles by name of the instruction, for one execution.
+        By name of the instruction.
     """
-    known = {name: schedule.kernel.executed_bundles for name, schedule in schedules.items()}
-    forms: dict[str, int] = {}
-    found: dict[str, int] = {}
+    forms: dict[str, OperationBundles] = {}
+    found: dict[str, OperationBundles] = {}
     alike: list[tuple[str, str]] = []
     for computation in program.computations.values():
         for instruction in computation.values():
             form = _form(instruction, computation, program)
             alike.append((instruction.name, form))
-            bundles = known.get(instruction.name)
-            if bundles is not None:
-                forms[form] = found[instruction.name] = bundles
+            if instruction.name in schedules:
+                kernel = schedules[instruction.name].kernel
+                known = OperationBundles(kernel.executed_bundles, kernel.trips_are_known)
+                found[instruction.name] = known
+                forms[form] = max(known, forms.get(form, known))
     return {name: forms[form] for name, form in alike if form in forms} | found
 
 
@@ -50,20 +65,23 @@ def _form(
     instruction: Instruction, computation: Mapping[str, Instruction], program: HloProgram
 ) -> str:
     """What the instruction computes, from types to types, without any names."""
-    attributes = _NAMES.sub("%", _NOTES.sub("", instruction.attributes))
     operands = [computation[name].type for name in instruction.operands if name in computation]
-    inside = ""
-    if instruction.opcode == "fusion":
-        inside = "".join(
-            _inner_form(inner, program.computations[called])
-            for called in instruction.called
-            for inner in program.computations[called].values()
-        )
-    return f"{instruction.type} {instruction.opcode}({operands}){attributes}{inside}"
+    inside = _inside(instruction, program) if instruction.opcode == "fusion" else ""
+    return _text(instruction, operands) + inside
 
 
-def _inner_form(instruction: Instruction, computation: Mapping[str, Instruction]) -> str:
-    places = {name: place for place, name in enumerate(computation)}
-    operands = [places.get(name) for name in instruction.operands]
+def _inside(instruction: Instruction, program: HloProgram) -> str:
+    """The same of all that it calls, values by their places."""
+    lines = []
+    for name in instruction.called:
+        computation = program.computations[name]
+        places = {inner: place for place, inner in enumerate(computation)}
+        for inner in computation.values():
+            operands = [places.get(operand) for operand in inner.operands]
+            lines.append(_text(inner, operands) + _inside(inner, program))
+    return "\n".join(["", *lines])
+
+
+def _text(instruction: Instruction, operands: list[Any]) -> str:
     attributes = _NAMES.sub("%", _NOTES.sub("", instruction.attributes))
-    return f"\n{instruction.type} {instruction.opcode}({operands}){attributes}"
+    return f"{instruction.type} {instruction.opcode}({operands}){attributes}"

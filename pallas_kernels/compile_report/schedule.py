@@ -92,17 +92,23 @@ class Region:
         return self.bundles - sum(child.bundles for child in self.children)
 
     @property
-    def executed_bundles(self) -> int | None:
-        """Bundles that run when it is entered, branches taken; None if a loop's trips are unknown.
+    def executed_bundles(self) -> int:
+        """Bundles that run when it is entered, branches taken; loops without known trips once."""
+        trips = self.trips or 1
+        return trips * (self.own_bundles + sum(child.executed_bundles for child in self.children))
 
-        A loop that only waits for a copy counts once: what waiting takes is up to the memory.
+    @property
+    def trips_are_known(self) -> bool:
+        """Whether every loop says how often it runs, or only waits for a copy.
+
+        What waiting takes is up to the memory.
         """
-        waits = self.bundles <= LONGEST_WAIT and not self.copies
-        trips = 1 if self.kind != "loop" or (self.trips is None and waits) else self.trips
-        inner = [child.executed_bundles for child in self.children]
-        if trips is None or None in inner:
-            return None
-        return trips * (self.own_bundles + sum(n for n in inner if n is not None))
+        return all(
+            region.trips is not None
+            or (region.bundles <= LONGEST_WAIT and not region.copies + region.slots["VSTORE"])
+            for region in self.walk()
+            if region.kind == "loop"
+        )
 
     def skips(self, child: Region) -> bool:
         """Whether a region directly inside is a part that most steps skip, see `steady`.

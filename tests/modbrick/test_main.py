@@ -85,6 +85,7 @@ def test_shardings_of_a_config_by_a_mesh(
     for info in parameter_table(model_config(str(TINY))):
         assert info.address() in shown
     assert "expert/expert, width/fsdp, hidden" in shown
+    assert "expert/expert, hidden/fsdp, width" in shown
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from modbrick.analysis.shardings import describe_shardings
 from modbrick.families import moduleformer
-from modbrick.parallel import MeshConfig
+from modbrick.parallel import MeshConfig, mesh_axis_names
 
 CONFIG = moduleformer(
     vocabulary=64,
@@ -35,7 +35,9 @@ CONFIG = moduleformer(
 def test_a_parameter_is_divided_by_the_axes_that_its_spec_names(mesh: MeshConfig) -> None:
     report = describe_shardings(CONFIG, mesh, 8)
     for placement in report.placements:
-        parts = math.prod(report.mesh.shape[by] for by in placement.spec if by is not None)
+        parts = math.prod(
+            report.mesh.shape[name] for by in placement.spec for name in mesh_axis_names(by)
+        )
         assert math.prod(placement.local) * parts == placement.info.size
         if "expert" in placement.info.axes:
             axis = placement.info.axes.index("expert")

@@ -75,7 +75,7 @@ class Sizes:
         )
 
 
-ON_CPU = Sizes(width=8 * 17, attention=2 * 19, hidden=2 * 23, heads=2, dtype="float32")
+ON_CPU = Sizes(width=8 * 17, attention=8 * 19, hidden=8 * 23, heads=2, dtype="float32")
 ON_TPU = Sizes(width=128 * 17, attention=128 * 19, hidden=128 * 23, heads=19, dtype="bfloat16")
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (.+?) ([a-z][\w-]*)\(")

@@ -31,6 +31,12 @@ HloModule m
     frontend_attributes={{chain_id="0"}}
 }}
 
+%all-reduce-scatter.1 (whole: bf16[8,8]) -> bf16[4,8] {{
+  %whole = bf16[8,8]{{1,0}} parameter(0)
+  %all-reduce.2 = bf16[8,8]{{1,0}} all-reduce(%whole), {NAMED} {{'expert'}}, to_apply=%add
+  ROOT %part = bf16[4,8]{{1,0}} slice(%all-reduce.2), slice={{[0:4], [0:8]}}
+}}
+
 %body (arg: (s32[], f32[64])) -> (s32[], f32[64]) {{
   %arg = (s32[], f32[64]{{0}}) parameter(0)
   %i = s32[] get-tuple-element(%arg), index=0
@@ -55,6 +61,7 @@ ENTRY %main (a: f32[64], b: bf16[4,8], c: s32[]) -> f32[64] {{
   %loop = (s32[], f32[64]{{0}}) while(%init), condition=%until, body=%body
   %first = (bf16[8,8]{{1,0}}, u32[]) fusion(%b), kind=kCustom, calls=%start
   %second = bf16[8,8]{{1,0}} fusion(%b), kind=kCustom, calls=%beside
+  %kept = bf16[4,8]{{1,0}} fusion(%second), kind=kCustom, calls=%all-reduce-scatter.1
   %scattered = f32[32]{{0}} reduce-scatter(%a), replica_groups=[4,2]<=[2,2,2]T(1,2,0),
     dimensions={{0}}, to_apply=%add
   %everyone = f32[64]{{0}} all-reduce(%a), replica_groups={{}}, to_apply=%add
@@ -98,6 +105,12 @@ def test_groups_in_every_notation(kind, axes, size, group):
     assert collective.bytes == size
     assert collective.group == group
     assert not collective.asynchronous
+
+
+def test_a_sum_of_which_each_device_keeps_a_part_is_scattered():
+    collective = found()["reduce-scatter", "expert"]
+    assert collective.bytes == 8 * 8 * 2 / 2
+    assert ("all-reduce", "expert") not in found()
 
 
 def test_groups_of_one_are_none():

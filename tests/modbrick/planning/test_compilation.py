@@ -36,8 +36,8 @@ def test_a_small_run_is_planned():
     gathers = sum(t.executions for t in plan.time.collectives if "fsdp" in t.axes)
     assert gathers >= 2 * 5
     assert 0 < plan.time.utilisation <= plan.time.highest_utilisation < 1
-    # The compiler told of nearly all operations how it runs them; the rest is small, and estimated.
-    assert 0 < plan.time.estimated < 0.2 * (plan.time.compute["dense"] + plan.time.hbm)
+    # Of most operations the compiler told how often they run; not so of sorts and scatters.
+    assert 0 < plan.time.estimated < 0.6 * (plan.time.compute["dense"] + plan.time.hbm)
     assert json.loads(json.dumps(plan.to_mapping()))["mesh"]["fsdp"] == 2
 
 

@@ -55,7 +55,8 @@ def test_a_plan_adds_up(name, topology):
     peak = find_topology(topology).generation.peak_flops
     assert time["utilisation"] == pytest.approx(plan["flops"]["useful"] / (peak * time["step"]))
     assert time["utilisation"] <= time["highest_utilisation"] < 1
-    assert time["collective_share"] < 0.3
+    # The aim is for 64 chips of v5p; 256 share the same batch, and some gather longer than that.
+    assert time["collective_share"] < (0.3 if topology.startswith("v5p") else 0.4)
     # A plan names the rates it took: those of all kernels that it ran.
     assert {rate["part"] for rate in plan["rates"]} == set(time["compute"]) - {"dense"}
 
@@ -82,7 +83,7 @@ def test_every_preset_fits_where_it_is_laid_out(name, topology):
     plan = make_plan(config, find_topology(topology, config.mesh.slices))
     assert plan.fits, json.dumps(plan.to_mapping()["hbm"])
     assert plan.time is not None
-    assert plan.time.collective_share < 0.3
+    assert plan.time.collective_share < (0.3 if topology.startswith("v5p") else 0.4)
     assert to_mapping(plan.config.model) == to_mapping(config.model)
     if topology == "v5p:4x4x4" and name in ("molm_700m_8b",):
         # Compiling does not grow with depth; the aim is five minutes on two cores.

@@ -126,15 +126,27 @@ def test_a_loop_runs_as_often_as_its_exit_test_says() -> None:
     assert timed("50").executed_bundles == 3 + 50 * 8
 
 
-def test_without_an_exit_test_nothing_is_known_of_a_loop() -> None:
-    assert parsed().kernel.executed_bundles is None
-    assert timed("%s9").executed_bundles is None
+def test_a_loop_without_an_exit_test_counts_once_and_says_so() -> None:
+    assert parsed().kernel.executed_bundles == 3 + 8
+    assert timed("%s9").executed_bundles == 3 + 8
+    assert not timed("%s9").trips_are_known
+    assert timed().trips_are_known
 
 
-def test_a_loop_that_waits_for_a_copy_counts_once() -> None:
+def test_a_loop_that_waits_for_a_copy_needs_no_trips() -> None:
     waiting = "%5 = sbr.rel (%p1) target = $region2"  # back to the bundle before
     kernel = timed(inner=waiting)
     [loop] = kernel.children
     [wait] = loop.children
     assert (wait.kind, wait.bundles, wait.trips) == ("loop", 2, None)
     assert kernel.executed_bundles == 3 + 3 * 8
+    assert kernel.trips_are_known
+
+
+def test_a_short_loop_that_stores_does_not_wait() -> None:
+    text = BUNDLES.replace("%5 = sbr.rel (%p1) target = $region4", "%5 = sbr.rel target = $region2")
+    stores = USE.splitlines()
+    stores[4 + 3] = "0 0 0 0 0 0 0 1 0 1"
+    kernel = schedule.parse_schedule("k", text, "\n".join(stores) + "\n", 0).kernel
+    assert kernel.children[0].children[0].slots["VSTORE"] == 1
+    assert not kernel.trips_are_known
