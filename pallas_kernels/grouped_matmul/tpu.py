@@ -46,7 +46,13 @@ from pallas_kernels.grouped_matmul.tpu_resident import (
     feed_forward,
     feed_forward_gradients,
 )
-from pallas_kernels.grouped_matmul.tpu_rows import LANES, ROW_MULTIPLE, round_up, row_view
+from pallas_kernels.grouped_matmul.tpu_rows import (
+    LANES,
+    ROW_MULTIPLE,
+    round_up,
+    rounded,
+    row_words,
+)
 from pallas_kernels.grouped_matmul.tpu_tiles import Rows
 from pallas_kernels.grouped_matmul.tpu_ungroup import ungroup_rows
 from pallas_kernels.grouped_matmul.tpu_visits import Visits, visits
@@ -92,7 +98,7 @@ def _source(x: Array, plan: RoutingPlan, layout: str) -> Rows:
     rows, width = flatten_rows(x, layout), x.shape[-1]
     if layout == "grouped":
         return Rows(rows, width)
-    return Rows(row_view(rows), width, row_index(plan, layout))
+    return Rows(row_words(rows), width, row_index(plan, layout))
 
 
 def _visits(
@@ -142,7 +148,7 @@ def _products(
         total = part if total is None else total + part
         dots = more_dots if dots is None or more_dots is None else dots + more_dots
     assert total is not None, "there is a piece"
-    return total.astype(output_dtype), dots
+    return rounded(total, output_dtype) if as_rows else total.astype(output_dtype), dots
 
 
 def _weight_gradient(

@@ -25,7 +25,8 @@ class BlockSizes:
         columns: columns of the results that a step computes, at most.
         chunk: columns that one turn of the inner loop computes, at most.
         unrolled: whether the turns are written out one after the other. Matrix units fill and drain
-            once a turn of a loop, which costs the more, the faster they are.
+            once a turn of a loop, which costs the more, the faster they are; and copies that a
+            turn starts are scheduled before the next turn's products, not after the last ones.
     """
 
     height: int = 256
@@ -58,17 +59,17 @@ class Generation:
 
 
 _SMALL_MXU = {
-    "matmul": BlockSizes(256, 2048, 1024),
+    "matmul": BlockSizes(256, 2048, 256, unrolled=True),
     "matmul_gradient": BlockSizes(256, 2048, 1024),
-    "weights": BlockSizes(256, 1024, 512),
-    "feed_forward": BlockSizes(128, 2048, 2048),
+    "weights": BlockSizes(256, 1024, 1024),
+    "feed_forward": BlockSizes(128, 2048, 1024, unrolled=True),
     "feed_forward_gradient": BlockSizes(128, 2048, 512),
 }
 _LARGE_MXU = {
-    "matmul": BlockSizes(256, 2048, 1024),
-    "matmul_gradient": BlockSizes(256, 2048, 512),
-    "weights": BlockSizes(256, 1024, 512),
-    "feed_forward": BlockSizes(256, 2048, 2048),
+    "matmul": BlockSizes(256, 2048, 256, unrolled=True),
+    "matmul_gradient": BlockSizes(256, 2048, 256, unrolled=True),
+    "weights": BlockSizes(256, 1024, 512, unrolled=True),
+    "feed_forward": BlockSizes(256, 2048, 1024, unrolled=True),
     "feed_forward_gradient": BlockSizes(256, 2048, 512),
 }
 KERNELS = tuple(_SMALL_MXU)

@@ -101,7 +101,7 @@ def hidden_layer_gradients(
     """
     products = [Product(0, bank, columns=piece) for bank in banks[1:]]
     products.append(Product(1, banks[0], transposed=True, columns=piece))
-    width, height, dtype = piece.width, visits.height, x.rows.dtype
+    width, height, dtype = piece.width, visits.height, x.dtype
     most = min(sizes.columns, piece.most)
     block, buffers = fit_columns(products, most, bank_budget(), narrow=True)
     before = piece.at(block)

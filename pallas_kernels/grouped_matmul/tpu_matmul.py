@@ -16,7 +16,15 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
 from pallas_kernels.grouped_matmul.tpu_block_sizes import BlockSizes, cores_in_force, vmem_limit
-from pallas_kernels.grouped_matmul.tpu_rows import LANES, ROW_MULTIPLE, round_up
+from pallas_kernels.grouped_matmul.tpu_rows import (
+    LANES,
+    ROW_MULTIPLE,
+    padded_width,
+    round_up,
+    store_columns,
+    word_dtype,
+    words_shape,
+)
 from pallas_kernels.grouped_matmul.tpu_tiles import Block, Rows, Visit, tile_call
 from pallas_kernels.grouped_matmul.tpu_visits import Visits
 
@@ -39,7 +47,7 @@ def dot(a: Array, b: Array, axes: tuple[int, int], precision: jax.lax.Precision)
 
 
 def column_blocks(width: int, most: int) -> int:
-    """Columns of a block: all of them, or the most whole rows of `tpu_rows.row_view` that divide.
+    """Columns of a block: all of them, or the most multiples of 1024 that divide them.
 
     Blocks that divide the padded width never reach beyond the rows that are fetched.
     """
@@ -341,7 +349,7 @@ def expert_products(
         num_rows: R.
         sizes: of blocks.
         output_dtype: of the result.
-        as_rows: whether the result is for fetching rows from, [R, S, 128], or [R, N].
+        as_rows: whether the result is for fetching rows from, in words, or [R, N].
         precision: of the products.
         epilogue: makes one [M, columns] of the products.
         bias: [E, N].
@@ -362,7 +370,6 @@ def expert_products(
     count = -(-width // block)
     ragged = count * block != width
     chunks = Chunks.of(block, sizes, height, sum(p.depth for p in products))
-    padded = round_up(block, ROW_MULTIPLE)
     blocks = [(p.bank, p.block(block, buffers)) for p in products]
     if bias is not None:
         place = lambda n, e, t: (jnp.minimum(e, experts - 1), 0, n)  # noqa: E731
@@ -374,15 +381,14 @@ def expert_products(
     scratch = []
     results: list[tuple[jax.ShapeDtypeStruct, Block | None]] = []
     if as_rows:
-        sublanes = padded // LANES
-        shape = (num_rows, count * sublanes, LANES)
+        planes, *rest = words_shape(num_rows, block, output_dtype)
         results.append(
             (
-                jax.ShapeDtypeStruct(shape, output_dtype),
-                Block((height, sublanes, LANES), lambda n, e, t: (t, n, 0)),
+                jax.ShapeDtypeStruct((count * planes, *rest), word_dtype(output_dtype)),
+                Block((planes, height, LANES), lambda n, e, t: (n, t, 0)),
             )
         )
-        scratch.append(pltpu.VMEM((height, padded), output_dtype))
+        scratch.append(pltpu.VMEM((height, padded_width(block)), jnp.float32))
     else:
         results.append(
             (
@@ -404,7 +410,6 @@ def expert_products(
         visit: Visit, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
     ) -> None:
         out = outs[0]
-        flat = scratch_refs[0] if as_rows else out
         banks = block_refs[: len(products)]
         others = list(block_refs[len(products) :])
         bias_ref = others.pop(0) if bias is not None else None
@@ -431,13 +436,15 @@ def expert_products(
                 scratch_refs[-1][...] += fold_lanes(terms)
             if factor is not None:
                 y = y * factor
-            y = jnp.where(routed, y, 0).astype(output_dtype)
-            flat[:, at] = y if as_rows else jnp.where(own, y, out[:, at])
+            if as_rows:
+                scratch_refs[0][:, at] = y
+            else:
+                y = jnp.where(routed, y, 0).astype(output_dtype)
+                out[:, at] = jnp.where(own, y, out[:, at])
 
         chunks.run(prepare, turn)
         if as_rows:
-            view = flat[...].reshape(out.shape)
-            out[...] = jnp.where(visit.own_along(0, 3), view, out[...])
+            store_columns(out, scratch_refs[0], output_dtype, own)
         if against is not None:
             sums = row_sums(scratch_refs[-1][...])
             sums = jnp.where(routed, sums, 0)
@@ -526,7 +533,7 @@ def weight_gradient(
             ),
         )
     ]
-    scratch = [pltpu.VMEM((tall, block), jnp.float32), pltpu.VMEM((height, tall), left.rows.dtype)]
+    scratch = [pltpu.VMEM((tall, block), jnp.float32), pltpu.VMEM((height, tall), left.dtype)]
     if with_sums:
         results.append(
             (
@@ -557,7 +564,7 @@ def weight_gradient(
             if with_sums:
                 sums = jnp.sum(b.astype(jnp.float32), axis=0, keepdims=True)
                 scratch_refs[2][:, at] += sums
-            total[:, at] += dot(masked[...], b.astype(right.rows.dtype), (0, 0), precision)
+            total[:, at] += dot(masked[...], b.astype(right.dtype), (0, 0), precision)
 
         chunks.run(prepare, turn)
 
@@ -584,7 +591,7 @@ def weight_gradient(
         cost=pl.CostEstimate(
             flops=2 * visits.tiles * height * depth * width,
             bytes_accessed=experts * depth * width * jnp.dtype(output_dtype).itemsize
-            + num_rows * (depth + width) * left.rows.dtype.itemsize,
+            + num_rows * (depth + width) * left.dtype.itemsize,
             transcendentals=0,
         ),
     )

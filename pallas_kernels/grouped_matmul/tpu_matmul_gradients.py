@@ -27,9 +27,8 @@ from pallas_kernels.grouped_matmul.tpu_resident import (
     expert_block,
     pipelined,
     rows_result,
-    store_rows,
 )
-from pallas_kernels.grouped_matmul.tpu_rows import LANES, ROW_MULTIPLE, round_up
+from pallas_kernels.grouped_matmul.tpu_rows import LANES, padded_width, round_up, store_columns
 from pallas_kernels.grouped_matmul.tpu_tiles import Block, Rows, Visit, tile_call
 from pallas_kernels.grouped_matmul.tpu_visits import Visits
 
@@ -39,8 +38,8 @@ def footprint(weights: Array, itemsize: int, height: int) -> Footprint:
     _, depth, width = weights.shape
     elements = round_up(depth, 16) * round_up(width, LANES)
     matrix = elements * weights.dtype.itemsize
-    rows = round_up(depth, ROW_MULTIPLE), round_up(width, ROW_MULTIPLE)
-    tiles = height * (rows[0] * (9 * itemsize + 8) + rows[1] * (5 * itemsize + 4))
+    rows = padded_width(depth), padded_width(width)
+    tiles = height * (rows[0] * (8 * itemsize + 8) + rows[1] * (5 * itemsize + 4))
     return Footprint(matrix, matrix + 4 * elements, tiles)
 
 
@@ -74,11 +73,11 @@ def matmul_gradients(
         precision: of the products.
 
     Returns:
-        The gradients of the inputs, [R, S, 128] or [R, K], of the weights, of the gates, float32
+        The gradients of the inputs, in words or [R, K], of the weights, of the gates, float32
         [R], and of the bias, float32 [E, N]. Rows that are not visited hold anything.
     """
     experts, depth, width = weights.shape
-    height, dtype = visits.height, x.rows.dtype
+    height, dtype = visits.height, x.dtype
     chunks = Chunks.of(width, sizes, height, depth)
     results: list[tuple[jax.ShapeDtypeStruct, Block | None]] = [
         rows_result(num_rows, depth, height, dtype)
@@ -101,7 +100,7 @@ def matmul_gradients(
     ) -> None:
         outs, parts = outs[:own_results], outs[own_results:]
         sums = [Sums.of(spec, visit, parts, scratch_refs) for spec in specs]
-        turned, scaled, dx, flat = scratch_refs
+        turned, scaled, dx = scratch_refs
         own, routed = visit.own(), visit.expert < experts
         for kept_sum in sums:
             kept_sum.open()
@@ -119,24 +118,25 @@ def matmul_gradients(
             scaled[...] = product.astype(scaled.dtype)
 
         def use(at: Any) -> None:
+            # First what the end of the visit waits for, so that it runs beside the others.
+            dx[:, :depth] += dot(tiles[1][:, at], block_refs[0][:, at], (1, 1), precision)
             sums[0].total[:, at] += dot(turned[...], scaled[...], (1, 0), precision)
-            dx[...] += dot(tiles[1][:, at], block_refs[0][:, at], (1, 1), precision)
 
         pipelined(chunks, prepare, make, use)
-        for done in sums:
-            done.stage()
-        rows = jnp.where(routed, dx[...], 0)
+        rows = dx[:, :depth]
         if factor is not None:
             products = fold_lanes(rows * kept.astype(jnp.float32))
             gates = row_sums(products)
             outs[-1][...] = jnp.where(own_lanes(visit), gates, outs[-1][...])
             rows = rows * factor
         if as_rows:
-            flat[:, :depth] = rows.astype(dtype)
-            store_rows(visit, outs[0], flat)
+            dx[:, :depth] = rows
+            store_columns(outs[0], dx, dtype, own)
         else:
-            outs[0][...] = jnp.where(own, rows.astype(dtype), outs[0][...])
-
+            rows = jnp.where(routed, rows, 0).astype(dtype)
+            outs[0][...] = jnp.where(own, rows, outs[0][...])
+        for done in sums:
+            done.stage()
         for done in sums:
             done.copy()
 
@@ -154,9 +154,8 @@ def matmul_gradients(
         scratch=[
             *(ref for spec in specs for ref in spec.scratch),
             pltpu.VMEM((depth, height), dtype),
-            pltpu.VMEM((height, chunks.size), dy.rows.dtype),
-            pltpu.VMEM((height, depth), jnp.float32),
-            pltpu.VMEM((height, round_up(depth, ROW_MULTIPLE)), dtype),
+            pltpu.VMEM((height, chunks.size), dy.dtype),
+            pltpu.VMEM((height, padded_width(depth)), jnp.float32),
         ],
         parts=chunks.parts,
         vmem_limit=vmem_limit(),

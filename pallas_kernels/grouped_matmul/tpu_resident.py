@@ -33,7 +33,14 @@ from pallas_kernels.grouped_matmul.tpu_matmul import (
     row_sums,
     vector_block,
 )
-from pallas_kernels.grouped_matmul.tpu_rows import LANES, ROW_MULTIPLE, round_up
+from pallas_kernels.grouped_matmul.tpu_rows import (
+    LANES,
+    padded_width,
+    round_up,
+    store_columns,
+    word_dtype,
+    words_shape,
+)
 from pallas_kernels.grouped_matmul.tpu_tiles import Block, Rows, Visit, tile_call
 from pallas_kernels.grouped_matmul.tpu_visits import Visits
 
@@ -62,14 +69,14 @@ class Footprint:
         size = jnp.dtype(dtype).itemsize
         elements = [round_up(b.shape[1], 16) * round_up(b.shape[2], LANES) for b in banks]
         matrices = sum(n * b.dtype.itemsize for n, b in zip(elements, banks, strict=True))
-        row = round_up(width, ROW_MULTIPLE)
+        row = padded_width(width)
         if not backward:
             # Fetched and flat tiles, the results; the float32 sum; a chunk and its products.
-            return cls(matrices, 0, height * (row * (7 * size + 4) + chunk * 16))
+            return cls(matrices, 0, height * (row * (6 * size + 4) + chunk * 16))
         return cls(
             matrices,
             matrices + 4 * sum(elements),
-            height * (row * (13 * size + 8) + chunk * 16 * len(banks)),
+            height * (row * (12 * size + 8) + chunk * 16 * len(banks)),
         )
 
     def buffers(self, budget: int) -> int | None:
@@ -90,15 +97,9 @@ def rows_result(
     num_rows: int, width: int, height: int, dtype: DTypeLike
 ) -> tuple[jax.ShapeDtypeStruct, Block]:
     """Shape and block of results that rows are fetched from."""
-    sublanes = round_up(width, ROW_MULTIPLE) // LANES
-    shape = jax.ShapeDtypeStruct((num_rows, sublanes, LANES), dtype)
-    return shape, Block((height, sublanes, LANES), lambda n, e, t: (t, 0, 0))
-
-
-def store_rows(visit: Visit, out: Any, flat: Any) -> None:
-    """Brings the expert's rows of a flat tile into a block of `rows_result`."""
-    view = flat[...].reshape(out.shape)
-    out[...] = jnp.where(visit.own_along(0, 3), view, out[...])
+    shape = words_shape(num_rows, width, dtype)
+    block = Block((shape[0], height, LANES), lambda n, e, t: (0, t, 0))
+    return jax.ShapeDtypeStruct(shape, word_dtype(dtype)), block
 
 
 def pipelined(
@@ -133,7 +134,7 @@ def feed_forward(
     activation: Activation,
     precision: jax.lax.Precision,
 ) -> Array:
-    """The experts' outputs as grouped rows [R, S, 128], for fetching rows from.
+    """The experts' outputs as grouped rows in words, for fetching rows from.
 
     Args:
         visits: the work list.
@@ -146,15 +147,14 @@ def feed_forward(
         precision: of the products.
     """
     hidden_width, width = banks[0].shape[1:]
-    height, dtype = visits.height, x.rows.dtype
+    height, dtype = visits.height, x.dtype
     chunks = Chunks.of(hidden_width, sizes, height, width)
-    padded = round_up(width, ROW_MULTIPLE)
 
     def body(
         visit: Visit, tiles: Any, bank_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
     ) -> None:
         down, *ups = bank_refs
-        hidden, total, flat = scratch_refs
+        hidden, total = scratch_refs
         total[...] = jnp.zeros_like(total)
 
         def make(at: Any) -> None:
@@ -162,11 +162,10 @@ def feed_forward(
             hidden[...] = hidden_layer(tuple(pre), activation).astype(dtype)
 
         def use(at: Any) -> None:
-            total[...] += dot(hidden[...], down[at, :], (1, 0), precision)
+            total[:, :width] += dot(hidden[...], down[at, :], (1, 0), precision)
 
         pipelined(chunks, prepare, make, use)
-        flat[:, :width] = total[...].astype(dtype)
-        store_rows(visit, outs[0], flat)
+        store_columns(outs[0], total, dtype, visit.own())
 
     return tile_call(
         body,
@@ -178,8 +177,7 @@ def feed_forward(
         results=[rows_result(num_rows, width, height, dtype)],
         scratch=[
             pltpu.VMEM((height, chunks.size), dtype),
-            pltpu.VMEM((height, width), jnp.float32),
-            pltpu.VMEM((height, padded), dtype),
+            pltpu.VMEM((height, padded_width(width)), jnp.float32),
         ],
         parts=chunks.parts,
         vmem_limit=vmem_limit(),
@@ -220,14 +218,13 @@ def feed_forward_gradients(
         precision: of the products.
 
     Returns:
-        The gradients of the inputs as grouped rows [R, S, 128], those of the banks, and those of
-        the gates, float32 [R]. Rows that are not visited hold anything.
+        The gradients of the inputs as grouped rows in words, those of the banks, and those of the
+        gates, float32 [R]. Rows that are not visited hold anything.
     """
     hidden_width, width = banks[0].shape[1:]
-    height, dtype = visits.height, x.rows.dtype
+    height, dtype = visits.height, x.dtype
     chunks = Chunks.of(hidden_width, sizes, height, width)
     lanes = LANES if chunks.size % LANES == 0 else chunks.size
-    padded = round_up(width, ROW_MULTIPLE)
     count = len(banks)
     specs = [ExpertSums(b.shape[0], b.shape[1:], b.dtype, visits.cores) for b in banks]
 
@@ -238,7 +235,7 @@ def feed_forward_gradients(
         factor = as_column(block_refs[count][...])[:, :1]
         dx, dgates, *rest = outs
         sums = [Sums.of(spec, visit, rest, scratch_refs) for spec in specs]
-        x_own, x_turned, dy_own, terms, total, flat, hidden, *dpre = scratch_refs
+        x_own, x_turned, dy_own, terms, total, hidden, *dpre = scratch_refs
         own = visit.own()
         for kept in sums:
             kept.open()
@@ -258,19 +255,20 @@ def feed_forward_gradients(
                 ref[...] = jnp.where(own, new, 0).astype(dtype)
 
         def use(at: Any) -> None:
+            # First what the end of the visit waits for, so that it runs beside the others.
+            parts = [
+                dot(d[...], up[:, at], (1, 1), precision) for d, up in zip(dpre, ups, strict=True)
+            ]
+            total[:, :width] += sum(parts[1:], parts[0])
             sums[0].total[at, :] += dot(hidden[...], dy_own[...], (0, 0), precision)
-            parts = []
-            for d, up, dup in zip(dpre, ups, sums[1:], strict=True):
+            for d, dup in zip(dpre, sums[1:], strict=True):
                 dup.total[:, at] += dot(x_turned[...], d[...], (1, 0), precision)
-                parts.append(dot(d[...], up[:, at], (1, 1), precision))
-            total[...] += sum(parts[1:], parts[0])
 
         pipelined(chunks, prepare, make, use)
+        store_columns(dx, total, dtype, own)
+        dgates[...] = jnp.where(own_lanes(visit), row_sums(terms[...]), dgates[...])
         for done in sums:
             done.stage()
-        flat[:, :width] = total[...].astype(dtype)
-        store_rows(visit, dx, flat)
-        dgates[...] = jnp.where(own_lanes(visit), row_sums(terms[...]), dgates[...])
         for done in sums:
             done.copy()
 
@@ -298,8 +296,7 @@ def feed_forward_gradients(
             pltpu.VMEM((width, height), dtype),
             pltpu.VMEM((height, width), dtype),
             pltpu.VMEM((height, lanes), jnp.float32),
-            pltpu.VMEM((height, width), jnp.float32),
-            pltpu.VMEM((height, padded), dtype),
+            pltpu.VMEM((height, padded_width(width)), jnp.float32),
             *(pltpu.VMEM((height, chunks.size), dtype) for _ in banks),
         ],
         parts=chunks.parts,

@@ -1,17 +1,35 @@
-"""Rows in the form in which a DMA can fetch any one of them, and the fetching."""
+"""Rows in the form in which a DMA can fetch any one of them, and the fetching.
+
+Rows narrower than 32 bits share words in a 2-D array and cannot be copied one by one. So rows of
+bfloat16 are kept in words of two columns: of every 1024 columns (or of all, where there are no
+more) those of the first half lie in the low halves of the words, those of the second half in the
+high ones. Each half is a float32 but for a shift or a mask, so words need no change of form to be
+where products want them, and no change of order. Rows of float32 are words already.
+
+Words come in planes of 128, [P, R, 128]: where a row begins takes one shift to tell. A copy brings
+a row from all planes of an array to all planes of a tile.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 LANES, SUBLANES = 128, 8
-# A row of this many elements fills whole registers, in any dtype.
+# Blocks of columns are multiples, in any dtype.
 ROW_MULTIPLE = LANES * SUBLANES
+_HALF_BITS, _HIGH = 16, 0xFFFF0000
+# Rows of the narrowest dtype that fill registers.
+_PACKED_ROWS = 16
+# Of a block of rows that is brought into words.
+_BLOCK_BYTES = 2**20
 
 
 def round_up(x: int, multiple: int) -> int:
@@ -19,21 +37,126 @@ def round_up(x: int, multiple: int) -> int:
     return -(-x // multiple) * multiple
 
 
-def row_view(rows: Array) -> Array:
-    """[R, D] to [R, ceil(D / 1024) * 8, 128].
+def padded_width(width: int) -> int:
+    """Columns of rows in words, of which there are `width` columns."""
+    return round_up(width, 2 * LANES if width <= ROW_MULTIPLE else ROW_MULTIPLE)
 
-    In a 2-D array, rows narrower than 32 bits share words and cannot be sliced one by one; here a
-    row is contiguous. The change of layout is one pass over the array.
+
+def _is_word(dtype: DTypeLike) -> bool:
+    return jnp.dtype(dtype).itemsize == 4
+
+
+def word_dtype(dtype: DTypeLike) -> Any:
+    """Of words of rows of a dtype."""
+    return jnp.dtype(dtype) if _is_word(dtype) else jnp.dtype(jnp.uint32)
+
+
+def row_dtype(words: Array) -> Any:
+    """Of the rows in words."""
+    return jnp.dtype(jnp.bfloat16) if words.dtype == jnp.uint32 else words.dtype
+
+
+def words_shape(rows: int, width: int, dtype: DTypeLike) -> tuple[int, int, int]:
+    """[P, R, 128]."""
+    return padded_width(width) * jnp.dtype(dtype).itemsize // 4 // LANES, rows, LANES
+
+
+def _columns(planes: int, dtype: DTypeLike) -> Iterator[tuple[int, ...]]:
+    """For each plane the first columns of what its words hold: one, or the low and high halves'."""
+    for plane in range(planes):
+        if _is_word(dtype):
+            yield (plane * LANES,)
+        else:
+            part = min(planes, SUBLANES // 2)
+            low = (plane + plane // part * part) * LANES
+            yield low, low + part * LANES
+
+
+def _join(low: Array, high: Array) -> Array:
+    """Rounds two of the same shape to bfloat16; the words of both."""
+    low, high = (
+        lax.bitcast_convert_type(x.astype(jnp.bfloat16).astype(jnp.float32), jnp.uint32)
+        for x in (low, high)
+    )
+    return (low >> _HALF_BITS) | high
+
+
+def _words(parts: list[Array], dtype: DTypeLike) -> Array:
+    return parts[0].astype(dtype) if _is_word(dtype) else _join(*parts)
+
+
+def row_words(rows: Array) -> Array:
+    """[R, D] to words [P, R, 128], in one pass over the array."""
+    count, width = rows.shape
+    rows = jnp.pad(rows, ((0, 0), (0, padded_width(width) - width)))
+    shape = words_shape(count, width, rows.dtype)
+    some = max(_BLOCK_BYTES // (rows.shape[1] * rows.dtype.itemsize) // _PACKED_ROWS, 1)
+    height = min(some * _PACKED_ROWS, round_up(count, _PACKED_ROWS))
+
+    def kernel(source: Any, words: Any) -> None:
+        store_columns(words, source, source.dtype)
+
+    words: Array = pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct(shape, word_dtype(rows.dtype)),
+        grid=(-(-count // height),),
+        in_specs=[pl.BlockSpec((height, rows.shape[1]), lambda i: (i, 0))],
+        out_specs=pl.BlockSpec((shape[0], height, LANES), lambda i: (0, i, 0)),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        cost_estimate=pl.CostEstimate(
+            flops=0, bytes_accessed=2 * rows.size * rows.dtype.itemsize, transcendentals=0
+        ),
+        name="grouped_matmul_row_words",
+    )(rows)
+    return words
+
+
+def rounded(words: Array, dtype: DTypeLike) -> Array:
+    """Words of float32 to those of another dtype."""
+    if not _is_word(dtype):
+        # XLA may leave a conversion there and back out, but not this.
+        words = lax.reduce_precision(words, exponent_bits=8, mantissa_bits=7)
+    planes = words.shape[0] * jnp.dtype(dtype).itemsize // 4
+    columns = _columns(planes, dtype)
+    return jnp.stack([_words([words[at // LANES] for at in some], dtype) for some in columns])
+
+
+def load_columns(
+    words: Any, first: Any, count: int, dtype: DTypeLike
+) -> Iterator[tuple[int, Array]]:
+    """Reads rows in words, 128 columns at a time; in a kernel.
+
+    Args:
+        words: ref [P, M, 128].
+        first: row.
+        count: of rows.
+        dtype: of the rows.
+
+    Yields:
+        The first column, and [count, 128] as float32 where rows are of bfloat16.
     """
-    width = rows.shape[1]
-    padded = jnp.pad(rows, ((0, 0), (0, round_up(width, ROW_MULTIPLE) - width)))
-    return padded.reshape(rows.shape[0], -1, LANES)
+    for plane, columns in enumerate(_columns(words.shape[0], dtype)):
+        both = words[plane, pl.ds(first, count), :]
+        if _is_word(dtype):
+            yield columns[0], both
+            continue
+        yield columns[0], lax.bitcast_convert_type(both << _HALF_BITS, jnp.float32)
+        high = both & jnp.uint32(_HIGH)
+        yield columns[1], lax.bitcast_convert_type(high, jnp.float32)
 
 
-def flat_view(rows: Array, width: int) -> Array:
-    """The inverse of `row_view`, on arrays or on values in a kernel: [R, S, 128] to [R, width]."""
-    flat = rows.reshape(rows.shape[0], -1)
-    return flat if flat.shape[1] == width else flat[:, :width]
+def store_columns(words: Any, rows: Any, dtype: DTypeLike, own: Array | None = None) -> None:
+    """Rounds rows and stores them in words; in a kernel.
+
+    Args:
+        words: ref [P, M, 128].
+        rows: ref [M, columns of the words].
+        dtype: of the rows in words.
+        own: boolean [M, 1], which rows are stored; None for all.
+    """
+    for plane, columns in enumerate(_columns(words.shape[0], dtype)):
+        new = _words([rows[:, at : at + LANES] for at in columns], dtype)
+        words[plane] = new if own is None else jnp.where(own, new, words[plane])
 
 
 def index_blocks(index: Array, rows: int, height: int) -> Array:
@@ -48,11 +171,11 @@ def index_blocks(index: Array, rows: int, height: int) -> Array:
 
 
 def start_rows(
-    rows: Any,
+    words: Any,
     index: Any,
     buffer: Any,
     semaphore: Any,
-    first: jax.typing.ArrayLike,
+    first: Any,
     count: int,
 ) -> None:
     """Starts the copies of rows `index[0, first + j]` to `buffer[first + j]`, j below `count`.
@@ -60,9 +183,10 @@ def start_rows(
     Unrolled and without a predicate, so that they are scheduled beside a matmul.
     """
 
-    def start(j: jax.typing.ArrayLike, carry: None) -> None:
+    def start(j: Any, carry: None) -> None:
         at = first + j
-        pltpu.make_async_copy(rows.at[index[0, at]], buffer.at[at], semaphore).start()
+        row = words.at[:, pl.ds(index[0, at], 1), :]
+        pltpu.make_async_copy(row, buffer.at[:, pl.ds(at, 1), :], semaphore).start()
 
     lax.fori_loop(0, count, start, None, unroll=True)
 

@@ -9,10 +9,10 @@ grid is a core's own, and so are scratch and pipelines. Operands come as
 
 Rows with an index run through a pipeline of three stages, so that nothing stands between the
 products of two steps: while a step multiplies, the rows of the next step (already fetched) are
-brought from the form of the fetch into that of the product, and the rows of the step after that are
-fetched. Both are cut into parts, which the body calls for in the loop of its products, without a
-predicate: under one they would not be scheduled beside the products. The last steps therefore
-prepare the first tiles once more.
+brought from words into the form of the product, and the rows of the step after that are fetched.
+Both are cut into parts, which the body calls for between its products, without a predicate: under
+one they would not be scheduled beside the products. The last steps therefore prepare the first
+tiles once more.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.grouped_matmul.tpu_rows import (
     LANES,
-    ROW_MULTIPLE,
-    flat_view,
     index_blocks,
-    round_up,
+    load_columns,
+    row_dtype,
     start_rows,
     wait_rows,
+    words_shape,
 )
 from pallas_kernels.grouped_matmul.tpu_visits import Visits
 
@@ -50,7 +50,7 @@ class Rows:
     """The rows of the tiles, all columns of them or a block.
 
     Attributes:
-        rows: [R, D] in grouped order, or, with an index, [R, S, 128] from `tpu_rows.row_view`.
+        rows: [R, D] in grouped order, or, with an index, any rows in words (`tpu_rows`).
         width: columns of a tile; if not all, a multiple of 1024.
         index: int32 [N]; which row each grouped row reads; None for rows in grouped order.
         place: which block of columns, from the column block of the grid.
@@ -62,9 +62,13 @@ class Rows:
     place: Callable[[Any], Any] = _first
 
     @property
-    def sublanes(self) -> int:
-        """Of a fetched row."""
-        return min(round_up(self.width, ROW_MULTIPLE) // LANES, self.rows.shape[1])
+    def dtype(self) -> Any:
+        """Of the rows."""
+        return self.rows.dtype if self.index is None else row_dtype(self.rows)
+
+    def buffer(self, height: int) -> tuple[int, int, int]:
+        """The shape of a tile in words."""
+        return words_shape(height, self.width, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +150,9 @@ class Visit:
         self.closes_expert = self.ends | (experts[at(after)] != self.expert)
         self.height = height
 
-    def own_along(self, axis: int, rank: int = 2) -> Array:
-        """Boolean, `height` along an axis and 1 along others: which rows are the expert's."""
-        shape = tuple(self.height if i == axis else 1 for i in range(rank))
+    def own_along(self, axis: int) -> Array:
+        """Boolean, `height` along one of two axes: which rows are the expert's."""
+        shape = tuple(self.height if i == axis else 1 for i in (0, 1))
         rows = lax.broadcasted_iota(jnp.int32, shape, axis) + self.tile * self.height
         lower, upper = self._offsets[self.expert], self._offsets[self.expert + 1]
         if self._idle is not None:
@@ -181,19 +185,22 @@ class _Fetch:
     semaphore: Any
 
     def start(self, index: Any, slot: Any, first: Any, count: int, column: Any) -> None:
-        size = self.raw.shape[2]
+        size = self.raw.shape[1]
         source = self.source
-        if size < source.shape[1]:
-            at = pl.multiple_of(self.rows.place(column) * size, size)
-            source = source.at[:, pl.ds(at, size)]
+        if size < source.shape[0]:
+            source = source.at[pl.ds(self.rows.place(column) * size, size)]
         start_rows(source, index, self.raw.at[slot], self.semaphore.at[slot], first, count)
 
     def wait(self, slot: Any) -> None:
         wait_rows(self.raw.at[slot], self.semaphore.at[slot])
 
     def flatten(self, slot: Any, first: Any, count: int) -> None:
-        at = pl.ds(first, count)
-        self.flat[slot, at, :] = flat_view(self.raw[slot, at], self.flat.shape[2])
+        rows, width = pl.ds(first, count), self.flat.shape[2]
+        for column, values in load_columns(self.raw.at[slot], first, count, self.flat.dtype):
+            if column < width:
+                some = min(LANES, width - column)
+                place = slice(column, column + some)
+                self.flat[slot, rows, place] = values[:, :some].astype(self.flat.dtype)
 
     def begin(self, first: Any, second: Any) -> None:
         """Before the first step: its tile is made ready, and that of the second is fetched.
@@ -202,7 +209,7 @@ class _Fetch:
             first: the column block of the first step.
             second: the column block of the second step.
         """
-        height = self.raw.shape[1]
+        height = self.raw.shape[2]
         some = 8 if height % 8 == 0 else 1
 
         def start(tile: int, column: Any) -> None:
@@ -285,12 +292,12 @@ def tile_call(
     for operand in fetched:
         source, width = operand.rows, operand.width
         assert operand.index is not None
-        index = index_blocks(operand.index, source.shape[0], height)
+        index = index_blocks(operand.index, source.shape[1], height)
         operands += [pltpu.with_memory_space_constraint(source, pltpu.HBM), index, index, index]
         specs += [pl.BlockSpec(memory_space=pltpu.HBM), *map(index_spec, range(3))]
         buffers += [
-            pltpu.VMEM((2, height, operand.sublanes, LANES), source.dtype),
-            pltpu.VMEM((2, height, width), source.dtype),
+            pltpu.VMEM((2, *operand.buffer(height)), source.dtype),
+            pltpu.VMEM((2, height, width), operand.dtype),
             pltpu.SemaphoreType.DMA((2,)),
         ]
     operands += [r.rows for r in direct]

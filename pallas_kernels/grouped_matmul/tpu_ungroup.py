@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,9 +17,10 @@ from pallas_kernels.grouped_matmul.tpu_block_sizes import cores_in_force, vmem_l
 from pallas_kernels.grouped_matmul.tpu_matmul import as_column
 from pallas_kernels.grouped_matmul.tpu_rows import (
     LANES,
-    flat_view,
     index_blocks,
+    load_columns,
     round_up,
+    row_dtype,
     start_rows,
     wait_rows,
 )
@@ -48,8 +50,8 @@ def ungroup_rows(
     The sum runs over the slots of a token in their order, in float32, whatever the plan.
 
     Args:
-        rows: [R, S, 128], as `tpu_matmul.expert_products` leaves them; rows without an expert may
-            hold anything.
+        rows: in words, as `tpu_matmul.expert_products` leaves them; rows without an expert may hold
+            anything.
         plan: the routing plan.
         width: N, of the rows.
         layout: "slots" or "tokens".
@@ -61,7 +63,8 @@ def ungroup_rows(
     """
     tokens, slots = plan.num_tokens, plan.experts_per_token
     summed = layout == "tokens"
-    height = _height(tokens, slots, rows.shape[1] * LANES * rows.dtype.itemsize)
+    dtype = row_dtype(rows)
+    height = _height(tokens, slots, rows.shape[0] * LANES * rows.dtype.itemsize)
     tiles = -(-tokens // height)
     # One weight for each slot, 0 where it has no expert, whose row may hold anything; along the
     # lanes, which pads least.
@@ -82,7 +85,7 @@ def ungroup_rows(
 
     weights = by_part(weights).reshape(slots, -1)
     index = by_part(plan.inverse).swapaxes(0, 1)
-    blocks = index_blocks(index.reshape(-1), rows.shape[0], slots * height)
+    blocks = index_blocks(index.reshape(-1), rows.shape[1], slots * height)
     # Slots lie in rows: an axis of a few slots would fill whole registers.
     out_rows = 1 if summed else slots
     cores = min(cores_in_force(), tiles)
@@ -107,29 +110,33 @@ def ungroup_rows(
 
         wait_rows(raw.at[slot], sem.at[slot])
 
-        def picked(k: Any) -> tuple[Array, Array]:
-            at = pl.ds(k * height, height)
-            return flat_view(raw[slot, at], width), as_column(weight[pl.ds(k, 1), :])[:, :1]
-
         def fetch(k: Any) -> None:
             start_rows(source, ahead, raw.at[1 - slot], sem.at[1 - slot], k * height, height)
+
+        def picked(k: Any) -> Iterator[tuple[Any, Array]]:
+            """Columns, and the slots' values there; 0 for slots without an expert."""
+            factor = as_column(weight[pl.ds(k, 1), :])[:, :1]
+            for column, y in load_columns(raw.at[slot], k * height, height, dtype):
+                if column < width:
+                    some = min(LANES, width - column)
+                    y = y[:, :some] * factor if summed else y[:, :some]
+                    yield slice(column, column + some), jnp.where(factor != 0, y, 0)
 
         if summed:
             total[...] = jnp.zeros_like(total)
 
             def add(k: Any, carry: None) -> None:
                 fetch(k)
-                y, factor = picked(k)
-                total[...] += jnp.where(factor != 0, y.astype(jnp.float32) * factor, 0)
+                for at, y in picked(k):
+                    total[:, at] += y
 
             lax.fori_loop(0, slots, add, None)
             out[...] = total[...].astype(output_dtype)
         else:
             for k in range(slots):
                 fetch(k)
-                y, factor = picked(k)
-                place = pl.ds(k * height, height)
-                out[place, :] = jnp.where(factor != 0, y, jnp.zeros_like(y)).astype(output_dtype)
+                for at, y in picked(k):
+                    out[pl.ds(k * height, height), at] = y.astype(output_dtype)
 
         @pl.when(step == steps - 1)
         def _() -> None:
@@ -150,7 +157,7 @@ def ungroup_rows(
         ],
         out_specs=pl.BlockSpec((height * out_rows, width), lambda c, i: (tile(c, i), 0)),
         scratch_shapes=[
-            pltpu.VMEM((2, slots * height, *rows.shape[1:]), rows.dtype),
+            pltpu.VMEM((2, rows.shape[0], slots * height, LANES), rows.dtype),
             pltpu.VMEM((height, width if summed else LANES), jnp.float32),
             pltpu.SemaphoreType.DMA((2,)),
         ],

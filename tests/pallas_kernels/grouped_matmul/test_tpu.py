@@ -198,6 +198,7 @@ def _assert_computed_again(gradients: dict[str, int]) -> None:
     """Forward kernels once more, but those that no gradient reads; those of gradients once."""
     kept, again = _kernels_of_layers(lambda layer: layer), _kernels_of_layers(jax.checkpoint)
     assert again - kept == {
+        "grouped_matmul_row_words": 2,
         "grouped_matmul_products": 2,
         "grouped_matmul_to_slots": 1,
         "grouped_matmul_to_tokens": 1,
