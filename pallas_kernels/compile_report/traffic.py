@@ -311,21 +311,22 @@ def program_traffic(program: HloProgram, kernels: Sequence[KernelTraffic]) -> Pr
 def _match(
     instruction: Instruction, unused: list[KernelTraffic], kernels: Sequence[KernelTraffic]
 ) -> KernelTraffic:
-    """The first kernel of the same name and results that is not yet taken."""
+    """The first kernel of the same name and results that is not yet taken.
 
-    def fits(kernel: KernelTraffic) -> bool:
-        return kernel.signature == instruction.shape
+    Names grow before and behind, in gradients and in the compiler, and one kernel's may hold
+    another's: the longest counts.
+    """
 
-    def named(kernel: KernelTraffic) -> bool:
-        return bool(kernel.name) and instruction.name.startswith(kernel.name)
+    def named(kernel: KernelTraffic) -> int:
+        return len(kernel.name) if kernel.name in instruction.name else 0
 
     for pool in (unused, kernels):
-        for test in (named, lambda kernel: True):
-            for kernel in pool:
-                if fits(kernel) and test(kernel):
-                    if pool is unused:
-                        unused.remove(kernel)
-                    return kernel
+        fitting = [kernel for kernel in pool if kernel.signature == instruction.shape]
+        if fitting:
+            best = max(fitting, key=named)
+            if pool is unused:
+                unused.remove(best)
+            return best
     raise ValueError(f"kernel {instruction.name} {instruction.shape} of the program is not known")
 
 

@@ -160,7 +160,8 @@ def candidates(kernel: str) -> list[BlockSizes]:
     if kernel not in KERNELS:
         raise ValueError(f"kernel={kernel!r} is unknown; known are {', '.join(KERNELS)}")
     return [
-        BlockSizes(height, columns, chunk)
+        BlockSizes(height, columns, chunk, unrolled)
+        for unrolled in (False, True)
         for height in (128, 256, 512)
         for columns in (512, 1024, 2048, 4096)
         for chunk in (128, 256, 512, 1024, 2048)

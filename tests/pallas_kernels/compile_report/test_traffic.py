@@ -12,7 +12,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.megablox import gmm
 
-from pallas_kernels.compile_report.traffic import KernelTraffic, kernel_traffic
+from pallas_kernels.compile_report.hlo import HloProgram
+from pallas_kernels.compile_report.traffic import (
+    KernelTraffic,
+    kernel_traffic,
+    program_traffic,
+)
 
 Shape = jax.ShapeDtypeStruct
 BF16, F32 = jnp.bfloat16, jnp.float32
@@ -225,4 +230,45 @@ def test_kernels_inside_gradients_are_found_in_order() -> None:
     assert [kernel.signature for kernel in kernels][-2:] == [
         ("f32[512,128]",),
         ("f32[2,128,256]",),
+    ]
+
+
+def test_kernels_of_equal_results_are_told_apart_by_name() -> None:
+    def run(name: str, operands: int):
+        def kernel(*refs):
+            refs[-1][...] = refs[0][...]
+
+        def call(x):
+            spec = pl.BlockSpec((8, 128), lambda i: (i, 0))
+            return pl.pallas_call(
+                kernel,
+                grid=(2,),
+                in_specs=[spec] * operands,
+                out_specs=spec,
+                out_shape=Shape((16, 128), F32),
+                name=name,
+            )(*[x] * operands)
+
+        return call
+
+    def function(x):
+        return run("sum", 3)(x), run("sum_row", 1)(x)
+
+    # Gradients put words around a name, the compiler behind it, and it runs them as it likes.
+    text = """\
+HloModule m
+
+ENTRY %main (x: f32[16,128]) -> f32[16,128] {
+  %x = f32[16,128]{1,0:T(8,128)} parameter(0)
+  %jvp_sum_row__.1.refs = f32[16,128]{1,0:T(8,128)} custom-call(%x),
+    custom_call_target="tpu_custom_call"
+  ROOT %jvp_sum__.2 = f32[16,128]{1,0:T(8,128)} custom-call(%x, %x, %jvp_sum_row__.1.refs),
+    custom_call_target="tpu_custom_call"
+}
+"""
+    found = program_traffic(HloProgram(text), kernel_traffic(function, Shape((16, 128), F32)))
+    size = 16 * 128 * 4
+    assert [(name, kernel.name, moved) for name, kernel, moved, _ in found.kernels] == [
+        ("jvp_sum_row__.1.refs", "sum_row", 2 * size),
+        ("jvp_sum__.2", "sum", 4 * size),
     ]
