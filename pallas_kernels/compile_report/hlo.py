@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"(\d+)\)")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _KERNEL = "tpu_custom_call"
 
-# Names for what is there already, and ends of what was counted at its start.
+# Names for what is there already.
 _FREE = {
     "parameter",
     "constant",
@@ -39,6 +39,8 @@ _FREE = {
     "opt-barrier",
     "add-dependency",
 }
+# Room that later operations write into.
+_FREE_TARGETS = {"AllocateBuffer"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +93,21 @@ class Instruction:
         return tuple(name.strip().lstrip("%") for group in names for name in group.split(","))
 
     @property
+    def target(self) -> str:
+        """What a custom call calls; "" for other instructions."""
+        found = _TARGET.search(self.attributes) if self.opcode == "custom-call" else None
+        return found[1] if found else ""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it moves nothing, or what was counted at its start."""
+        ends = self.opcode.endswith(("-done", "-update"))
+        return ends or self.opcode in _FREE or self.target in _FREE_TARGETS
+
+    @property
     def is_kernel(self) -> bool:
         """Whether it is a Pallas kernel."""
-        target = _TARGET.search(self.attributes)
-        return self.opcode == "custom-call" and bool(target) and target[1] == _KERNEL  # type: ignore[index]
+        return self.target == _KERNEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +215,7 @@ class HloProgram:
         computation = self.computations[name]
         for instruction in computation.values():
             opcode = instruction.opcode
-            if opcode in _FREE or opcode.endswith(("-done", "-update")):
+            if instruction.is_free:
                 continue
             if opcode == "while":
                 times = executions * self._trips(instruction)

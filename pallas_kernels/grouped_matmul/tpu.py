@@ -5,9 +5,9 @@ products of earlier rows run; nothing of T*K rows is gathered in HBM, and nothin
 capacity. Products leave grouped rows; `tpu_ungroup` fetches those of each token and sums them in a
 fixed order. docs/kernels/grouped_matmul.md has the algorithm and the figures.
 
-What the backward pass keeps beyond the arguments: nothing. Hidden layers are computed again, and
-the gradient of a gate is the product of the row's input with the gradient of its input, before the
-gate: <dy W^T, x> = <dy, x W>.
+What the backward pass keeps: the arguments, inputs in the form of the fetch. Hidden layers are
+computed again, and the gradient of a gate is the product of the row's input with the gradient of
+its input, before the gate: <dy W^T, x> = <dy, x W>.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.grouped_matmul.loops import Activation, hidden_layer
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
-from pallas_kernels.grouped_matmul.rows import flatten_rows, gates_by_row, row_index, take_rows
+from pallas_kernels.grouped_matmul.rows import take_rows
 from pallas_kernels.grouped_matmul.target import Case, device_kind_in_force
 from pallas_kernels.grouped_matmul.tpu_block_sizes import (
     TOO_SMALL,
@@ -93,12 +93,40 @@ def _too_deep(case: Case) -> str | None:
     return None
 
 
-def _source(x: Array, plan: RoutingPlan, layout: str) -> Rows:
-    """The rows of an array in any layout, as the kernels read them."""
-    rows, width = flatten_rows(x, layout), x.shape[-1]
-    if layout == "grouped":
-        return Rows(rows, width)
-    return Rows(row_words(rows), width, row_index(plan, layout))
+def _place_of_slot(plan: RoutingPlan) -> Array:
+    """int32 [T*K]; of each grouped row its slot's place, all tokens' first slots first.
+
+    Arrays of slots lie so as the kernels read and write them. Slots beside the columns, or beside
+    nothing, would have tiles of memory of their own, and each change of layout costs two passes.
+    """
+    return plan.order % plan.experts_per_token * plan.num_tokens + plan.token_of_row
+
+
+def _readable(x: Array, layout: str) -> Array:
+    """An array in any layout in the form that kernels read: grouped rows as they are, or words."""
+    match layout:
+        case "grouped":
+            return x
+        case "tokens":
+            return row_words(x)
+        case _:
+            return row_words(x.swapaxes(0, 1).reshape(-1, x.shape[-1]))
+
+
+def _rows(readable: Array, width: int, plan: RoutingPlan, layout: str) -> Rows:
+    """What `_readable` made of an array, with where each grouped row lies in it."""
+    match layout:
+        case "grouped":
+            return Rows(readable, width)
+        case "tokens":
+            return Rows(readable, width, plan.token_of_row)
+        case _:
+            return Rows(readable, width, _place_of_slot(plan))
+
+
+def _scale(gates: Array, plan: RoutingPlan) -> Array:
+    """float32 [T*K], the gate of each grouped row."""
+    return take_rows(gates.T.reshape(-1), _place_of_slot(plan)).astype(jnp.float32)
 
 
 def _visits(
@@ -173,7 +201,7 @@ def _by_slot(values: Array, plan: RoutingPlan, dtype: DTypeLike) -> Array:
 
 
 def _matmul_forward_pass(
-    inputs: Array,
+    readable: Array,
     weights: Array,
     plan: RoutingPlan,
     gates: Array | None,
@@ -187,7 +215,7 @@ def _matmul_forward_pass(
     as_rows = output_layout != "grouped"
     grouped, _ = _products(
         plan,
-        [_source(inputs, plan, input_layout)],
+        [_rows(readable, weights.shape[1], plan, input_layout)],
         [Product(0, weights)],
         output_dtype=output_dtype,
         as_rows=as_rows,
@@ -216,7 +244,7 @@ def _bias_dots(cotangent: Array, bias: Array, plan: RoutingPlan) -> Array:
 
 
 def _matmul_backward_pass(
-    inputs: Array,
+    readable: Array,
     weights: Array,
     plan: RoutingPlan,
     gates: Array | None,
@@ -227,12 +255,13 @@ def _matmul_backward_pass(
     output_layout: str,
     precision: jax.lax.Precision,
 ) -> tuple[Array, Array, Array | None, Array | None]:
-    x, dy = _source(inputs, plan, input_layout), _source(cotangent, plan, output_layout)
-    scale = None if gates is None else gates_by_row(gates, plan, jnp.float32)
+    x = _rows(readable, weights.shape[1], plan, input_layout)
+    dy = _rows(_readable(cotangent, output_layout), weights.shape[2], plan, output_layout)
+    scale = None if gates is None else _scale(gates, plan)
     as_rows = input_layout != "grouped"
     sizes = block_sizes("matmul_gradient")
     work = _visits(plan, sizes, every_expert=True, every_row=not as_rows)
-    buffers = footprint(weights, inputs.dtype.itemsize, work.height).buffers(vmem_limit())
+    buffers = footprint(weights, x.dtype.itemsize, work.height).buffers(vmem_limit())
     if buffers is not None:
         dinputs, dweights, dots, dbias = matmul_gradients(
             work,
@@ -252,7 +281,7 @@ def _matmul_backward_pass(
             plan,
             [dy],
             [Product(0, weights, transposed=True)],
-            output_dtype=inputs.dtype,
+            output_dtype=x.dtype,
             as_rows=as_rows,
             precision=precision,
             scale=scale,
@@ -273,10 +302,10 @@ def _matmul_backward_pass(
         dinputs = ungroup_rows(
             dinputs,
             plan,
-            inputs.shape[-1],
+            x.width,
             layout=input_layout,
             gates=None,
-            output_dtype=inputs.dtype,
+            output_dtype=x.dtype,
         )
     dgates = None
     if gates is not None and dots is not None:
@@ -300,6 +329,21 @@ def _matmul(
     precision: jax.lax.Precision,
     output_dtype: DTypeLike,
 ) -> Array:
+    settings = input_layout, output_layout, precision, output_dtype
+    return _matmul_forward(inputs, weights, plan, gates, bias, *settings)[0]
+
+
+def _matmul_forward(
+    inputs: Array,
+    weights: Array,
+    plan: RoutingPlan,
+    gates: Array | None,
+    bias: Array | None,
+    input_layout: str,
+    output_layout: str,
+    precision: jax.lax.Precision,
+    output_dtype: DTypeLike,
+) -> tuple[Array, tuple[Any, ...]]:
     run = functools.partial(
         _matmul_forward_pass,
         input_layout=input_layout,
@@ -307,12 +351,10 @@ def _matmul(
         precision=precision,
         output_dtype=output_dtype,
     )
-    outputs: Array = sequential_vmap(run)(inputs, weights, plan, gates, bias)
-    return outputs
-
-
-def _matmul_forward(*args: Any) -> tuple[Array, tuple[Any, ...]]:
-    return _matmul(*args), args[:5]
+    # By itself, so that a backward pass that needs it again does not need the products.
+    readable = _readable(inputs, input_layout)
+    outputs: Array = sequential_vmap(run)(readable, weights, plan, gates, bias)
+    return outputs, (readable, weights, plan, gates, bias)
 
 
 def _matmul_backward(
@@ -356,14 +398,14 @@ def grouped_matmul(
 
 
 def _residence(
-    kernel: str, plan: RoutingPlan, inputs: Array, banks: Arrays
+    kernel: str, plan: RoutingPlan, x: Rows, banks: Arrays
 ) -> tuple[BlockSizes, int | None]:
     """The kernel's block sizes, and the buffers of matrices that stay in VMEM; None: too large."""
     sizes = block_sizes(kernel)
     footprint = Footprint.of(
         banks,
-        inputs.shape[1],
-        inputs.dtype,
+        x.width,
+        x.dtype,
         min(sizes.height, round_up(plan.num_slots, 16)),
         sizes.chunk,
         backward=kernel == "feed_forward_gradient",
@@ -372,7 +414,7 @@ def _residence(
 
 
 def _feed_forward_forward_pass(
-    inputs: Array,
+    readable: Array,
     banks: Arrays,
     plan: RoutingPlan,
     gates: Array,
@@ -381,10 +423,9 @@ def _feed_forward_forward_pass(
     precision: jax.lax.Precision,
 ) -> Array:
     """The outputs [T, D]; `banks` is (down, up[, gate])."""
-    dtype = inputs.dtype
-    x = _source(inputs, plan, "tokens")
+    x = _rows(readable, banks[0].shape[2], plan, "tokens")
     settings: dict[str, Any] = {"activation": activation, "precision": precision}
-    sizes, buffers = _residence("feed_forward", plan, inputs, banks)
+    sizes, buffers = _residence("feed_forward", plan, x, banks)
     if buffers is not None:
         outputs = feed_forward(
             _visits(plan, sizes),
@@ -396,14 +437,14 @@ def _feed_forward_forward_pass(
             **settings,
         )
         return ungroup_rows(
-            outputs, plan, inputs.shape[1], layout="tokens", gates=gates, output_dtype=dtype
+            outputs, plan, x.width, layout="tokens", gates=gates, output_dtype=x.dtype
         )
     hidden, _ = _products(
         plan,
         [x],
         [Product(0, bank) for bank in banks[1:]],
         epilogue=lambda *pre: hidden_layer(pre, activation),
-        output_dtype=dtype,
+        output_dtype=x.dtype,
         as_rows=False,
         precision=precision,
         name="grouped_feed_forward_hidden",
@@ -412,18 +453,16 @@ def _feed_forward_forward_pass(
         plan,
         [Rows(hidden, hidden.shape[1])],
         [Product(0, banks[0])],
-        output_dtype=dtype,
+        output_dtype=x.dtype,
         as_rows=True,
         precision=precision,
         name="grouped_feed_forward_outputs",
     )
-    return ungroup_rows(
-        outputs, plan, inputs.shape[1], layout="tokens", gates=gates, output_dtype=dtype
-    )
+    return ungroup_rows(outputs, plan, x.width, layout="tokens", gates=gates, output_dtype=x.dtype)
 
 
 def _feed_forward_backward_pass(
-    inputs: Array,
+    readable: Array,
     banks: Arrays,
     plan: RoutingPlan,
     gates: Array,
@@ -433,10 +472,11 @@ def _feed_forward_backward_pass(
     precision: jax.lax.Precision,
 ) -> tuple[Array, Arrays, Array]:
     """The gradients of inputs, banks and gates."""
-    x, dy = _source(inputs, plan, "tokens"), _source(cotangent, plan, "tokens")
-    scale = gates_by_row(gates, plan, jnp.float32)
+    x = _rows(readable, banks[0].shape[2], plan, "tokens")
+    dy = _rows(_readable(cotangent, "tokens"), x.width, plan, "tokens")
+    scale = _scale(gates, plan)
     settings: dict[str, Any] = {"activation": activation, "precision": precision}
-    sizes, buffers = _residence("feed_forward_gradient", plan, inputs, banks)
+    sizes, buffers = _residence("feed_forward_gradient", plan, x, banks)
     if buffers is not None:
         dx, dbanks, dots = feed_forward_gradients(
             _visits(plan, sizes, every_expert=True),
@@ -449,9 +489,7 @@ def _feed_forward_backward_pass(
             sizes=sizes,
             **settings,
         )
-        dinputs = ungroup_rows(
-            dx, plan, inputs.shape[1], layout="tokens", gates=None, output_dtype=inputs.dtype
-        )
+        dinputs = ungroup_rows(dx, plan, x.width, layout="tokens", gates=None, output_dtype=x.dtype)
         return dinputs, dbanks, _by_slot(dots, plan, gates.dtype)
     name = "grouped_feed_forward_weight_gradient"
     dpre: Arrays | None = None
@@ -484,7 +522,7 @@ def _feed_forward_backward_pass(
         plan,
         dpre_rows,
         [Product(i, bank, transposed=True) for i, bank in enumerate(banks[1:])],
-        output_dtype=inputs.dtype,
+        output_dtype=x.dtype,
         as_rows=True,
         precision=precision,
         name="grouped_feed_forward_input_gradient",
@@ -493,9 +531,7 @@ def _feed_forward_backward_pass(
         _weight_gradient(plan, x, d, bank, precision=precision, name=name)[0]
         for d, bank in zip(dpre_rows, banks[1:], strict=True)
     ]
-    dinputs = ungroup_rows(
-        dx, plan, inputs.shape[1], layout="tokens", gates=None, output_dtype=inputs.dtype
-    )
+    dinputs = ungroup_rows(dx, plan, x.width, layout="tokens", gates=None, output_dtype=x.dtype)
     return dinputs, (ddown, *dups), _by_slot(dots, plan, gates.dtype)
 
 
@@ -508,13 +544,21 @@ def _feed_forward(
     activation: Activation,
     precision: jax.lax.Precision,
 ) -> Array:
+    return _feed_forward_forward(inputs, banks, plan, gates, activation, precision)[0]
+
+
+def _feed_forward_forward(
+    inputs: Array,
+    banks: Arrays,
+    plan: RoutingPlan,
+    gates: Array,
+    activation: Activation,
+    precision: jax.lax.Precision,
+) -> tuple[Array, tuple[Any, ...]]:
     run = functools.partial(_feed_forward_forward_pass, activation=activation, precision=precision)
-    outputs: Array = sequential_vmap(run)(inputs, banks, plan, gates)
-    return outputs
-
-
-def _feed_forward_forward(*args: Any) -> tuple[Array, tuple[Any, ...]]:
-    return _feed_forward(*args), args[:4]
+    readable = _readable(inputs, "tokens")
+    outputs: Array = sequential_vmap(run)(readable, banks, plan, gates)
+    return outputs, (readable, banks, plan, gates)
 
 
 def _feed_forward_backward(

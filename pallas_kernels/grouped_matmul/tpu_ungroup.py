@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,28 +67,16 @@ def ungroup_rows(
     dtype = row_dtype(rows)
     height = _height(tokens, slots, rows.shape[0] * LANES * rows.dtype.itemsize)
     tiles = -(-tokens // height)
-    # One weight for each slot, 0 where it has no expert, whose row may hold anything; along the
-    # lanes, which pads least.
-    weights = jnp.ones(plan.num_slots, jnp.float32) if gates is None else gates.reshape(-1)
-    weights = jnp.where(plan.slot_is_routed, weights.astype(jnp.float32), 0)
-
-    def by_part(values: Array) -> Array:
-        """Cuts the slots of each tile into parts of `height`, [slots, tiles, height].
-
-        For a sum all first slots of a tile, then all second ones, and so on; otherwise as they
-        follow one another.
-        """
-        if summed:
-            padding = ((0, 0), (0, tiles * height - tokens))
-            return jnp.pad(values.reshape(tokens, slots).T, padding).reshape(slots, tiles, height)
-        filled = jnp.pad(values, (0, tiles * slots * height - plan.num_slots))
-        return filled.reshape(tiles, slots, height).swapaxes(0, 1)
-
-    weights = by_part(weights).reshape(slots, -1)
-    index = by_part(plan.inverse).swapaxes(0, 1)
+    # Slots above tokens: beside them an axis of a few would be padded to whole tiles of memory.
+    padding = ((0, 0), (0, tiles * height - tokens))
+    rows_of_slots = plan.inverse.reshape(tokens, slots).T
+    # One weight for each slot, 0 where it has no expert, whose row may hold anything.
+    weights = jnp.ones((), jnp.float32) if gates is None else gates.T.astype(jnp.float32)
+    weights = jnp.where(rows_of_slots < plan.group_offsets[-1], weights, 0)
+    weights = jnp.pad(weights, padding)
+    # Of each tile all first slots, then all second ones, and so on.
+    index = jnp.pad(rows_of_slots, padding).reshape(slots, tiles, height).swapaxes(0, 1)
     blocks = index_blocks(index.reshape(-1), rows.shape[1], slots * height)
-    # Slots lie in rows: an axis of a few slots would fill whole registers.
-    out_rows = 1 if summed else slots
     cores = min(cores_in_force(), tiles)
     steps = -(-tiles // cores)
 
@@ -136,7 +125,7 @@ def ungroup_rows(
             for k in range(slots):
                 fetch(k)
                 for at, y in picked(k):
-                    out[pl.ds(k * height, height), at] = y.astype(output_dtype)
+                    out[k, :, at] = y.astype(output_dtype)
 
         @pl.when(step == steps - 1)
         def _() -> None:
@@ -145,9 +134,15 @@ def ungroup_rows(
     def index_spec(place: Any) -> pl.BlockSpec:
         return pl.BlockSpec((None, 1, slots * height), place, memory_space=pltpu.SMEM)
 
+    if summed:
+        shape: tuple[int, ...] = (tokens, width)
+        out_spec = pl.BlockSpec((height, width), lambda c, i: (tile(c, i), 0))
+    else:
+        shape = (slots, tokens, width)
+        out_spec = pl.BlockSpec((slots, height, width), lambda c, i: (0, tile(c, i), 0))
     outputs = pl.pallas_call(
         kernel,
-        out_shape=jax.ShapeDtypeStruct((tokens * out_rows, width), output_dtype),
+        out_shape=jax.ShapeDtypeStruct(shape, output_dtype),
         grid=(cores, steps),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.HBM),
@@ -155,7 +150,7 @@ def ungroup_rows(
             index_spec(lambda c, i: (tile(c, lax.rem(i + 1, steps)), 0, 0)),
             pl.BlockSpec((slots, height), lambda c, i: (0, tile(c, i))),
         ],
-        out_specs=pl.BlockSpec((height * out_rows, width), lambda c, i: (tile(c, i), 0)),
+        out_specs=out_spec,
         scratch_shapes=[
             pltpu.VMEM((2, rows.shape[0], slots * height, LANES), rows.dtype),
             pltpu.VMEM((height, width if summed else LANES), jnp.float32),
@@ -169,9 +164,9 @@ def ungroup_rows(
         cost_estimate=pl.CostEstimate(
             flops=2 * plan.num_slots * width,
             bytes_accessed=rows.size * rows.dtype.itemsize
-            + tokens * out_rows * width * jnp.dtype(output_dtype).itemsize,
+            + math.prod(shape) * jnp.dtype(output_dtype).itemsize,
             transcendentals=0,
         ),
         name=f"grouped_matmul_to_{layout}",
     )(pltpu.with_memory_space_constraint(rows, pltpu.HBM), blocks, blocks, weights)
-    return outputs if summed else outputs.reshape(tokens, slots, width)
+    return outputs if summed else outputs.swapaxes(0, 1)
