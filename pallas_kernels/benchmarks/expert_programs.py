@@ -93,6 +93,16 @@ def _sum_backward(residuals: Any, gradient: Array) -> tuple[Array, Array, None]:
 sum_by_gates.defvjp(_sum_forward, _sum_backward)
 
 
+def through_attention(slots: Array) -> Array:
+    """Keeps apart what attention stands between, [T, K, D].
+
+    It reads and writes the slots of a sequence as rows, one position's after another's, as grouped
+    queries of one head: the array is never laid out with an axis of K.
+    """
+    rows = jax.lax.optimization_barrier(slots.reshape(-1, slots.shape[-1]))
+    return rows.reshape(slots.shape)
+
+
 def with_copies(product: GroupedProduct, kind: str) -> Contender:
     """A layer of experts out of a grouped product of rows that are sorted already."""
 
@@ -103,9 +113,7 @@ def with_copies(product: GroupedProduct, kind: str) -> Contender:
 
     def projection(inputs: Array, up: Array, down: Array, gates: Array, plan: Any) -> Array:
         mapped = order_slots(product(gather_rows(inputs, plan), up, plan.group_sizes), plan)
-        # Attention stands between the two: it reads and writes slots.
-        mapped = jax.lax.optimization_barrier(mapped)
-        rows = mapped.reshape(plan.num_slots, -1)[plan.order]
+        rows = through_attention(mapped).reshape(plan.num_slots, -1)[plan.order]
         rows = product(rows, down, plan.group_sizes)
         return sum_by_gates(rows, gates, plan)
 
@@ -122,9 +130,8 @@ def ours(implementation: str | None, kind: str) -> Contender:
         mapped = grouped_matmul(
             inputs, up, plan, output_layout="slots", implementation=implementation
         )
-        mapped = jax.lax.optimization_barrier(mapped)
         return grouped_matmul(
-            mapped,
+            through_attention(mapped),
             down,
             plan,
             input_layout="slots",

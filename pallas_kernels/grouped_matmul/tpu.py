@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.grouped_matmul.loops import Activation, hidden_layer
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
-from pallas_kernels.grouped_matmul.rows import take_rows
+from pallas_kernels.grouped_matmul.rows import flatten_rows, row_index, take_rows
 from pallas_kernels.grouped_matmul.target import Case, device_kind_in_force
 from pallas_kernels.grouped_matmul.tpu_block_sizes import (
     TOO_SMALL,
@@ -93,40 +93,22 @@ def _too_deep(case: Case) -> str | None:
     return None
 
 
-def _place_of_slot(plan: RoutingPlan) -> Array:
-    """int32 [T*K]; of each grouped row its slot's place, all tokens' first slots first.
-
-    Arrays of slots lie so as the kernels read and write them. Slots beside the columns, or beside
-    nothing, would have tiles of memory of their own, and each change of layout costs two passes.
-    """
-    return plan.order % plan.experts_per_token * plan.num_tokens + plan.token_of_row
-
-
 def _readable(x: Array, layout: str) -> Array:
     """An array in any layout in the form that kernels read: grouped rows as they are, or words."""
-    match layout:
-        case "grouped":
-            return x
-        case "tokens":
-            return row_words(x)
-        case _:
-            return row_words(x.swapaxes(0, 1).reshape(-1, x.shape[-1]))
+    return x if layout == "grouped" else row_words(flatten_rows(x, layout))
 
 
 def _rows(readable: Array, width: int, plan: RoutingPlan, layout: str) -> Rows:
     """What `_readable` made of an array, with where each grouped row lies in it."""
-    match layout:
-        case "grouped":
-            return Rows(readable, width)
-        case "tokens":
-            return Rows(readable, width, plan.token_of_row)
-        case _:
-            return Rows(readable, width, _place_of_slot(plan))
+    index = None if layout == "grouped" else row_index(plan, layout)
+    return Rows(readable, width, index)
 
 
 def _scale(gates: Array, plan: RoutingPlan) -> Array:
     """float32 [T*K], the gate of each grouped row."""
-    return take_rows(gates.T.reshape(-1), _place_of_slot(plan)).astype(jnp.float32)
+    # All first slots, then all second ones: a TPU keeps [T, K] as [K, T].
+    place = plan.order % plan.experts_per_token * plan.num_tokens + plan.token_of_row
+    return take_rows(gates.T.reshape(-1), place).astype(jnp.float32)
 
 
 def _visits(

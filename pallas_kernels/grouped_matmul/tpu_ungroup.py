@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,12 +27,15 @@ from pallas_kernels.grouped_matmul.tpu_rows import (
 )
 
 _FETCHED_BYTES = 4 * 2**20
+# Each is written out in the kernel.
+_MOST_COPIES = 1024
 
 
 def _height(tokens: int, slots: int, row_bytes: int) -> int:
     """Tokens of a tile: as many as fit the fetch buffers, at most a register's lanes."""
+    most = min(_FETCHED_BYTES // row_bytes, _MOST_COPIES)
     height = LANES
-    while height > 16 and height * slots * row_bytes > _FETCHED_BYTES:
+    while height > 16 and height * slots > most:
         height //= 2
     return min(height, round_up(tokens, 16))
 
@@ -67,16 +70,29 @@ def ungroup_rows(
     dtype = row_dtype(rows)
     height = _height(tokens, slots, rows.shape[0] * LANES * rows.dtype.itemsize)
     tiles = -(-tokens // height)
-    # Slots above tokens: beside them an axis of a few would be padded to whole tiles of memory.
-    padding = ((0, 0), (0, tiles * height - tokens))
-    rows_of_slots = plan.inverse.reshape(tokens, slots).T
+    # Slots above tokens: an axis of a few slots, last, would be padded to whole tiles of memory.
+    rows_of_slots = plan.inverse.reshape(tokens, slots).T if summed else plan.inverse
     # One weight for each slot, 0 where it has no expert, whose row may hold anything.
     weights = jnp.ones((), jnp.float32) if gates is None else gates.T.astype(jnp.float32)
     weights = jnp.where(rows_of_slots < plan.group_offsets[-1], weights, 0)
-    weights = jnp.pad(weights, padding)
-    # Of each tile all first slots, then all second ones, and so on.
-    index = jnp.pad(rows_of_slots, padding).reshape(slots, tiles, height).swapaxes(0, 1)
+
+    def by_part(values: Array) -> Array:
+        """Cuts the slots of each tile into parts of `height`, [slots, tiles, height].
+
+        For a sum all first slots of a tile, then all second ones, and so on; otherwise as they
+        follow one another.
+        """
+        if summed:
+            padding = ((0, 0), (0, tiles * height - tokens))
+            return jnp.pad(values, padding).reshape(slots, tiles, height)
+        filled = jnp.pad(values, (0, tiles * slots * height - plan.num_slots))
+        return filled.reshape(tiles, slots, height).swapaxes(0, 1)
+
+    weights = by_part(weights).reshape(slots, -1)
+    index = by_part(rows_of_slots).swapaxes(0, 1)
     blocks = index_blocks(index.reshape(-1), rows.shape[1], slots * height)
+    # Slots lie in rows: an axis of a few slots would fill whole registers.
+    out_rows = 1 if summed else slots
     cores = min(cores_in_force(), tiles)
     steps = -(-tiles // cores)
 
@@ -85,7 +101,7 @@ def ungroup_rows(
         return step if cores == 1 else jnp.minimum(core * steps + step, tiles - 1)
 
     def kernel(
-        source: Any, now: Any, ahead: Any, weight: Any, out: Any, raw: Any, total: Any, sem: Any
+        source: Any, now: Any, ahead: Any, weight: Any, out: Any, raw: Any, sem: Any
     ) -> None:
         step = pl.program_id(1)
         slot = lax.rem(step, 2)
@@ -99,10 +115,10 @@ def ungroup_rows(
 
         wait_rows(raw.at[slot], sem.at[slot])
 
-        def fetch(k: Any) -> None:
-            start_rows(source, ahead, raw.at[1 - slot], sem.at[1 - slot], k * height, height)
+        def fetch(first: int, count: int) -> None:
+            start_rows(source, ahead, raw.at[1 - slot], sem.at[1 - slot], first, count)
 
-        def picked(k: Any) -> Iterator[tuple[Any, Array]]:
+        def picked(k: int) -> Iterator[tuple[Any, Array]]:
             """Columns, and the slots' values there; 0 for slots without an expert."""
             factor = as_column(weight[pl.ds(k, 1), :])[:, :1]
             for column, y in load_columns(raw.at[slot], k * height, height, dtype):
@@ -111,21 +127,17 @@ def ungroup_rows(
                     y = y[:, :some] * factor if summed else y[:, :some]
                     yield slice(column, column + some), jnp.where(factor != 0, y, 0)
 
-        if summed:
-            total[...] = jnp.zeros_like(total)
-
-            def add(k: Any, carry: None) -> None:
-                fetch(k)
-                for at, y in picked(k):
-                    total[:, at] += y
-
-            lax.fori_loop(0, slots, add, None)
-            out[...] = total[...].astype(output_dtype)
-        else:
-            for k in range(slots):
-                fetch(k)
-                for at, y in picked(k):
-                    out[k, :, at] = y.astype(output_dtype)
+        columns, copies = -(-width // LANES), slots * height
+        for i, parts in enumerate(zip(*map(picked, range(slots)), strict=True)):
+            # Beside the work on a block of columns, its share of the copies.
+            first = copies * i // columns
+            fetch(first, copies * (i + 1) // columns - first)
+            at, values = parts[0][0], [y for _, y in parts]
+            if summed:
+                out[:, at] = functools.reduce(jnp.add, values).astype(output_dtype)
+                continue
+            for k, y in enumerate(values):
+                out[pl.ds(k * height, height), at] = y.astype(output_dtype)
 
         @pl.when(step == steps - 1)
         def _() -> None:
@@ -134,15 +146,9 @@ def ungroup_rows(
     def index_spec(place: Any) -> pl.BlockSpec:
         return pl.BlockSpec((None, 1, slots * height), place, memory_space=pltpu.SMEM)
 
-    if summed:
-        shape: tuple[int, ...] = (tokens, width)
-        out_spec = pl.BlockSpec((height, width), lambda c, i: (tile(c, i), 0))
-    else:
-        shape = (slots, tokens, width)
-        out_spec = pl.BlockSpec((slots, height, width), lambda c, i: (0, tile(c, i), 0))
     outputs = pl.pallas_call(
         kernel,
-        out_shape=jax.ShapeDtypeStruct(shape, output_dtype),
+        out_shape=jax.ShapeDtypeStruct((tokens * out_rows, width), output_dtype),
         grid=(cores, steps),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.HBM),
@@ -150,10 +156,9 @@ def ungroup_rows(
             index_spec(lambda c, i: (tile(c, lax.rem(i + 1, steps)), 0, 0)),
             pl.BlockSpec((slots, height), lambda c, i: (0, tile(c, i))),
         ],
-        out_specs=out_spec,
+        out_specs=pl.BlockSpec((height * out_rows, width), lambda c, i: (tile(c, i), 0)),
         scratch_shapes=[
             pltpu.VMEM((2, rows.shape[0], slots * height, LANES), rows.dtype),
-            pltpu.VMEM((height, width if summed else LANES), jnp.float32),
             pltpu.SemaphoreType.DMA((2,)),
         ],
         compiler_params=pltpu.CompilerParams(
@@ -164,9 +169,9 @@ def ungroup_rows(
         cost_estimate=pl.CostEstimate(
             flops=2 * plan.num_slots * width,
             bytes_accessed=rows.size * rows.dtype.itemsize
-            + math.prod(shape) * jnp.dtype(output_dtype).itemsize,
+            + tokens * out_rows * width * jnp.dtype(output_dtype).itemsize,
             transcendentals=0,
         ),
         name=f"grouped_matmul_to_{layout}",
     )(pltpu.with_memory_space_constraint(rows, pltpu.HBM), blocks, blocks, weights)
-    return outputs if summed else outputs.swapaxes(0, 1)
+    return outputs if summed else outputs.reshape(tokens, slots, width)
