@@ -95,7 +95,10 @@ def _too_deep(case: Case) -> str | None:
 
 def _readable(x: Array, layout: str) -> Array:
     """An array in any layout in the form that kernels read: grouped rows as they are, or words."""
-    return x if layout == "grouped" else row_words(flatten_rows(x, layout))
+    if layout == "grouped":
+        return x
+    words: Array = sequential_vmap(row_words)(flatten_rows(x, layout))
+    return words
 
 
 def _rows(readable: Array, width: int, plan: RoutingPlan, layout: str) -> Rows:

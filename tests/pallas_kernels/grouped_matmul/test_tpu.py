@@ -229,6 +229,15 @@ def test_streamed_layers_that_are_computed_again_lower():
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_inputs_are_brought_into_words_one_after_the_other():
+    p = problem(BRIEF)
+    words = jax.vmap(functools.partial(tpu._readable, layout="tokens"))(
+        jnp.asarray(np.stack([p.tokens, 2 * p.tokens]), jnp.float32)
+    )
+    np.testing.assert_array_equal(words[1], 2 * words[0])
+
+
+@pytest.mark.usefixtures("interpreted")
 def test_a_forged_plan_reads_and_writes_within_bounds():
     """Interpret mode raises on any access out of bounds."""
     p = problem(BRIEF)
