@@ -14,7 +14,7 @@ predicts them:
 
     v5p:4x4x4, data 8 x fsdp 8: 10.4 of 95.7 GiB, 0.53 s a step
     v5e:16x16, data 32 x fsdp 8: 3.4 of 15.8 GiB, 0.32 s a step
-    v6e:16x16, data 32 x fsdp 8: 3.7 of 31.2 GiB, 0.15 s a step
+    v6e:16x16, data 32 x fsdp 8: 3.7 of 31.2 GiB, 0.14 s a step
 
 To train, on the first of them or on another:
 

@@ -12,9 +12,9 @@ half the layers. The schedule is that of `molm_700m_8b`.
 Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
 predicts them:
 
-    v5p:4x4x4, data 8 x fsdp 8: 15.9 of 95.7 GiB, 1.01 s a step
+    v5p:4x4x4, data 8 x fsdp 8: 15.9 of 95.7 GiB, 1.00 s a step
     v5e:16x16, data 32 x fsdp 8: 5.3 of 15.8 GiB, 0.60 s a step
-    v6e:16x16, data 32 x fsdp 8: 5.6 of 31.2 GiB, 0.27 s a step
+    v6e:16x16, data 32 x fsdp 8: 5.6 of 31.2 GiB, 0.26 s a step
 
 To train, on the first of them or on another:
 
