@@ -11,7 +11,7 @@ Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan
 predicts them:
 
     v5p:4x4x4, data 2 x fsdp 32: 79.3 of 95.7 GiB, 16.94 s a step
-    v5e:16x16, fsdp 64 x expert 4: 12.7 of 15.8 GiB, 17.39 s a step
+    v5e:16x16, fsdp 64 x expert 4: 12.7 of 15.8 GiB, 17.27 s a step
     v6e:16x16, data 2 x fsdp 32 x expert 4: 28.4 of 31.2 GiB, 3.84 s a step
 
 To train, on the first of them or on another:
