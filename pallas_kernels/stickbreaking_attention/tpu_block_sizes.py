@@ -41,26 +41,47 @@ class TpuBlockSizes:
 
 
 @dataclasses.dataclass(frozen=True)
+class Choice:
+    """Block sizes for rows of at most so many bytes and keys (None: any number)."""
+
+    row_bytes: int
+    keys: int | None
+    blocks: TpuBlockSizes
+
+
+@dataclasses.dataclass(frozen=True)
 class Generation:
     """What a generation of TPUs has.
 
     Attributes:
       vmem: bytes of vector memory that a kernel may use; the rest is left to the compiler.
-      blocks: block sizes for bfloat16 at a width of 128.
+      choices: block sizes, from narrow to wide heads and from short to long rows; the first that
+        holds a case is for it.
     """
 
     vmem: int
-    blocks: TpuBlockSizes
+    choices: tuple[Choice, ...]
 
 
-_BLOCKS = TpuBlockSizes(forward=BlockSizes(512, 512), backward=BlockSizes(512, 256))
-_SMALL_BLOCKS = TpuBlockSizes(forward=BlockSizes(256, 256), backward=BlockSizes(256, 256))
+def _blocks_of(forward: tuple[int, int], backward: tuple[int, int]) -> TpuBlockSizes:
+    return TpuBlockSizes(BlockSizes(*forward), BlockSizes(*backward))
+
+
+_LARGE = _blocks_of((512, 512), (512, 256))
+_MEDIUM = _blocks_of((512, 256), (512, 128))
+_FLAT = _blocks_of((512, 128), (256, 128))
+# A short row has many tiles on its diagonal, which are computed whole: fewer keys waste less.
+_NARROW = (Choice(256, 2048, _MEDIUM), Choice(256, None, _LARGE))
+_V5P = (*_NARROW, Choice(512, None, _MEDIUM), Choice(2048, None, _FLAT))
+_V5E = (*_NARROW, Choice(1024, None, _MEDIUM), Choice(2048, None, _FLAT))
+# Matrix units of 256 x 256 want both sides long.
+_V6E = (Choice(512, None, _LARGE), Choice(2048, None, _blocks_of((512, 256), (512, 256))))
 GENERATIONS = {
-    "v4": Generation(14 * MEBI, _SMALL_BLOCKS),
-    "v5e": Generation(112 * MEBI, _BLOCKS),
-    "v5p": Generation(60 * MEBI, _BLOCKS),
-    "v6e": Generation(112 * MEBI, _BLOCKS),
-    "tpu7x": Generation(60 * MEBI, _BLOCKS),
+    "v4": Generation(14 * MEBI, (Choice(512, None, _blocks_of((256, 256), (256, 256))),)),
+    "v5e": Generation(112 * MEBI, _V5E),
+    "v5p": Generation(60 * MEBI, _V5P),
+    "v6e": Generation(112 * MEBI, _V6E),
+    "tpu7x": Generation(60 * MEBI, _V6E),
 }
 # Where the trace is not told about the TPU: what fits the smallest memory of those in use.
 _DEFAULT = "v5p"
@@ -126,8 +147,18 @@ def tpu_block_sizes(rows: int, keys: int, width: int, itemsize: int) -> TpuBlock
     override = _blocks.get()
     if override is not None:
         return override
-    # Wide heads leave VMEM for smaller tiles only; float32 products are long as they are.
-    shrink = max(1, -(-width * itemsize // 512))
+    choices = generation_in_force().choices
+    row_bytes = width * itemsize
+    chosen = next(
+        (
+            choice
+            for choice in choices
+            if row_bytes <= choice.row_bytes and (choice.keys is None or keys <= choice.keys)
+        ),
+        choices[-1],
+    )
+    # Heads wider than all that is known leave VMEM for smaller tiles only.
+    shrink = max(1, -(-row_bytes // chosen.row_bytes))
 
     def shrunk(size: int, length: int) -> int:
         return min(max(LANES, size // shrink // LANES * LANES), _round_up(length))
@@ -135,8 +166,7 @@ def tpu_block_sizes(rows: int, keys: int, width: int, itemsize: int) -> TpuBlock
     def fitted(sizes: BlockSizes) -> BlockSizes:
         return BlockSizes(shrunk(sizes.query, rows), shrunk(sizes.key, keys))
 
-    blocks = generation_in_force().blocks
-    return TpuBlockSizes(forward=fitted(blocks.forward), backward=fitted(blocks.backward))
+    return TpuBlockSizes(fitted(chosen.blocks.forward), fitted(chosen.blocks.backward))
 
 
 def keys_at_a_time(keys: int, block: int, widths: int) -> int:
