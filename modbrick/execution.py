@@ -24,9 +24,10 @@ class ExecutionConfig:
       rematerialisation: what the forward pass of a layer keeps for the backward pass. `none`: all
         of it; `full`: only the layer's input; `dots`: results of matrix products;
         `dots_without_batch`: of those whose operands share no batch axis; `sublayers`: the stream
-        before each sublayer; `kernels`: also the means of norms, what the routers' products and
-        stick-breaking attention give, and its queries, so that neither attention nor a product with
-        a bank of experts runs twice. Parameters that were gathered over fsdp are gathered again,
+        before each sublayer, and which experts were chosen, so that nothing is sorted twice;
+        `kernels`: also the means of norms, what the routers' products and stick-breaking attention
+        give, and its queries, so that neither attention nor a product with a bank of experts runs
+        twice. Parameters that were gathered over fsdp are gathered again,
         whatever the policy.
       activation_memory: where what the forward pass of a layer keeps waits for the backward pass;
         `host` is for `full` and `sublayers`, and moves the layer's input too.

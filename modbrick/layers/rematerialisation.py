@@ -10,10 +10,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from modbrick.execution import Memory, Rematerialisation
 from modbrick.parallel import current_mesh
+from pallas_kernels.grouped_matmul import ROUTING_PLAN
 from pallas_kernels.stickbreaking_attention import RESIDUAL
 
-LAYER_INPUT, BETWEEN, ROUTER = "layer_input", "between_sublayers", "router"
-NORM = "norm"
+LAYER_INPUT, BETWEEN = "layer_input", "between_sublayers"
+ROUTER, CHOICE, NORM = "router", "choice", "norm"
 HOST = "pinned_host"
 
 
@@ -28,8 +29,13 @@ def mark_between(x: jax.Array) -> jax.Array:
 
 
 def mark_router(x: jax.Array) -> jax.Array:
-    """Names `x` as the result of a router's product, which the policy `kernels` keeps."""
+    """Names `x` as a result of a router, product or gates, which the policy `kernels` keeps."""
     return checkpoint_name(x, ROUTER)
+
+
+def mark_choice(x: jax.Array) -> jax.Array:
+    """Names `x` as the experts that a router chose, which `kernels` and `sublayers` keep."""
+    return checkpoint_name(x, CHOICE)
 
 
 def mark_norm(x: jax.Array) -> jax.Array:
@@ -66,8 +72,10 @@ def rematerialised(
         "full": policies.nothing_saveable,
         "dots": policies.dots_saveable,
         "dots_without_batch": policies.dots_with_no_batch_dims_saveable,
-        "sublayers": policies.save_only_these_names(BETWEEN),
-        "kernels": policies.save_only_these_names(BETWEEN, NORM, ROUTER, RESIDUAL),
+        "sublayers": policies.save_only_these_names(BETWEEN, CHOICE, ROUTING_PLAN),
+        "kernels": policies.save_only_these_names(
+            BETWEEN, CHOICE, ROUTING_PLAN, NORM, ROUTER, RESIDUAL
+        ),
     }
     mesh = current_mesh()
     if policy == "none" and (mesh is None or mesh.shape["fsdp"] == 1):
@@ -75,7 +83,7 @@ def rematerialised(
     chosen = kept[policy]
     if memory == "host":
         chosen = policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
+            names_which_can_be_saved=[CHOICE, ROUTING_PLAN] * (policy == "sublayers"),
             names_which_can_be_offloaded=[LAYER_INPUT, *[BETWEEN] * (policy == "sublayers")],
             offload_src="device",
             offload_dst=HOST,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from modbrick.config import ExpertsConfig
 from modbrick.layers.parameters import constant, normal, parameter
 from modbrick.layers.projections import Projection, matmul
-from modbrick.layers.rematerialisation import mark_router
+from modbrick.layers.rematerialisation import mark_choice, mark_router
 from modbrick.layers.sites import SiteBricks, attach
 from modbrick.layers.stream import Stream
 
@@ -103,15 +103,14 @@ class Router(nnx.Module):
 
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
         """Returns the unnormalised log-probability of each expert, float32."""
-        x = x.astype(jnp.float32)
         match self.config.router.kind:
             case "linear":
-                return self.output(x)
+                return self.output.in_float32(x)
             case "mlp":
-                hidden = mark_router(self.hidden(x))
-                return self.output(jax.nn.gelu(hidden, approximate=False))
+                hidden = mark_router(self.hidden.in_float32(x))
+                return self.output.in_float32(jax.nn.gelu(hidden, approximate=False))
             case _:
-                hidden = mark_router(self.hidden(x))
+                hidden = mark_router(self.hidden.in_float32(x))
                 cosine = matmul(_unit(hidden), _unit(self.centroids[...]).T)
                 return cosine * jnp.exp(self.temperature[...])
 
@@ -134,8 +133,8 @@ class Router(nnx.Module):
         """
         logits = attach(bricks, site, x, mark_router(self.logits(x)), stream.brick_ids)
         probabilities = jax.nn.softmax(logits, axis=-1)
-        indices = self._choose(probabilities, keys)
-        gates = jnp.take_along_axis(probabilities, indices, axis=-1)
+        indices = mark_choice(self._choose(probabilities, keys))
+        gates = mark_router(jnp.take_along_axis(probabilities, indices, axis=-1))
         if self.config.router.gates == "renormalised":
             # Sampled experts can have probabilities that vanish.
             gates = gates / jnp.maximum(gates.sum(-1, keepdims=True), 1e-30)

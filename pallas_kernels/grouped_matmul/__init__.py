@@ -25,10 +25,11 @@ from pallas_kernels.grouped_matmul.implementations import (
     choose_implementation,
     load_implementation,
 )
-from pallas_kernels.grouped_matmul.plan import RoutingPlan, routing_plan
+from pallas_kernels.grouped_matmul.plan import ROUTING_PLAN, RoutingPlan, routing_plan
 from pallas_kernels.grouped_matmul.target import Case, case_of
 
 __all__ = [
+    "ROUTING_PLAN",
     "Case",
     "RoutingPlan",
     "available_implementations",

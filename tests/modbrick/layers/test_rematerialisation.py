@@ -49,10 +49,22 @@ def test_gradients_are_equal(policy, kept):
     assert all(np.linalg.norm(g) > 0 for g in jax.tree.leaves(actual))
 
 
+def count(policy, operation) -> int:
+    gradient, parameters = gradient_of(policy)
+    return str(jax.make_jaxpr(gradient)(parameters)).count(f"= {operation}")
+
+
+def test_what_was_chosen_is_not_sorted_again():
+    for operation in ("top_k", "sort"):
+        full, kernels, sublayers, none = (
+            count(policy, operation) for policy in ("full", "kernels", "sublayers", "none")
+        )
+        assert full > kernels == sublayers == none > 0
+
+
 def test_policies_recompute_what_they_do_not_keep():
     def products(policy) -> int:
-        gradient, parameters = gradient_of(policy)
-        return str(jax.make_jaxpr(gradient)(parameters)).count("dot_general")
+        return count(policy, "dot_general")
 
     policies = ("none", "full", "dots", "kernels", "sublayers")
     none, full, dots, kernels, sublayers = map(products, policies)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pallas_kernels.compile_report.compilation import lower_for_h100, lower_for_tpu
-from pallas_kernels.grouped_matmul import plan, routing_plan
+from pallas_kernels.grouped_matmul import ROUTING_PLAN, plan, routing_plan
 
 
 def check(experts: np.ndarray, num_experts: int) -> None:
@@ -53,6 +55,33 @@ def test_any_integer_type_names_experts(dtype):
 def test_errors_name_the_argument(experts, num_experts, words):
     with pytest.raises(ValueError, match=words):
         routing_plan(jnp.asarray(experts), num_experts)
+
+
+@pytest.mark.parametrize("num_experts", [5, 2**28])
+def test_both_ways_to_sort_agree(num_experts):
+    experts = jax.random.randint(jax.random.key(0), (3001,), 0, num_experts + 1)
+    fits = (3000).bit_length() + num_experts.bit_length() <= 31
+    text = str(jax.make_jaxpr(lambda x: plan._sorted(x, num_experts))(experts))
+    assert ("num_keys=2" in text) != fits
+    sorted_experts, order = plan._sorted(experts, num_experts)
+    expected = np.argsort(np.asarray(experts), kind="stable")
+    np.testing.assert_array_equal(order, expected)
+    np.testing.assert_array_equal(sorted_experts, np.asarray(experts)[expected])
+    assert order.dtype == sorted_experts.dtype == jnp.int32
+
+
+def test_a_plan_can_be_kept_for_the_backward_pass():
+    def sorts(*names: str) -> int:
+        policy = jax.checkpoint_policies.save_only_these_names(*names)
+
+        @functools.partial(jax.checkpoint, policy=policy)
+        def loss(x):
+            indices = jax.lax.top_k(x, 2)[1]
+            return (x[routing_plan(indices, 4).order // 2] ** 2).sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss))(jnp.ones((8, 4)))).count("= sort")
+
+    assert sorts() == 2 * sorts(ROUTING_PLAN) > 0
 
 
 @pytest.mark.parametrize("size", [1, 7, 1024, 5000])
