@@ -97,7 +97,8 @@ def through_attention(slots: Array) -> Array:
     """Keeps apart what attention stands between, [T, K, D].
 
     It reads and writes the slots of a sequence as rows, one position's after another's, as grouped
-    queries of one head: the array is never laid out with an axis of K.
+    queries of one head: the array is never laid out with an axis of K. Several heads of an expert
+    take a change of layout, which is attention's and left out for all contenders.
     """
     rows = jax.lax.optimization_barrier(slots.reshape(-1, slots.shape[-1]))
     return rows.reshape(slots.shape)

@@ -132,13 +132,11 @@ def _kernel(eqn: JaxprEqn, inputs: list[Any]) -> KernelTraffic:
         if "any" in space or "hbm" in space:
             size, changes = 0, 0
             operands.append(Memory("hbm", place, UNKNOWN))
-        elif "smem" in space or "semaphore" in space:
-            value = inputs[dynamic + place] if i < mapping.num_inputs else UNKNOWN
-            size, changes = _bytes(block.array_aval), 1
-            operands.append(Memory("smem", place, value))
         else:
+            scalars = "smem" in space or "semaphore" in space
+            value = inputs[dynamic + place] if scalars and i < mapping.num_inputs else UNKNOWN
             size, changes = _block_bytes(block, grid, tables, name)
-            operands.append(Memory("vmem", place, UNKNOWN))
+            operands.append(Memory("smem" if scalars else "vmem", place, value))
         moved.append(size)
         fetches += changes
     steps = count_steps(jaxpr, grid, operands)
@@ -290,13 +288,16 @@ def program_traffic(program: HloProgram, kernels: Sequence[KernelTraffic]) -> Pr
     """
     by_category: dict[str, int] = {}
     matched = []
-    unused = list(kernels)
     instructions = {instruction.name: instruction for instruction in program.kernels()}
+    unused = list(kernels)
+    named = [k for k in kernels if k.name and any(k.name in name for name in instructions)]
     for movement in program.movements():
         size = movement.bytes
         if movement.category == "kernel":
             instruction = instructions[movement.name]
-            kernel = _match(instruction, unused, kernels)
+            kernel = _match(instruction, kernels, named, unused)
+            if kernel in unused:
+                unused.remove(kernel)
             size = _placed_bytes(program, instruction, kernel) * movement.executions
             matched.append((movement.name, kernel, size, movement.executions))
         by_category[movement.category] = by_category.get(movement.category, 0) + size
@@ -309,25 +310,26 @@ def program_traffic(program: HloProgram, kernels: Sequence[KernelTraffic]) -> Pr
 
 
 def _match(
-    instruction: Instruction, unused: list[KernelTraffic], kernels: Sequence[KernelTraffic]
+    instruction: Instruction,
+    kernels: Sequence[KernelTraffic],
+    named: Sequence[KernelTraffic],
+    unused: Sequence[KernelTraffic],
 ) -> KernelTraffic:
-    """The first kernel of the same name and results that is not yet taken.
+    """The kernel with an instruction's results and name; of several, one that is not taken yet.
 
     Names grow before and behind, in gradients and in the compiler, and one kernel's may hold
-    another's: the longest counts.
+    another's: the longest counts. An instruction that bears no kernel's name is one of those whose
+    names no instruction bears (`named` are the others), if there is any.
     """
+    fitting = [kernel for kernel in kernels if kernel.signature == instruction.shape]
+    if not fitting:
+        raise ValueError(f"kernel {instruction.name} {instruction.shape} of the program is unknown")
 
-    def named(kernel: KernelTraffic) -> int:
-        return len(kernel.name) if kernel.name in instruction.name else 0
+    def preference(kernel: KernelTraffic) -> tuple[int, bool, bool]:
+        name = len(kernel.name) if kernel.name in instruction.name else 0
+        return name, kernel not in named, kernel in unused
 
-    for pool in (unused, kernels):
-        fitting = [kernel for kernel in pool if kernel.signature == instruction.shape]
-        if fitting:
-            best = max(fitting, key=named)
-            if pool is unused:
-                unused.remove(best)
-            return best
-    raise ValueError(f"kernel {instruction.name} {instruction.shape} of the program is not known")
+    return max(fitting, key=preference)
 
 
 def _placed_bytes(program: HloProgram, instruction: Instruction, kernel: KernelTraffic) -> int:

@@ -1,6 +1,6 @@
 """Sparse expert dispatch on TPUs, in Pallas (Mosaic) kernels.
 
-Rows are fetched by index, one DMA each, from a view of the ungrouped inputs (`tpu_rows`), while the
+Rows are fetched by index, one DMA each, from the ungrouped inputs in words (`tpu_rows`), while the
 products of earlier rows run; nothing of T*K rows is gathered in HBM, and nothing is padded to a
 capacity. Products leave grouped rows; `tpu_ungroup` fetches those of each token and sums them in a
 fixed order. docs/kernels/grouped_matmul.md has the algorithm and the figures.
@@ -246,7 +246,8 @@ def _matmul_backward_pass(
     as_rows = input_layout != "grouped"
     sizes = block_sizes("matmul_gradient")
     work = _visits(plan, sizes, every_expert=True, every_row=not as_rows)
-    buffers = footprint(weights, x.dtype.itemsize, work.height).buffers(vmem_limit())
+    itemsize = max(x.dtype.itemsize, dy.dtype.itemsize)
+    buffers = footprint(weights, itemsize, work.height).buffers(vmem_limit())
     if buffers is not None:
         dinputs, dweights, dots, dbias = matmul_gradients(
             work,
@@ -377,9 +378,12 @@ def grouped_matmul(
     output_dtype: DTypeLike,
 ) -> Array:
     """See `pallas_kernels.grouped_matmul.grouped_matmul`; arguments are validated already."""
-    return _matmul(
-        inputs, weights, plan, gates, bias, input_layout, output_layout, precision, output_dtype
+    # Words hold float32 or bfloat16; float32 is rounded to anything else.
+    dtype = output_dtype if jnp.dtype(output_dtype).name in _DTYPES else jnp.float32
+    outputs: Array = _matmul(
+        inputs, weights, plan, gates, bias, input_layout, output_layout, precision, dtype
     )
+    return outputs.astype(output_dtype)
 
 
 def _residence(

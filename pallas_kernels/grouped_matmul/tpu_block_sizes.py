@@ -72,12 +72,14 @@ _LARGE_MXU = {
     "feed_forward": BlockSizes(256, 2048, 1024, unrolled=True),
     "feed_forward_gradient": BlockSizes(256, 2048, 512),
 }
+# Room for longer turns, which fill and drain the matrix units less often.
+_LARGE_MXU_AND_VMEM = _LARGE_MXU | {"feed_forward_gradient": BlockSizes(256, 2048, 1024)}
 KERNELS = tuple(_SMALL_MXU)
 # Measured in schedules compiled ahead of time; docs/kernels/grouped_matmul.md has the figures.
 GENERATIONS = {
     "v5e": Generation(112 * MEBI, _SMALL_MXU),
     "v5p": Generation(60 * MEBI, _SMALL_MXU, cores=2),
-    "v6e": Generation(112 * MEBI, _LARGE_MXU),
+    "v6e": Generation(112 * MEBI, _LARGE_MXU_AND_VMEM),
     "tpu7x": Generation(60 * MEBI, _LARGE_MXU),
 }
 # For TPUs that the trace is not told about: what fits the smallest memory of those in use.

@@ -86,7 +86,7 @@ def _words(parts: list[Array], dtype: DTypeLike) -> Array:
 
 
 def row_words(rows: Array) -> Array:
-    """[R, D] to words [P, R, 128], in one pass over the array."""
+    """[R, D] to words [P, R, 128], in one pass over the array; in two where D has to be padded."""
     count, width = rows.shape
     rows = jnp.pad(rows, ((0, 0), (0, padded_width(width) - width)))
     shape = words_shape(count, width, rows.dtype)

@@ -67,8 +67,9 @@ class Rows:
         return self.rows.dtype if self.index is None else row_dtype(self.rows)
 
     def buffer(self, height: int) -> tuple[int, int, int]:
-        """The shape of a tile in words."""
-        return words_shape(height, self.width, self.dtype)
+        """The shape of a tile in words; of an array of rows that has no more, all of its planes."""
+        planes, rows, lanes = words_shape(height, self.width, self.dtype)
+        return min(planes, self.rows.shape[0]), rows, lanes
 
 
 @dataclasses.dataclass(frozen=True)

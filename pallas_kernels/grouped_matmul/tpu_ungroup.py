@@ -77,20 +77,19 @@ def ungroup_rows(
     weights = jnp.where(rows_of_slots < plan.group_offsets[-1], weights, 0)
 
     def by_part(values: Array) -> Array:
-        """Cuts the slots of each tile into parts of `height`, [slots, tiles, height].
+        """Cuts the slots of each tile into parts of `height`, [tiles, slots, height].
 
         For a sum all first slots of a tile, then all second ones, and so on; otherwise as they
         follow one another.
         """
         if summed:
             padding = ((0, 0), (0, tiles * height - tokens))
-            return jnp.pad(values, padding).reshape(slots, tiles, height)
+            return jnp.pad(values, padding).reshape(slots, tiles, height).swapaxes(0, 1)
         filled = jnp.pad(values, (0, tiles * slots * height - plan.num_slots))
-        return filled.reshape(tiles, slots, height).swapaxes(0, 1)
+        return filled.reshape(tiles, slots, height)
 
-    weights = by_part(weights).reshape(slots, -1)
-    index = by_part(rows_of_slots).swapaxes(0, 1)
-    blocks = index_blocks(index.reshape(-1), rows.shape[1], slots * height)
+    weights = by_part(weights)
+    blocks = index_blocks(by_part(rows_of_slots).reshape(-1), rows.shape[1], slots * height)
     # Slots lie in rows: an axis of a few slots would fill whole registers.
     out_rows = 1 if summed else slots
     cores = min(cores_in_force(), tiles)
@@ -154,7 +153,7 @@ def ungroup_rows(
             pl.BlockSpec(memory_space=pltpu.HBM),
             index_spec(lambda c, i: (tile(c, i), 0, 0)),
             index_spec(lambda c, i: (tile(c, lax.rem(i + 1, steps)), 0, 0)),
-            pl.BlockSpec((slots, height), lambda c, i: (0, tile(c, i))),
+            pl.BlockSpec((None, slots, height), lambda c, i: (tile(c, i), 0, 0)),
         ],
         out_specs=pl.BlockSpec((height * out_rows, width), lambda c, i: (tile(c, i), 0)),
         scratch_shapes=[

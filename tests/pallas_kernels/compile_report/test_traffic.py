@@ -66,6 +66,26 @@ def test_a_block_that_stays_is_fetched_once() -> None:
     assert kernel.read == (512 * 128 * 2, 128 * 256 * 2, 0)
 
 
+def test_blocks_of_scalars_count_like_others() -> None:
+    def take(index_ref, x_ref, o_ref):
+        o_ref[...] = x_ref[...] + index_ref[0, 0]
+
+    def run(index, x):
+        tile = pl.BlockSpec((8, 128), lambda j, i: (i, 0))
+        scalars = pl.BlockSpec((None, 1, 16), lambda j, i: (i, 0, 0), memory_space=pltpu.SMEM)
+        return pl.pallas_call(
+            take,
+            grid=(3, 4),
+            in_specs=[scalars, tile],
+            out_specs=tile,
+            out_shape=Shape((32, 128), F32),
+        )(index, x)
+
+    kernel = only(kernel_traffic(run, np.zeros((4, 1, 16), np.int32), Shape((32, 128), F32)))
+    assert kernel.read[:2] == (12 * 16 * 4, 12 * 8 * 128 * 4), "once a step"
+    assert kernel.copies == 3 * 12
+
+
 def test_blocks_over_the_edge_move_what_is_inside() -> None:
     def copy(x_ref, o_ref):
         o_ref[...] = x_ref[...]
@@ -272,3 +292,34 @@ ENTRY %main (x: f32[16,128]) -> f32[16,128] {
         ("jvp_sum_row__.1.refs", "sum_row", 2 * size),
         ("jvp_sum__.2", "sum", 4 * size),
     ]
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [
+        # Once more than it was traced: the compiler computes again.
+        (["rows.1", "rows.1.remat", "gradient.2"], ["rows", "rows", "gradient"]),
+        # What bears no name is what nothing else bears the name of.
+        (["call.1", "rows.2"], ["gradient", "rows"]),
+        (["call.1", "call.2"], ["rows", "gradient"]),
+    ],
+)
+def test_a_name_counts_more_than_what_is_left(instructions, expected) -> None:
+    def known(name: str, size: int) -> KernelTraffic:
+        moved = (size,)
+        return KernelTraffic(
+            name, ("f32[16,128]",), (1,), 1, moved, moved, 0, (), (), (), 0, exact=True
+        )
+
+    calls = "".join(
+        f"""
+  {"ROOT " * (name == instructions[-1])}%{name} = f32[16,128]{{1,0:T(8,128)}} custom-call(),
+    custom_call_target="tpu_custom_call\""""
+        for name in instructions
+    )
+    text = f"HloModule m\n\nENTRY %main () -> f32[16,128] {{{calls}\n}}\n"
+    kernels = [known("rows", 10), known("gradient", 1000)]
+    found = program_traffic(HloProgram(text), kernels)
+    assert [kernel.name for _, kernel, _, _ in found.kernels] == expected
+    with pytest.raises(ValueError, match="is unknown"):
+        program_traffic(HloProgram(text.replace("f32[16", "f32[24")), kernels)

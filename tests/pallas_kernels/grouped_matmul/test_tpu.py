@@ -231,10 +231,34 @@ def test_streamed_layers_that_are_computed_again_lower():
 @pytest.mark.usefixtures("interpreted")
 def test_inputs_are_brought_into_words_one_after_the_other():
     p = problem(BRIEF)
-    words = jax.vmap(functools.partial(tpu._readable, layout="tokens"))(
-        jnp.asarray(np.stack([p.tokens, 2 * p.tokens]), jnp.float32)
-    )
-    np.testing.assert_array_equal(words[1], 2 * words[0])
+    both = jnp.asarray(np.stack([p.tokens, 2 * p.tokens]), jnp.float32)
+    words = jax.vmap(functools.partial(tpu._readable, layout="tokens"))(both)
+    for mine, rows in zip(words, both, strict=True):
+        width = rows.shape[1]
+        np.testing.assert_array_equal(mine[0, :, :width], rows)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_results_of_other_dtypes_are_rounded_float32():
+    p = problem(BRIEF)
+    inputs, weights = (jnp.asarray(x, jnp.float32) for x in (p.tokens, p.weights))
+
+    def run(inputs, dtype):
+        return op.grouped_matmul(
+            inputs,
+            weights,
+            p.plan,
+            output_layout="slots",
+            implementation="tpu",
+            preferred_element_type=dtype,
+        )
+
+    whole, half = run(inputs, jnp.float32), run(inputs, jnp.float16)
+    np.testing.assert_array_equal(half, whole.astype(jnp.float16))
+    gradient = jax.grad(lambda x: run(x, jnp.float16).astype(jnp.float32).sum())(inputs)
+    assert gradient.dtype == jnp.float32
+    expected = jax.grad(lambda x: run(x, jnp.float32).sum())(inputs)
+    np.testing.assert_array_equal(gradient, expected)
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -12,6 +12,7 @@ import pytest
 
 from pallas_kernels import grouped_matmul as op
 from pallas_kernels.compile_report import compile_for, lower_for_tpu, tpu_devices
+from pallas_kernels.grouped_matmul import tpu
 from pallas_kernels.grouped_matmul.tpu_block_sizes import (
     GENERATIONS,
     KERNELS,
@@ -70,6 +71,46 @@ def test_it_lowers_for_a_tpu_without_one(layer):
     assert not [shape for shape in wide if int(shape[1]) >= 20], wide
 
 
+@pytest.mark.parametrize(
+    ("k", "width", "hidden", "dtype"),
+    [
+        (16, 1024, 128, jnp.bfloat16),
+        (9, 256, 300, jnp.float32),
+        (8, 4096, 128, jnp.bfloat16),
+        (2, 14336, 128, jnp.bfloat16),
+    ],
+)
+def test_many_choices_and_wide_rows_lower(k, width, hidden, dtype):
+    """Tiles of tokens have fewer than 128 there; interpret mode takes blocks of any shape."""
+    tokens = 200
+
+    def run(experts, x, up, down, gates):
+        plan = op.routing_plan(experts, E)
+        return _map_and_reduce(plan, x, up, down, gates).astype(jnp.float32).sum()
+
+    shapes = (tokens, width), (E, width, hidden), (E, hidden, width), (tokens, k)
+    floats = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    with compiling_for("v6e"):
+        text = lower_for_tpu(
+            jax.grad(run, argnums=(1, 2, 3, 4)),
+            jax.ShapeDtypeStruct((tokens, k), jnp.int32),
+            *floats,
+        )
+    kernels = set(re.findall(r'kernel_name = "(\w+)"', text))
+    assert {"grouped_matmul_to_slots", "grouped_matmul_to_tokens"} <= kernels
+
+
+@pytest.mark.parametrize("width", [640, 1100])
+def test_blocks_narrower_than_words_lower(monkeypatch, width):
+    """Rows have fewer words than a block of columns has room for."""
+    monkeypatch.setattr(tpu.Footprint, "buffers", lambda self, budget: None)
+    with compiling_for("v6e", dict.fromkeys(KERNELS, BlockSizes(64, 512, 128))):
+        text = lower_for_tpu(
+            _gradients(_map_and_reduce), *_avals(jnp.bfloat16, tokens=64, width=width, hidden=width)
+        )
+    assert "grouped_matmul_weight_gradient" in text
+
+
 def test_float32_products_have_float32_accuracy():
     """Interpret mode cannot tell: what is lowered must ask for it."""
     with compiling_for(blocks=SMALL):
@@ -96,7 +137,7 @@ def test_it_compiles_for(generation):
         compiled = compile_for(device, _gradients(layer), *_avals(jnp.bfloat16))
     assert set(seen) == {generation}
     rows, row = T * K, 2 * D
-    # Views of x and dy, grouped rows of the outputs and of dx; plans and gates are small. Two cores
+    # Words of x and dy, grouped rows of the outputs and of dx; plans and gates are small. Two cores
     # leave a part each of the gradients of one expert's two matrices; room for their sums, too.
     cores = GENERATIONS[generation].cores
     parts = (cores + 1) * 2 * D * F * 4 if cores > 1 else 0
