@@ -40,7 +40,7 @@ from modbrick.training.run_config import (
 )
 
 LAYOUTS = {
-    "v5p:4x4x4": Layout(MeshConfig(data=4, fsdp=16), ExecutionConfig(rematerialisation="kernels")),
+    "v5p:4x4x4": Layout(MeshConfig(data=2, fsdp=32), ExecutionConfig(rematerialisation="kernels")),
     "v5e:16x16": Layout(
         MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="sublayers")
     ),

@@ -114,23 +114,24 @@ def _saved_values(
     policy = execution.rematerialisation
     if policy == "full":
         return float(width)
-    if policy == "sublayers":
-        return 2.0 * width
     attention, feed_forward = layer.attention, layer.feed_forward
+    wide = 4 / (2 if dtype == "bfloat16" else 4)
+    routed = [bank for bank in (attention.experts, feed_forward.experts) if bank is not None]
+    # Of a slot its expert, and its two places in the routing plan.
+    choices = wide * 3 * sum(experts.top_k for experts in routed)
+    if policy == "sublayers":
+        return 2.0 * width + choices
     slots = attention.experts.top_k if attention.experts else 1
     chosen = feed_forward.experts.top_k if feed_forward.experts else 1
     shared = 0 if attention.key_value == "identity" else 2 * attention.key_width
     queries = slots * attention.query_width
     if policy == "kernels":
-        # Queries, and what attention gives, not rounded; of each router one product of note.
-        wide = 4 / (2 if dtype == "bfloat16" else 4)
+        # Queries, and what attention gives, not rounded; of each router products and gates.
         kept = (1 + wide) * queries / tensor if attention.kind == "stickbreaking" else 0
-        hidden = sum(
-            experts.router.hidden
-            for experts in (attention.experts, feed_forward.experts)
-            if experts is not None and experts.router.kind != "linear"
+        given = sum(experts.count + experts.top_k for experts in routed) + sum(
+            experts.router.hidden for experts in routed if experts.router.kind != "linear"
         )
-        return 2.0 * width + kept + wide * hidden
+        return 2.0 * width + kept + choices + wide * given
     hidden = chosen * feed_forward.hidden * (2 if feed_forward.gated else 1)
     products = (queries + shared + hidden) / tensor + 2 * width
     if policy in ("dots", "dots_without_batch"):
