@@ -100,12 +100,16 @@ def routing_plan(expert_indices: Array, num_experts: int) -> RoutingPlan:
         )
     if not jnp.issubdtype(expert_indices.dtype, jnp.integer):
         raise ValueError(f"expert_indices must be integers, got {expert_indices.dtype}")
-    flat = expert_indices.reshape(-1)
+    # First choices of all tokens, then second ones: a TPU pads [T, K] to 128 choices.
+    flat = expert_indices.T.reshape(-1)
     if flat.dtype.itemsize < 4:  # so that E fits the type it is compared in
         flat = flat.astype(jnp.int32)
     named = (flat >= 0) & (flat < num_experts)
     experts = jnp.where(named, flat, num_experts).astype(jnp.int32)
-    sorted_experts, order = _sorted(experts, num_experts)
+    tokens, choices = expert_indices.shape
+    token, choice = jnp.arange(tokens, dtype=jnp.int32), jnp.arange(choices, dtype=jnp.int32)
+    slots = (token * choices + choice[:, None]).reshape(-1)
+    sorted_experts, order = _sorted(experts, slots, num_experts)
     inverse = jax.lax.platform_dependent(order, tpu=_inverse_by_sorting, default=_inverse)
     group_offsets = jnp.searchsorted(
         sorted_experts, jnp.arange(num_experts + 1, dtype=jnp.int32), side="left"
@@ -121,9 +125,8 @@ def routing_plan(expert_indices: Array, num_experts: int) -> RoutingPlan:
     return kept
 
 
-def _sorted(experts: Array, num_experts: int) -> tuple[Array, Array]:
+def _sorted(experts: Array, slots: Array, num_experts: int) -> tuple[Array, Array]:
     """Experts of slots in ascending order, int32 [N], and the slot of each; ties by slot."""
-    slots = jnp.arange(experts.size, dtype=jnp.int32)
     bits = (experts.size - 1).bit_length()
     if bits + num_experts.bit_length() > 31:
         sorted_experts, order = jax.lax.sort((experts, slots), num_keys=2, is_stable=False)

@@ -49,6 +49,7 @@ from pallas_kernels.grouped_matmul.tpu_resident import (
 from pallas_kernels.grouped_matmul.tpu_rows import (
     LANES,
     ROW_MULTIPLE,
+    by_choice,
     round_up,
     rounded,
     row_words,
@@ -181,8 +182,9 @@ def _weight_gradient(
 
 def _by_slot(values: Array, plan: RoutingPlan, dtype: DTypeLike) -> Array:
     """[R] in grouped order to [T, K], 0 where a slot has no expert."""
-    kept = jnp.where(plan.slot_is_routed, take_rows(values, plan.inverse), 0)
-    return kept.reshape(plan.num_tokens, plan.experts_per_token).astype(dtype)
+    row = by_choice(plan.inverse, plan.experts_per_token)
+    kept = jnp.where(row < plan.group_offsets[-1], take_rows(values, row), 0)
+    return kept.T.astype(dtype)
 
 
 def _matmul_forward_pass(

@@ -159,6 +159,20 @@ def store_columns(words: Any, rows: Any, dtype: DTypeLike, own: Array | None = N
         words[plane] = new if own is None else jnp.where(own, new, words[plane])
 
 
+def by_choice(values: Array, choices: int) -> Array:
+    """[T*K], K values of each token, to [K, T].
+
+    The same as `values.reshape(-1, K).T`, for which a TPU would pad K to 128 on the way: here lanes
+    change places in rows of 128 tokens.
+    """
+    tokens = values.size // choices
+    tiles = -(-tokens // LANES)
+    wide = jnp.pad(values, (0, tiles * LANES * choices - values.size)).reshape(tiles, -1)
+    lanes = jnp.arange(LANES * choices, dtype=jnp.int32).reshape(LANES, choices).T.reshape(-1)
+    apart = wide.at[:, lanes].get(mode="promise_in_bounds").reshape(tiles, choices, LANES)
+    return apart.swapaxes(0, 1).reshape(choices, -1)[:, :tokens]
+
+
 def index_blocks(index: Array, rows: int, height: int) -> Array:
     """int32 [N] in `[0, rows)` to [tiles, 1, height].
 

@@ -18,6 +18,7 @@ from pallas_kernels.grouped_matmul.tpu_block_sizes import cores_in_force, vmem_l
 from pallas_kernels.grouped_matmul.tpu_matmul import as_column
 from pallas_kernels.grouped_matmul.tpu_rows import (
     LANES,
+    by_choice,
     index_blocks,
     load_columns,
     round_up,
@@ -70,26 +71,27 @@ def ungroup_rows(
     dtype = row_dtype(rows)
     height = _height(tokens, slots, rows.shape[0] * LANES * rows.dtype.itemsize)
     tiles = -(-tokens // height)
-    # Slots above tokens: an axis of a few slots, last, would be padded to whole tiles of memory.
-    rows_of_slots = plan.inverse.reshape(tokens, slots).T if summed else plan.inverse
+    rows_of_slots = by_choice(plan.inverse, slots) if summed else plan.inverse
     # One weight for each slot, 0 where it has no expert, whose row may hold anything.
     weights = jnp.ones((), jnp.float32) if gates is None else gates.T.astype(jnp.float32)
     weights = jnp.where(rows_of_slots < plan.group_offsets[-1], weights, 0)
 
     def by_part(values: Array) -> Array:
-        """Cuts the slots of each tile into parts of `height`, [tiles, slots, height].
+        """Cuts the slots of each tile into parts of `height`, [slots, tiles, height].
 
         For a sum all first slots of a tile, then all second ones, and so on; otherwise as they
         follow one another.
         """
         if summed:
             padding = ((0, 0), (0, tiles * height - tokens))
-            return jnp.pad(values, padding).reshape(slots, tiles, height).swapaxes(0, 1)
+            return jnp.pad(values, padding).reshape(slots, tiles, height)
         filled = jnp.pad(values, (0, tiles * slots * height - plan.num_slots))
-        return filled.reshape(tiles, slots, height)
+        return filled.reshape(tiles, slots, height).swapaxes(0, 1)
 
-    weights = by_part(weights)
-    blocks = index_blocks(by_part(rows_of_slots).reshape(-1), rows.shape[1], slots * height)
+    # An axis of 1 before the last: blocks may have any height, and slots need not change places.
+    weights = by_part(weights)[:, :, None]
+    index = by_part(rows_of_slots).swapaxes(0, 1)
+    blocks = index_blocks(index.reshape(-1), rows.shape[1], slots * height)
     # Slots lie in rows: an axis of a few slots would fill whole registers.
     out_rows = 1 if summed else slots
     cores = min(cores_in_force(), tiles)
@@ -119,7 +121,7 @@ def ungroup_rows(
 
         def picked(k: int) -> Iterator[tuple[Any, Array]]:
             """Columns, and the slots' values there; 0 for slots without an expert."""
-            factor = as_column(weight[pl.ds(k, 1), :])[:, :1]
+            factor = as_column(weight[k])[:, :1]
             for column, y in load_columns(raw.at[slot], k * height, height, dtype):
                 if column < width:
                     some = min(LANES, width - column)
@@ -153,7 +155,7 @@ def ungroup_rows(
             pl.BlockSpec(memory_space=pltpu.HBM),
             index_spec(lambda c, i: (tile(c, i), 0, 0)),
             index_spec(lambda c, i: (tile(c, lax.rem(i + 1, steps)), 0, 0)),
-            pl.BlockSpec((None, slots, height), lambda c, i: (tile(c, i), 0, 0)),
+            pl.BlockSpec((slots, None, 1, height), lambda c, i: (0, tile(c, i), 0, 0)),
         ],
         out_specs=pl.BlockSpec((height * out_rows, width), lambda c, i: (tile(c, i), 0)),
         scratch_shapes=[

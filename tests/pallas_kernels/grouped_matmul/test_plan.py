@@ -61,9 +61,10 @@ def test_errors_name_the_argument(experts, num_experts, words):
 def test_both_ways_to_sort_agree(num_experts):
     experts = jax.random.randint(jax.random.key(0), (3001,), 0, num_experts + 1)
     fits = (3000).bit_length() + num_experts.bit_length() <= 31
-    text = str(jax.make_jaxpr(lambda x: plan._sorted(x, num_experts))(experts))
+    slots = jnp.arange(3001, dtype=jnp.int32)
+    text = str(jax.make_jaxpr(lambda x: plan._sorted(x, slots, num_experts))(experts))
     assert ("num_keys=2" in text) != fits
-    sorted_experts, order = plan._sorted(experts, num_experts)
+    sorted_experts, order = plan._sorted(experts, slots, num_experts)
     expected = np.argsort(np.asarray(experts), kind="stable")
     np.testing.assert_array_equal(order, expected)
     np.testing.assert_array_equal(sorted_experts, np.asarray(experts)[expected])

@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.grouped_matmul.tpu_rows import (
     LANES,
+    by_choice,
     load_columns,
     padded_width,
     rounded,
@@ -98,3 +99,10 @@ def test_a_nan_and_an_infinity_stay_what_they_are():
     assert np.isnan(values[0])
     np.testing.assert_array_equal(values[1:], [np.inf, -np.inf, -0.0])
     assert np.signbit(values[3])
+
+
+@pytest.mark.parametrize(("tokens", "choices"), [(1, 1), (128, 2), (300, 3), (77, 8), (513, 1)])
+def test_choices_are_put_above_tokens(tokens, choices):
+    values = jnp.arange(tokens * choices, dtype=jnp.int32) * 7
+    expected = np.asarray(values).reshape(tokens, choices).T
+    np.testing.assert_array_equal(by_choice(values, choices), expected)
