@@ -26,8 +26,9 @@ def matmul(x: Float[Array, "... I"], weight: Float[Array, "I O"]) -> Float[Array
 def accurate_matmul(x: Float[Array, "... I"], weight: Float[Array, "I O"]) -> Float[Array, "... O"]:
     """X W with the accuracy of float32 whatever the dtype of `x`; `weight` and the result float32.
 
-    So are the gradients for float32 inputs. For bfloat16 ones they are products of three bfloat16
-    passes on a TPU, good to about 2^-16: the gradient of `x` is rounded to 2^-9 in any case.
+    So are the gradients, but for bfloat16 inputs, where they are products at `Precision.HIGH`:
+    three bfloat16 passes on a TPU, good to about 2^-16, TF32 on a GPU. The gradient of `x` is
+    rounded to 2^-9 in any case, and those of other weights are of cotangents so rounded.
     """
     return _float32_matmul(x, weight, jax.lax.Precision.HIGHEST)
 
@@ -40,13 +41,13 @@ def _float32_matmul(x: Array, weight: Array, precision: jax.lax.Precision) -> Ar
 
 
 def _accurate_matmul_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    return accurate_matmul(x, weight), (x, weight)
+    return _float32_matmul(x, weight, jax.lax.Precision.HIGHEST), (x, weight)
 
 
 def _accurate_matmul_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, weight = saved
-    exact = x.dtype == jnp.float32
-    precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.HIGH
+    rounded = x.dtype == jnp.bfloat16
+    precision = jax.lax.Precision.HIGH if rounded else jax.lax.Precision.HIGHEST
     dx = _float32_matmul(dy, weight.T, precision).astype(x.dtype)
     tokens = tuple(range(x.ndim - 1))
     dweight = jax.lax.dot_general(
@@ -56,7 +57,7 @@ def _accurate_matmul_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Ar
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    return dx, dweight
+    return dx, dweight.astype(weight.dtype)
 
 
 accurate_matmul.defvjp(_accurate_matmul_forward, _accurate_matmul_backward)

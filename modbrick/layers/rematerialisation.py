@@ -83,7 +83,7 @@ def rematerialised(
     chosen = kept[policy]
     if memory == "host":
         chosen = policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[CHOICE, ROUTING_PLAN] * (policy == "sublayers"),
+            names_which_can_be_saved=[],
             names_which_can_be_offloaded=[LAYER_INPUT, *[BETWEEN] * (policy == "sublayers")],
             offload_src="device",
             offload_dst=HOST,

@@ -121,9 +121,12 @@ def _dense_seconds(config: RunConfig, topology: Topology) -> float:
     total = 0.0
     for part, value in flops.items():
         if part not in by_kernels:
-            # Products with a router are in float32: six passes of bfloat16.
-            passes = 6 if part == "routers" else 1
-            times = 3 + again + (recomputed and part != "head")
+            # Products with a router are as good as float32: three passes of bfloat16 from inputs in
+            # bfloat16, else six. The policy `kernels` keeps what they give.
+            router = part == "routers"
+            passes = (3 if config.model.dtype == "bfloat16" else 6) if router else 1
+            kept = part == "head" or (router and config.execution.rematerialisation == "kernels")
+            times = 3 + again + (recomputed and not kept)
             total += passes * value * times
     return tokens * total / (topology.generation.peak_flops * _DENSE_RATE)
 

@@ -92,9 +92,7 @@ def saved_activations(config: RunConfig, mesh: dict[str, int]) -> int:
     itemsize = 2 if config.model.dtype == "bfloat16" else 4
     tokens = microbatch_tokens(config, mesh)
     values = sum(
-        _saved_values(
-            layer, config.model.width, config.model.dtype, config.execution, mesh["tensor"]
-        )
+        _saved_values(layer, config.model.width, config.model.dtype, config.execution, mesh)
         for layer in config.model.layers
     )
     return int(tokens * values * itemsize)
@@ -108,17 +106,19 @@ def microbatch_tokens(config: RunConfig, mesh: dict[str, int]) -> float:
 
 
 def _saved_values(
-    layer: LayerConfig, width: int, dtype: str, execution: ExecutionConfig, tensor: int
+    layer: LayerConfig, width: int, dtype: str, execution: ExecutionConfig, mesh: dict[str, int]
 ) -> float:
     """Returns the values that a layer keeps for each token."""
-    policy = execution.rematerialisation
+    policy, tensor = execution.rematerialisation, mesh["tensor"]
     if policy == "full":
         return float(width)
     attention, feed_forward = layer.attention, layer.feed_forward
     wide = 4 / (2 if dtype == "bfloat16" else 4)
     routed = [bank for bank in (attention.experts, feed_forward.experts) if bank is not None]
-    # Of a slot its expert, and its two places in the routing plan.
-    choices = wide * 3 * sum(experts.top_k for experts in routed)
+    # Of a slot its expert, and two numbers in each routing plan: that of all devices of the expert
+    # axis, or of all that could arrive from them; and of what is sent.
+    plans = mesh["expert"] + (execution.expert_parallelism == "exchange")
+    choices = wide * (1 + 2 * plans) * sum(experts.top_k for experts in routed)
     if policy == "sublayers":
         return 2.0 * width + choices
     slots = attention.experts.top_k if attention.experts else 1

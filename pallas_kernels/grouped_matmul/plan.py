@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 ROUTING_PLAN = "routing_plan"
 """`jax.checkpoint_policies.save_only_these_names(ROUTING_PLAN)` keeps the arrays of plans, 8 bytes
-a slot, and so spares the backward pass to sort again."""
+a slot that was sorted, and so spares the backward pass to sort again."""
 
 
 @functools.partial(

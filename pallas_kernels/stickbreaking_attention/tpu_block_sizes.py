@@ -190,8 +190,8 @@ def candidates() -> list[TpuBlockSizes]:
     """Returns block sizes worth trying, for whoever tunes the kernels; both kernels have one."""
     return [
         TpuBlockSizes(forward=BlockSizes(query, key), backward=BlockSizes(query, key))
-        for query in (256, 512, 1024)
-        for key in (256, 512, 1024)
+        for query in (128, 256, 512, 1024)
+        for key in (128, 256, 512, 1024)
     ]
 
 

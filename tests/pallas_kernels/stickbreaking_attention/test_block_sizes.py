@@ -6,9 +6,12 @@ from pallas_kernels.stickbreaking_attention.block_sizes import xla_block_sizes
 from pallas_kernels.stickbreaking_attention.tpu_block_sizes import (
     GENERATIONS,
     LANES,
+    candidates,
     compiling_for,
     tpu_block_sizes,
 )
+
+PASSES = ("forward", "backward")
 
 
 @pytest.mark.parametrize("query_length", [1, 7, 16, 64, 500, 8192])
@@ -37,6 +40,14 @@ def test_blocks_of_wide_heads_are_smaller_and_whole(
         before = areas
     assert before is not None
     assert max(before) <= 512 * 256 // (itemsize // 2)
+
+
+def test_what_was_chosen_is_among_the_candidates() -> None:
+    forward, backward = ([getattr(c, name) for c in candidates()] for name in PASSES)
+    for generation in GENERATIONS.values():
+        for choice in generation.choices:
+            assert choice.blocks.forward in forward
+            assert choice.blocks.backward in backward
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
