@@ -11,9 +11,9 @@ of 1,024 tokens (the released models see 512 and 512 before them).
 Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
 predicts them:
 
-    v5p:4x4x4, data 4 x fsdp 16: 30.2 of 95.7 GiB, 0.64 s a step
-    v5e:16x16, data 4 x fsdp 64: 4.5 of 15.8 GiB, 0.70 s a step
-    v6e:16x16, data 4 x fsdp 64: 8.0 of 31.2 GiB, 0.24 s a step
+    v5p:4x4x4, data 2 x fsdp 32: 27.5 of 95.7 GiB, 0.59 s a step
+    v5e:16x16, data 4 x fsdp 64: 4.5 of 15.8 GiB, 0.69 s a step
+    v6e:16x16, data 4 x fsdp 64: 8.0 of 31.2 GiB, 0.23 s a step
 
 To train, on the first of them or on another:
 

@@ -11,9 +11,9 @@ of 1,024 tokens (the released models see 512 and 512 before them).
 Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
 predicts them:
 
-    v5p:4x4x4, data 4 x fsdp 16: 45.6 of 95.7 GiB, 0.98 s a step
-    v5e:16x16, data 4 x fsdp 64: 5.0 of 15.8 GiB, 0.96 s a step
-    v6e:16x16, data 4 x fsdp 64: 11.8 of 31.2 GiB, 0.35 s a step
+    v5p:4x4x4, data 2 x fsdp 32: 43.0 of 95.7 GiB, 0.92 s a step
+    v5e:16x16, data 4 x fsdp 64: 5.0 of 15.8 GiB, 0.95 s a step
+    v6e:16x16, data 4 x fsdp 64: 11.8 of 31.2 GiB, 0.32 s a step
 
 To train, on the first of them or on another:
 

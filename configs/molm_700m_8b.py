@@ -11,9 +11,9 @@ of 1,024 tokens (the released models see 512 and 512 before them).
 Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
 predicts them:
 
-    v5p:4x4x4, data 4 x fsdp 16: 55.9 of 95.7 GiB, 1.23 s a step
-    v5e:16x16, data 4 x fsdp 64: 6.9 of 15.8 GiB, 1.36 s a step
-    v6e:16x16, data 4 x fsdp 64: 14.4 of 31.2 GiB, 0.47 s a step
+    v5p:4x4x4, data 2 x fsdp 32: 50.7 of 95.7 GiB, 1.13 s a step
+    v5e:16x16, data 4 x fsdp 64: 7.0 of 15.8 GiB, 1.34 s a step
+    v6e:16x16, data 4 x fsdp 64: 14.4 of 31.2 GiB, 0.44 s a step
 
 To train, on the first of them or on another:
 
