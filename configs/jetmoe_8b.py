@@ -14,7 +14,7 @@ predicts them:
 
     v5p:4x4x4, data 4 x fsdp 16: 40.0 of 95.7 GiB, 4.85 s a step
     v5e:16x16, data 4 x fsdp 64: 9.7 of 15.8 GiB, 3.07 s a step
-    v6e:16x16, data 16 x fsdp 16: 19.8 of 31.2 GiB, 1.28 s a step
+    v6e:16x16, data 16 x fsdp 16: 19.8 of 31.2 GiB, 1.27 s a step
 
 To train, on the first of them or on another:
 
