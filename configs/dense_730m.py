@@ -25,10 +25,10 @@ To train, on the first of them or on another:
 from ml_collections import ConfigDict
 
 from modbrick.checkpoints import CheckpointConfig
+from modbrick.config.families import dense
 from modbrick.config_dict import to_config_dict
 from modbrick.data import DataConfig
 from modbrick.execution import ExecutionConfig
-from modbrick.families import dense
 from modbrick.optimizer import OptimizerConfig, ScheduleConfig
 from modbrick.parallel import MeshConfig
 from modbrick.training.layouts import Layout, layout_for

@@ -24,10 +24,10 @@ To train, on the first of them or on another:
 from ml_collections import ConfigDict
 
 from modbrick.checkpoints import CheckpointConfig
+from modbrick.config.families import moduleformer
 from modbrick.config_dict import to_config_dict
 from modbrick.data import DataConfig
 from modbrick.execution import ExecutionConfig
-from modbrick.families import moduleformer
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import OptimizerConfig, ScheduleConfig
 from modbrick.parallel import MeshConfig

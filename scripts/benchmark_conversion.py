@@ -42,13 +42,19 @@ from absl import flags
 
 from modbrick.command_line import check_output, run
 from modbrick.config import ModelConfig
+from modbrick.config.families import moduleformer
 from modbrick.convert import format_named, open_checkpoint
+from modbrick.convert.containers.shards import (
+    INDEX,
+    SafetensorsWriter,
+    TensorSpec,
+    divide,
+    index_text,
+)
 from modbrick.convert.correspondence import correspondence
 from modbrick.convert.format import Format, Translation
-from modbrick.convert.shards import INDEX, SafetensorsWriter, TensorSpec, divide, index_text
-from modbrick.convert.source import open_directory
+from modbrick.convert.huggingface.directory import open_directory
 from modbrick.errors import InputError
-from modbrick.families import moduleformer
 from modbrick.layers.parameter_table import parameter_table
 
 DIRECTORY = flags.DEFINE_string("directory", None, "Where to write; none: the temporary directory.")

@@ -33,15 +33,15 @@ from rich.table import Table
 from modbrick import command_line
 from modbrick.analysis.summary import summarise
 from modbrick.config import ModelConfig
+from modbrick.config.families import moduleformer
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
-from modbrick.families import moduleformer
 from modbrick.flops import training_flops
 from modbrick.hardware import describe_machine, measured_flops
 from modbrick.layers.parameter_table import parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import Optimizer, OptimizerConfig
-from modbrick.partition import Partition
+from modbrick.parameters.partition import Partition
 from modbrick.schema import nearest
 from modbrick.training.state import initial_parameters, initial_state
 from modbrick.training.step import train_step

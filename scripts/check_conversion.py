@@ -35,9 +35,9 @@ from modbrick.convert import (
     open_checkpoint,
     prepare_export,
 )
-from modbrick.convert.safetensors import read_safetensors
-from modbrick.convert.source import open_directory
+from modbrick.convert.huggingface.directory import open_directory
 from modbrick.errors import InputError
+from modbrick.formats.safetensors import read_safetensors
 
 FIXTURES = flags.DEFINE_string("fixtures", "tests/fixtures", "Directory of FORMAT/MODEL.")
 JSON = flags.DEFINE_string("json", None, "File for the result too.")

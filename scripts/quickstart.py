@@ -25,7 +25,7 @@ from rich.console import Console
 from modbrick import command_line
 from modbrick.analysis.pictures import draw_expert_load, draw_loss
 from modbrick.data import Dataset
-from modbrick.training.metrics import read_metrics
+from modbrick.training.observe.metrics import read_metrics
 
 SCRIPTS = Path(__file__).resolve().parent
 CONFIG = SCRIPTS.parent / "configs" / "quickstart.py"

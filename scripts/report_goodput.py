@@ -20,7 +20,7 @@ from modbrick import command_line
 from modbrick.analysis.goodput import PARTS, Goodput, goodput
 from modbrick.analysis.pictures import draw_goodput
 from modbrick.errors import InputError
-from modbrick.training.timeline import read_timeline
+from modbrick.training.observe.timeline import read_timeline
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run, local or remote.")
 JSON = flags.DEFINE_string("json", None, "File for the result too.")

@@ -41,14 +41,14 @@ from modbrick.parallel.processes import (
 )
 from modbrick.schema import from_mapping, to_json, to_mapping
 from modbrick.training.evaluation import evaluate, evaluation_step
-from modbrick.training.metrics import MetricsWindow, MetricsWriter, useful_flops
+from modbrick.training.observe.metrics import MetricsWindow, MetricsWriter, useful_flops
+from modbrick.training.observe.profile import ProfiledSteps, Profiler
+from modbrick.training.observe.progress import TrainingProgress
+from modbrick.training.observe.timeline import FINISHED, Timeline
 from modbrick.training.preemption import EXIT_PREEMPTED, PreemptionGuard
-from modbrick.training.profile import ProfiledSteps, Profiler
 from modbrick.training.program import TrainProgram, train_program
-from modbrick.training.progress import TrainingProgress
 from modbrick.training.run_config import RunConfig, check_identity, shared_settings
 from modbrick.training.state import TrainState, initial_parameters, initial_state
-from modbrick.training.timeline import FINISHED, Timeline
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, local or remote.")

@@ -8,11 +8,11 @@ import math
 from jax.sharding import AbstractMesh, PartitionSpec
 from rich.table import Table
 
-from modbrick.addresses import ParameterInfo
 from modbrick.analysis.summary import BYTES_PER_TRAINED_PARAMETER
 from modbrick.config import ModelConfig
 from modbrick.layers.parameter_table import parameter_table
 from modbrick.parallel import AXES, MeshConfig, mesh_axis_names, parameter_shardings
+from modbrick.parameters.addresses import ParameterInfo
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ import dataclasses
 
 from rich.table import Table
 
-from modbrick.addresses import ParameterInfo
 from modbrick.config import ModelConfig
 from modbrick.flops import forward_flops
 from modbrick.layers.parameter_table import parameter_table
+from modbrick.parameters.addresses import ParameterInfo
 
 # float32 parameter and gradient, and two moments
 BYTES_PER_TRAINED_PARAMETER = 16

@@ -17,7 +17,6 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from modbrick.addresses import unflatten
 from modbrick.checkpoints.directory import write_text
 from modbrick.checkpoints.integrity import verify_inventory, write_inventory
 from modbrick.checkpoints.leaves import Leaf, as_array, checksums, is_key, named_leaves, stored
@@ -31,6 +30,7 @@ from modbrick.checkpoints.metadata import (
 )
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere
+from modbrick.parameters.addresses import unflatten
 
 METADATA = "metadata"
 LARGEST_PIECE = 64 << 20

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from modbrick.addresses import unflatten
 from modbrick.checkpoints import files
 from modbrick.checkpoints.directory import (
     CHECKPOINTS,
@@ -23,6 +22,7 @@ from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
 from modbrick.layers.parameter_table import parameter_table
+from modbrick.parameters.addresses import unflatten
 
 TOKENIZER = "tokenizer"
 

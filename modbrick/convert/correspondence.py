@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from modbrick.addresses import AddressTable, ParameterInfo
 from modbrick.config import LayerConfig, ModelConfig
 from modbrick.convert.format import Format, Row
 from modbrick.convert.layouts import Layout, Shape
-from modbrick.convert.stored_tensor import StoredTensor
 from modbrick.errors import InputError
+from modbrick.formats.stored_tensor import StoredTensor
 from modbrick.layers.parameter_table import parameter_table
+from modbrick.parameters.addresses import AddressTable, ParameterInfo
 
 
 @dataclasses.dataclass(frozen=True)

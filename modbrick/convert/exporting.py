@@ -18,14 +18,20 @@ from modbrick.checkpoints.directory import is_local
 from modbrick.checkpoints.loading import TOKENIZER
 from modbrick.checkpoints.metadata import DamagedError
 from modbrick.checkpoints.slices import SLICE, SliceReader
+from modbrick.convert.containers.shards import (
+    INDEX,
+    SafetensorsWriter,
+    TensorSpec,
+    divide,
+    index_text,
+)
 from modbrick.convert.correspondence import Correspondence, Place, correspondence
 from modbrick.convert.export_config import foreign_config
 from modbrick.convert.format import Format
-from modbrick.convert.safetensors import DTYPES
-from modbrick.convert.shards import INDEX, SafetensorsWriter, TensorSpec, divide, index_text
-from modbrick.convert.source import TOKENIZER_FILES
+from modbrick.convert.huggingface.directory import TOKENIZER_FILES
 from modbrick.convert.staging import require_new, staging
 from modbrick.errors import InputError
+from modbrick.formats.safetensors import DTYPES
 
 SHARD = 5_000_000_000
 """Bytes of values in a file, as the Hugging Face libraries have it."""

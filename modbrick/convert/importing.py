@@ -19,9 +19,9 @@ from modbrick.checkpoints.loading import TOKENIZER
 from modbrick.checkpoints.slices import Layout, SliceWriter, piece_shape
 from modbrick.convert.opening import OpenedSource
 from modbrick.convert.staging import staging
-from modbrick.convert.strict_json import parse_object
 from modbrick.data import Tokenizer, load_tokenizer
 from modbrick.errors import InputError
+from modbrick.formats.strict_json import parse_object
 
 MOST_NAMED = 20
 """Tensors named in one message about values that are not finite."""

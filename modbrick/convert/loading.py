@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from modbrick.addresses import flatten, unflatten
 from modbrick.convert.opening import OpenedSource, open_checkpoint
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.decoder import Decoder
+from modbrick.parameters.addresses import flatten, unflatten
 
 Shardings = jax.sharding.Sharding | Mapping[str, Any]
 

@@ -14,12 +14,12 @@ import numpy as np
 from modbrick.config import ModelConfig
 from modbrick.convert.correspondence import Correspondence, correspondence
 from modbrick.convert.format import Format, Translation
-from modbrick.convert.gguf import is_gguf
-from modbrick.convert.gguf_source import open_gguf
+from modbrick.convert.gguf.file import is_gguf
+from modbrick.convert.gguf.source import open_gguf
+from modbrick.convert.huggingface.directory import Source, open_directory
 from modbrick.convert.registry import recognise
-from modbrick.convert.source import Source, open_directory
-from modbrick.convert.stored_tensor import StoredTensor
 from modbrick.errors import InputError
+from modbrick.formats.stored_tensor import StoredTensor
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(jnp.bfloat16))
 """Of the weights; each is exact in float32."""

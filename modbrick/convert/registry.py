@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from modbrick.convert import (
-    gguf_llama,
+from modbrick.convert.families import (
     granitemoe,
     jetmoe,
     llama,
@@ -16,6 +15,7 @@ from modbrick.convert import (
     qwen3_moe,
 )
 from modbrick.convert.format import Format
+from modbrick.convert.gguf import llama as gguf_llama
 from modbrick.errors import InputError
 from modbrick.schema import nearest
 

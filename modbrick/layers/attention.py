@@ -21,11 +21,11 @@ from modbrick.layers.positions import rotate
 from modbrick.layers.projections import ExpertProjections, Projection
 from modbrick.layers.router import Router, RouterStatistics, Routing
 from modbrick.layers.sites import SiteBricks, attach
-from modbrick.layers.softmax_attention import softmax_attention
 from modbrick.layers.stream import Stream
 from modbrick.parallel.attention import Keys, Offset, attend_over_mesh
 from modbrick.parallel.dispatch import Dispatch, make_dispatch
-from pallas_kernels.stickbreaking_attention import stickbreaking_attention
+from pallas_kernels.attention.softmax.xla import softmax_attention
+from pallas_kernels.attention.stickbreaking import stickbreaking_attention
 
 
 @dataclasses.dataclass(frozen=True)

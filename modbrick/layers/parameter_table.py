@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from flax import nnx
 
-from modbrick.addresses import AddressTable, ParameterInfo
 from modbrick.config import ModelConfig
 from modbrick.layers.decoder import Decoder
+from modbrick.parameters.addresses import AddressTable, ParameterInfo
 
 
 def parameter_table(config: ModelConfig) -> AddressTable:

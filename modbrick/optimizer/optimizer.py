@@ -20,10 +20,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from modbrick.addresses import flatten, unflatten
 from modbrick.optimizer.config import OptimizerConfig, ParameterClass
 from modbrick.optimizer.schedule import schedule
-from modbrick.partition import Members, Partition
+from modbrick.parameters.addresses import flatten, unflatten
+from modbrick.parameters.partition import Members, Partition
 
 Leaves = dict[str, Float[Array, "..."]]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from modbrick.addresses import AddressTable, ParameterInfo
 from modbrick.errors import InputError
 from modbrick.parallel.mesh import BATCH_AXES, current_mesh
+from modbrick.parameters.addresses import AddressTable, ParameterInfo
 
 MeshAxes = str | tuple[str, ...] | None
 

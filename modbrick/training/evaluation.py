@@ -22,7 +22,7 @@ from modbrick.layers.router import RouterStatistics
 from modbrick.next_token import head_token_losses
 from modbrick.parallel.batch import batch_sharding, local_slice, place_batch
 from modbrick.parallel.processes import gather
-from modbrick.training.router_health import RouterHealth
+from modbrick.training.observe.router_health import RouterHealth
 from modbrick.training.step import Batch, decoder_graph
 
 

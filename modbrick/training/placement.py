@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
 from modbrick.parallel import parameter_shardings, parameter_spec
-from modbrick.partition import Members, Partition
+from modbrick.parameters.partition import Members, Partition
 from modbrick.training.state import TrainState
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from modbrick.addresses import unflatten
 from modbrick.data.batches import FIELDS
 from modbrick.layers.parameter_table import parameter_table
 from modbrick.optimizer import Optimizer
 from modbrick.parallel import parameter_shardings
 from modbrick.parallel.batch import batch_sharding, check_batch
-from modbrick.partition import Partition
+from modbrick.parameters.addresses import unflatten
+from modbrick.parameters.partition import Partition
 from modbrick.training.offload import check_host_memory, offloaded, on_host
 from modbrick.training.placement import placed, state_shardings
 from modbrick.training.run_config import RunConfig

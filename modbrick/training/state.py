@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from modbrick.config import ModelConfig
 from modbrick.layers.decoder import Decoder
 from modbrick.optimizer import Optimizer
-from modbrick.partition import Partition
+from modbrick.parameters.partition import Partition
 
 
 @jax.tree_util.register_dataclass

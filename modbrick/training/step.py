@@ -19,7 +19,7 @@ from modbrick.layers.router import RouterStatistics
 from modbrick.next_token import head_loss
 from modbrick.objective import ObjectiveConfig, Totals, objective
 from modbrick.optimizer import Optimizer, OptimizerMetrics
-from modbrick.partition import Partition
+from modbrick.parameters.partition import Partition
 from modbrick.training.state import TrainState
 
 # int32 arrays [B, S] by name, of numpy or jax; see `batch_totals`.

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pallas_kernels.attention.stickbreaking import stickbreaking_attention
 from pallas_kernels.benchmarks.cases import STATIC_ATTENTION_CASES
 from pallas_kernels.compile_report.program import Program
-from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 
 Contender = Callable[[Array, Array, Array], Array]
 _SPLASH_BLOCK = 512

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.attention.stickbreaking.gpu import registers as gpu_registers
 from pallas_kernels.benchmarks import attention_programs, expert_programs
 from pallas_kernels.benchmarks.cases import ExpertCase
 from pallas_kernels.benchmarks.timing import relative_error
-from pallas_kernels.stickbreaking_attention import gpu_registers
 
 IMPLEMENTATIONS = ("xla", "tpu", "gpu")
 # No multiples of a tile, an empty expert, one with most of the load.

@@ -44,7 +44,8 @@ class Trial:
 
 def _block_sizes(op: str) -> Any:
     # Imported when needed: whoever benchmarks another backend needs no kernels for TPUs.
-    return importlib.import_module(f"pallas_kernels.{op}.tpu_block_sizes")
+    room = "attention.stickbreaking" if op == "stickbreaking_attention" else op
+    return importlib.import_module(f"pallas_kernels.{room}.tpu.block_sizes")
 
 
 def candidates(kernel: str) -> list[dict[str, Any]]:

@@ -38,7 +38,8 @@ def _missing(name: str) -> str | None:
 
 
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{_PACKAGE}.{name}")
+    path = name if name == "reference" else f"{name}.implementation"
+    return importlib.import_module(f"{_PACKAGE}.{path}")
 
 
 def _why_not(name: str, case: Case | None, platform: str | None) -> str | None:

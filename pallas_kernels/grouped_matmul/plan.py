@@ -119,7 +119,7 @@ def routing_plan(expert_indices: Array, num_experts: int) -> RoutingPlan:
         inverse=inverse,
         group_sizes=jnp.diff(group_offsets),
         group_offsets=group_offsets,
-        experts_per_token=expert_indices.shape[1],
+        experts_per_token=choices,
     )
     kept: RoutingPlan = checkpoint_name(plan, ROUTING_PLAN)
     return kept

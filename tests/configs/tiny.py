@@ -3,9 +3,9 @@
 from ml_collections import ConfigDict
 
 from modbrick.checkpoints import CheckpointConfig
+from modbrick.config.families import moduleformer
 from modbrick.config_dict import to_config_dict
 from modbrick.data import DataConfig
-from modbrick.families import moduleformer
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import OptimizerConfig, ScheduleConfig
 from modbrick.training.run_config import (

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from modbrick.addresses import flatten
 from modbrick.checkpoints import Metadata, load_parameters
 from modbrick.config import ModelConfig
 from modbrick.convert import (
@@ -19,8 +18,9 @@ from modbrick.convert import (
 from modbrick.convert.correspondence import correspondence
 from modbrick.convert.export_config import foreign_config
 from modbrick.convert.format import Format
-from modbrick.convert.source import open_directory
-from modbrick.convert.stored_tensor import StoredTensor
+from modbrick.convert.huggingface.directory import open_directory
+from modbrick.formats.stored_tensor import StoredTensor
+from modbrick.parameters.addresses import flatten
 
 
 def check_rows(form: Format, model: ModelConfig) -> None:

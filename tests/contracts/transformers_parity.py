@@ -22,18 +22,18 @@ import optax
 import pytest
 from flax import nnx
 
-from modbrick.addresses import flatten, unflatten
 from modbrick.config import ModelConfig
 from modbrick.convert.format import Format, Translation
 from modbrick.convert.opening import open_checkpoint
-from modbrick.convert.safetensors import read_safetensors
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
+from modbrick.formats.safetensors import read_safetensors
 from modbrick.layers.cache import Cache
 from modbrick.layers.decoder import Decoder
 from modbrick.layers.output import DecoderOutput
 from modbrick.layers.positions import rope_frequencies
 from modbrick.objective import Totals, objective
+from modbrick.parameters.addresses import flatten, unflatten
 from modbrick.schema import to_mapping
 
 ROOT = Path(__file__).parents[1] / "fixtures"

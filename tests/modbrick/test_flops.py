@@ -13,7 +13,7 @@ from modbrick.config import (
     RouterConfig,
     SegmentConfig,
 )
-from modbrick.families import moduleformer
+from modbrick.config.families import moduleformer
 from modbrick.flops import forward_flops, training_flops
 
 

@@ -21,11 +21,11 @@ from absl import flags
 from absl.testing import flagsaver
 from safetensors.numpy import load_file, save_file
 
-from modbrick.addresses import flatten
 from modbrick.checkpoints import describe, load_parameters, tokenizer_file
 from modbrick.convert import open_checkpoint
 from modbrick.data import load_tokenizer
 from modbrick.errors import InputError
+from modbrick.parameters.addresses import flatten
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests/fixtures/moduleformer"

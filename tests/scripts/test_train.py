@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modbrick.addresses import flatten
 from modbrick.checkpoints import describe, load_parameters
-from modbrick.training.metrics import read_metrics
+from modbrick.parameters.addresses import flatten
+from modbrick.training.observe.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "configs" / "tiny.py"

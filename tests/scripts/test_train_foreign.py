@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from modbrick.addresses import flatten
 from modbrick.checkpoints import load_parameters
 from modbrick.convert import open_checkpoint
+from modbrick.parameters.addresses import flatten
 from tests.configs.foreign import SOURCE
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from modbrick.checkpoints import describe
-from modbrick.training.metrics import read_metrics
+from modbrick.training.observe.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests" / "scripts" / "recorded_train.py"

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from modbrick.analysis.shardings import describe_shardings
-from modbrick.families import moduleformer
+from modbrick.config.families import moduleformer
 from modbrick.parallel import MeshConfig, mesh_axis_names
 
 CONFIG = moduleformer(

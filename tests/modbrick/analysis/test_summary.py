@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from modbrick.analysis.summary import summarise
-from modbrick.families import moduleformer
+from modbrick.config.families import moduleformer
 from modbrick.layers.parameter_table import parameter_table
 
 

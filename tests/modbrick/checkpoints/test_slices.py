@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from modbrick.addresses import flatten, unflatten
 from modbrick.checkpoints import Metadata, describe, files, leaves, load_parameters, save_model
 from modbrick.checkpoints.leaves import checksums, slice_summary
 from modbrick.checkpoints.metadata import DamagedError
 from modbrick.checkpoints.slices import Layout, SliceReader, SliceWriter, piece_shape
-from modbrick.families import moduleformer
+from modbrick.config.families import moduleformer
 from modbrick.layers.parameter_table import parameter_table
+from modbrick.parameters.addresses import flatten, unflatten
 
 MODEL = moduleformer(
     vocabulary=101,

@@ -14,6 +14,7 @@ from flax import nnx
 
 from modbrick.checkpoints import Metadata, save_model
 from modbrick.config import ModelConfig, NormConfig
+from modbrick.config.families import moduleformer
 from modbrick.convert import (
     export_checkpoint,
     exporting,
@@ -23,7 +24,6 @@ from modbrick.convert import (
     prepare_export,
 )
 from modbrick.errors import InputError
-from modbrick.families import moduleformer
 from modbrick.layers.decoder import Decoder
 
 FIXTURES = Path(__file__).parents[2] / "fixtures/moduleformer"

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modbrick.addresses import flatten
 from modbrick.checkpoints import load_parameters
 from modbrick.convert import import_checkpoint, load, open_checkpoint, read_parameters
 from modbrick.errors import InputError
 from modbrick.models import initial_weights
+from modbrick.parameters.addresses import flatten
 
 ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests/fixtures/moduleformer"
@@ -28,7 +28,7 @@ import json, sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 from jax.sharding import NamedSharding, PartitionSpec as P
-from modbrick.addresses import flatten, unflatten
+from modbrick.parameters.addresses import flatten, unflatten
 from modbrick.convert import open_checkpoint, read_parameters
 
 checkpoint = open_checkpoint(sys.argv[1])

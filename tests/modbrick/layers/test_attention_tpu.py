@@ -14,9 +14,9 @@ from jax.experimental.pallas import tpu as pltpu
 from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.training.step import loss_function
+from pallas_kernels.attention.shared.block_sizes import BlockSizes
+from pallas_kernels.attention.stickbreaking.tpu.block_sizes import TpuBlockSizes, compiling_for
 from pallas_kernels.compile_report import lower_for_tpu
-from pallas_kernels.stickbreaking_attention.block_sizes import BlockSizes
-from pallas_kernels.stickbreaking_attention.tpu_block_sizes import TpuBlockSizes, compiling_for
 from tests.modbrick.layers.tiny import (
     QUICK,
     SPARSE,

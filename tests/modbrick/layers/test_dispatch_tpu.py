@@ -15,7 +15,7 @@ from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.training.step import loss_function
 from pallas_kernels.compile_report import lower_for_tpu
-from pallas_kernels.grouped_matmul.tpu_block_sizes import KERNELS, BlockSizes, compiling_for
+from pallas_kernels.grouped_matmul.tpu.block_sizes import KERNELS, BlockSizes, compiling_for
 from tests.modbrick.layers.tiny import SPARSE, model_config, model_of, relative_error, tokens_of
 
 BATCH, LENGTH = 2, 5

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from modbrick.addresses import AddressTable, ParameterInfo, flatten, unflatten
 from modbrick.errors import InputError
 from modbrick.optimizer import GroupConfig, MuonConfig, Optimizer, OptimizerConfig, ScheduleConfig
-from modbrick.partition import Partition
+from modbrick.parameters.addresses import AddressTable, ParameterInfo, flatten, unflatten
+from modbrick.parameters.partition import Partition
 
 LAYERS, EXPERTS, WIDTH, HIDDEN = 3, 4, 8, 12
 UP = "segments.0.feed_forward.up.weight"

@@ -29,9 +29,9 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from modbrick.config import ModelConfig
+from modbrick.config.families import moduleformer
 from modbrick.data import DataConfig
 from modbrick.execution import ExecutionConfig
-from modbrick.families import moduleformer
 from modbrick.layers import rematerialisation
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import OptimizerConfig

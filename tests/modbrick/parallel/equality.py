@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modbrick.addresses import flatten, unflatten
+from modbrick.config.families import moduleformer
 from modbrick.execution import ExecutionConfig, ExpertParallelism
-from modbrick.families import moduleformer
 from modbrick.layers.parameter_table import parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.parallel import MeshConfig, make_mesh, parameter_shardings
 from modbrick.parallel.batch import batch_sharding
+from modbrick.parameters.addresses import flatten, unflatten
 from modbrick.training.state import initial_parameters
 from modbrick.training.step import loss_function
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from modbrick.config.families import moduleformer
 from modbrick.data import DataConfig
 from modbrick.execution import ExecutionConfig
-from modbrick.families import moduleformer
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import OptimizerConfig
 from modbrick.parallel import MeshConfig

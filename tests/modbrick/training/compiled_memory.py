@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from modbrick.config.families import dense
 from modbrick.data import DataConfig
 from modbrick.execution import ExecutionConfig, Memory
-from modbrick.families import dense
 from modbrick.layers.rematerialisation import mark_layer_input, rematerialised
 from modbrick.optimizer import OptimizerConfig
 from modbrick.parallel import MeshConfig, make_mesh

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from modbrick.config.families import moduleformer
 from modbrick.data import Dataset, evaluation_batches
 from modbrick.execution import ExecutionConfig
-from modbrick.families import moduleformer
 from modbrick.layers.decoder import Decoder
 from modbrick.training.evaluation import EvaluationResult, EvaluationStep, evaluate, evaluation_step
 from tests.modbrick.data.conftest import random_texts, write_dataset

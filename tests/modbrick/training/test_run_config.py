@@ -11,10 +11,10 @@ from typing import Any, cast
 import pytest
 
 from modbrick.checkpoints import CheckpointConfig
+from modbrick.config.families import moduleformer
 from modbrick.data import DataConfig, Dataset
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
-from modbrick.families import moduleformer
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import OptimizerConfig
 from modbrick.schema import from_mapping, to_mapping

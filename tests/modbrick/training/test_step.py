@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modbrick.addresses import flatten
 from modbrick.config import ModelConfig
+from modbrick.config.families import moduleformer
 from modbrick.execution import ExecutionConfig
-from modbrick.families import moduleformer
 from modbrick.layers.parameter_table import parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import Optimizer, OptimizerConfig
-from modbrick.partition import Partition
+from modbrick.parameters.addresses import flatten
+from modbrick.parameters.partition import Partition
 from modbrick.schema import from_mapping
 from modbrick.training.state import initial_parameters, initial_state
 from modbrick.training.step import loss_function, train_step

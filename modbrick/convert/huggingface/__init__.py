@@ -1,0 +1,1 @@
+"""Directories and configs as Hugging Face lays them out."""

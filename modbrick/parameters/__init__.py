@@ -1,0 +1,1 @@
+"""The parameters of a model: their table, their addresses, which are trained."""

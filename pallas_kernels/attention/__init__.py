@@ -1,0 +1,1 @@
+"""Attention operations: stick-breaking and softmax, and what they share."""

@@ -1,0 +1,1 @@
+"""What the attention operations share: arguments, masks, blocks."""

@@ -1,0 +1,1 @@
+"""Softmax attention with the conventions of the stick-breaking operation."""

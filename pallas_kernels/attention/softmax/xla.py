@@ -1,0 +1,246 @@
+"""Softmax attention with the conventions of `pallas_kernels.stickbreaking_attention`.
+
+Blockwise with an online softmax (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv 2307.08691):
+exact, and no array of size `Sq * Sk` is made, forward or backward.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels.attention.shared import blocks
+from pallas_kernels.attention.shared.arguments import check_arguments
+from pallas_kernels.attention.shared.block_sizes import BlockSizes, xla_block_sizes
+from pallas_kernels.attention.shared.masks import Visibility
+
+IMPLEMENTATIONS = ("reference", "xla")
+
+_Residuals = tuple[Array, Array, Array, Visibility, Array, Array, Array]
+
+
+def softmax_attention(
+    query: Float[Array, "B Sq H d"],
+    key: Float[Array, "B Sk G d"],
+    value: Float[Array, "B Sk G dv"],
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    query_segment_ids: Int[Array, "B Sq"] | None = None,
+    key_segment_ids: Int[Array, "B Sk"] | None = None,
+    key_mask: Bool[Array, "B Sk"] | None = None,
+    query_offset: int | Int[Array, ""] | None = None,
+    window: int | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "B Sq H dv"]:
+    """Attention with weights `softmax_j(scale * query[i] . key[j])` over the keys a query sees.
+
+    Differentiable with respect to query, key and value. The softmax is computed in float32 whatever
+    the dtype.
+
+    Args:
+      query: `[B, Sq, H, d]`, floating.
+      key: `[B, Sk, G, d]`. H is a multiple of G; head `h` reads key/value head `h // (H // G)`.
+      value: `[B, Sk, G, dv]`.
+      scale: factor of the logits; None is `1 / sqrt(d)`.
+      causal: whether a query sees only the keys up to its own position (`j <= i + offset`).
+      query_segment_ids: int `[B, Sq]`, together with `key_segment_ids`: a query sees only keys of
+        its own segment.
+      key_segment_ids: int `[B, Sk]`.
+      key_mask: bool `[B, Sk]`; a key with False is padding, which no query sees.
+      query_offset: the key index at which query 0 stands, an int or an integer scalar array, traced
+        in a decoding step; None is `Sk - Sq`: the last query stands at the last key.
+      window: keys more than `window - 1` positions back are not seen; None is no limit.
+      implementation: "xla", or "reference" (the definition, on whole arrays); None is "xla".
+
+    Returns:
+      `[B, Sq, H, dv]` in the dtype of the values; 0 for a query that sees no key.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit together; the message names the argument.
+    """
+    check_arguments(
+        query, key, value, query_segment_ids, key_segment_ids, key_mask, query_offset, window
+    )
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}")
+    visibility = Visibility(
+        offset=key.shape[1] - query.shape[1] if query_offset is None else query_offset,
+        query_segment_ids=query_segment_ids,
+        key_segment_ids=key_segment_ids,
+        key_mask=key_mask,
+        nearest=0 if causal else None,
+        window=window,
+    )
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    if 0 in query.shape or 0 in value.shape:
+        return jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
+    query = blocks.fold_heads(query, key.shape[2])
+    if implementation == "reference":
+        output = _reference(query, key, value, visibility, scale)
+    else:
+        sizes = xla_block_sizes(query.shape[1], key.shape[1])
+        output = _attend(query, key, value, visibility, scale, sizes)[0]
+    return blocks.unfold_heads(output).astype(value.dtype)
+
+
+def _reference(
+    query: Array, key: Array, value: Array, visibility: Visibility, scale: float
+) -> Array:
+    """The definition, on whole arrays: `[B, Sq, G, R, d]` to `[B, Sq, G, R, dv]`."""
+    seen = visibility.seen(0, query.shape[1], 0, key.shape[1])
+    seen = jnp.swapaxes(seen, 1, 2)[:, None, None]
+    logits = scale * blocks.dot("bigrd,bjgd->bgrij", query, key)
+    logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
+    weights = jnp.where(seen, jax.nn.softmax(logits, axis=-1), 0)
+    return blocks.dot("bgrij,bjgd->bigrd", weights, value.astype(weights.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    visibility: Visibility,
+    scale: float,
+    sizes: BlockSizes,
+) -> tuple[Array, Array, Array]:
+    """Query `[B, Sq, G, R, d]` to output `[B, Sq, G, R, dv]`, not rounded, maximum and share.
+
+    A weight is `exp(logit - maximum) * share`. One number, `maximum - log(share)`, would lose the
+    share beside a large maximum.
+    """
+    batch, query_length, groups, repeats, _ = query.shape
+    dtype = blocks.accumulation_dtype(query)
+    # Finite, so that the difference of two maxima over nothing is 0 and not NaN.
+    lowest = jnp.finfo(dtype).min
+
+    def query_block(query_start: Array, _: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        output, maximum, share = carry
+        rows = blocks.read_queries(query, query_start, sizes.query)
+
+        def key_block(key_start: Array, seen: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            output, normaliser, largest = carry
+            keys = blocks.read_keys(key, key_start, sizes.key)
+            values = blocks.read_keys(value, key_start, sizes.key)
+            logits = _logits(rows, keys, seen, scale)
+            new_largest = jnp.maximum(largest, jnp.max(logits, axis=2))
+            weights = jnp.exp(logits - new_largest[:, :, None])
+            weights = jax.lax.optimization_barrier(weights)
+            shrink = jnp.exp(largest - new_largest)
+            normaliser = normaliser * shrink + jnp.sum(weights, axis=2)
+            # In float32, as the backward pass takes `dO . O` for a sum of its own.
+            block_output = blocks.dot("bgkd,bgkq->bgdq", values.astype(dtype), weights)
+            return output * shrink[:, :, None] + block_output, normaliser, new_largest
+
+        shape = (batch, groups, rows.shape[2])
+        start: tuple[Array, ...] = (
+            jnp.zeros((batch, groups, value.shape[-1], rows.shape[2]), dtype),
+            jnp.zeros(shape, dtype),
+            jnp.full(shape, lowest, dtype),
+        )
+        block_output, normaliser, largest = blocks.walk_keys(
+            key_block, start, visibility, query_start, key.shape[1], repeats, sizes
+        )
+        # A query that saw no key has normaliser 0: output and weights 0.
+        block_share = jnp.where(normaliser == 0, 0, 1 / normaliser)
+        block_output = jnp.swapaxes(block_output * block_share[:, :, None], 2, 3)
+        return (
+            blocks.write_queries(output, block_output, query_start),
+            blocks.write_queries(maximum, largest, query_start),
+            blocks.write_queries(share, block_share, query_start),
+        )
+
+    start: tuple[Array, ...] = (
+        jnp.zeros((*query.shape[:-1], value.shape[-1]), dtype),
+        jnp.zeros(query.shape[:-1], dtype),
+        jnp.zeros(query.shape[:-1], dtype),
+    )
+    output, maximum, share = blocks.walk_queries(query_block, start, query_length, sizes)
+    return output, maximum, share
+
+
+def _attend_forward(
+    query: Array,
+    key: Array,
+    value: Array,
+    visibility: Visibility,
+    scale: float,
+    sizes: BlockSizes,
+) -> tuple[tuple[Array, Array, Array], _Residuals]:
+    output, maximum, share = _attend(query, key, value, visibility, scale, sizes)
+    return (output, maximum, share), (query, key, value, visibility, output, maximum, share)
+
+
+def _attend_backward(
+    scale: float, sizes: BlockSizes, residuals: _Residuals, cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array, None]:
+    query, key, value, visibility, output, maximum, share = residuals
+    d_output, _, _ = cotangents  # Maximum and share are not returned to the caller.
+    query_length, _, repeats = query.shape[1:4]
+    mean = jnp.sum(d_output * output, axis=-1)
+    d_output = d_output.astype(value.dtype)
+
+    def query_block(
+        query_start: Array, fresh: Array, carry: tuple[Array, ...]
+    ) -> tuple[Array, ...]:
+        d_query, d_key, d_value = carry
+        # Queries that the block before held have passed on their gradients already.
+        fresh = jnp.tile(fresh, repeats)
+        rows = blocks.read_queries(query, query_start, sizes.query)
+        d_rows = blocks.read_queries(d_output, query_start, sizes.query)
+        d_rows = jnp.where(fresh[:, None], d_rows, 0)
+        rows_mean = jnp.where(fresh, blocks.read_queries(mean, query_start, sizes.query), 0)
+        rows_maximum = blocks.read_queries(maximum, query_start, sizes.query)[:, :, None]
+        rows_share = blocks.read_queries(share, query_start, sizes.query)[:, :, None]
+
+        def key_block(key_start: Array, seen: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            block_d_query, d_key, d_value = carry
+            keys = blocks.read_keys(key, key_start, sizes.key)
+            values = blocks.read_keys(value, key_start, sizes.key)
+            weights = jnp.exp(_logits(rows, keys, seen, scale) - rows_maximum) * rows_share
+            weights = jax.lax.optimization_barrier(weights)
+            d_weights = blocks.dot("bgkd,bgqd->bgkq", values, d_rows)
+            d_logits = (weights * (d_weights - rows_mean[:, :, None])).astype(keys.dtype)
+            block_d_query += blocks.dot("bgkd,bgkq->bgdq", keys, d_logits)
+            d_keys = blocks.dot("bgkq,bgqd->bgkd", d_logits, rows)
+            d_values = blocks.dot("bgkq,bgqd->bgkd", weights.astype(d_rows.dtype), d_rows)
+            d_key = blocks.add_keys(d_key, d_keys, key_start)
+            return block_d_query, d_key, blocks.add_keys(d_value, d_values, key_start)
+
+        block_d_query = jnp.zeros((*rows.shape[:2], rows.shape[3], rows.shape[2]), output.dtype)
+        start: tuple[Array, ...] = block_d_query, d_key, d_value
+        block_d_query, d_key, d_value = blocks.walk_keys(
+            key_block, start, visibility, query_start, key.shape[1], repeats, sizes
+        )
+        d_query = blocks.add_queries(d_query, jnp.swapaxes(block_d_query, 2, 3), query_start)
+        return d_query, d_key, d_value
+
+    start: tuple[Array, ...] = (
+        jnp.zeros(query.shape, output.dtype),
+        jnp.zeros(jnp.swapaxes(key, 1, 2).shape, output.dtype),
+        jnp.zeros(jnp.swapaxes(value, 1, 2).shape, output.dtype),
+    )
+    d_query, d_key, d_value = blocks.walk_queries(query_block, start, query_length, sizes)
+    return (
+        (scale * d_query).astype(query.dtype),
+        (scale * jnp.swapaxes(d_key, 1, 2)).astype(key.dtype),
+        jnp.swapaxes(d_value, 1, 2).astype(value.dtype),
+        None,
+    )
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _logits(rows: Array, keys: Array, seen: Array, scale: float) -> Array:
+    """Logits of a tile `[B, G, K, Q]`, minus infinity where the key is not seen."""
+    logits = scale * blocks.dot("bgkd,bgqd->bgkq", keys, rows)
+    largest = jnp.finfo(logits.dtype).max
+    # As in `blocks.masked_exp`, the mask enters as a bound computed beforehand.
+    bound = jnp.where(seen, largest, -jnp.inf).astype(logits.dtype)
+    return jnp.minimum(logits, jax.lax.optimization_barrier(bound))

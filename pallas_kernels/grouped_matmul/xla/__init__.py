@@ -1,0 +1,1 @@
+"""Sparse expert dispatch in plain XLA."""

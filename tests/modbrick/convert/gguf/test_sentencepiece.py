@@ -1,0 +1,85 @@
+"""SentencePiece vocabularies: the ids that SentencePiece itself finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modbrick.convert.gguf.file import read_gguf
+from modbrick.convert.gguf.sentencepiece import LONGEST_PIECE, SPACE, sentencepiece_parts
+from modbrick.convert.gguf.tokenizer import tokenizer_files, unsupported
+from modbrick.data import Tokenizer
+from modbrick.data.tokenizer_files import tokenizer_from_json
+from modbrick.errors import InputError
+
+FIXTURES = Path(__file__).parents[3] / "fixtures" / "gguf"
+
+
+def tokenizer(**changes: Any) -> Tokenizer:
+    metadata = dict(read_gguf(FIXTURES / "sentencepiece.gguf").metadata)
+    metadata |= {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
+    assert unsupported(metadata) is None
+    return tokenizer_from_json(tokenizer_files(metadata, "file")["tokenizer.json"].decode(), "file")
+
+
+def test_ids_are_those_of_sentencepiece() -> None:
+    found = tokenizer()
+    cases = json.loads((FIXTURES / "sentencepiece.json").read_text(encoding="utf-8"))
+    assert len(cases) == 10
+    for text, ids in cases:
+        assert found.encode(text).tolist() == ids, text[:50]
+        assert found.decode(ids) == text.replace(SPACE, " "), "both are a space to SentencePiece"
+
+
+def test_boundaries_are_found() -> None:
+    found = tokenizer()
+    assert (found.start_of_document, found.end_of_document) == (1, 2)
+    assert found.vocabulary == 700
+
+
+def test_without_a_space_ahead() -> None:
+    plain = tokenizer(add_space_prefix=False)
+    assert plain.encode(" a text").tolist() == tokenizer().encode("a text").tolist()
+    assert plain.decode(plain.encode(" a text")) == " a text"
+
+
+PIECES = ["<unk>", "<s>", "a", "b", "ab", "aba", "ba"]
+KINDS = [2, 3, 1, 1, 1, 1, 1]
+SCORES = [0.0, 0.0, -9.0, -8.0, -3.0, -1.0, -2.0]
+
+
+def parts(change: Callable[[list[str], list[int], list[float]], object]) -> dict[str, Any]:
+    pieces, kinds, scores = list(PIECES), list(KINDS), list(SCORES)
+    change(pieces, kinds, scores)
+    return sentencepiece_parts(pieces, np.array(kinds), np.array(scores), True, "file")
+
+
+def test_merges_are_all_the_ways_by_falling_score() -> None:
+    model = parts(lambda p, k, s: None)["model"]
+    assert model["merges"] == [["a", "ba"], ["ab", "a"], ["b", "a"], ["a", "b"]]
+    assert model["byte_fallback"] is False
+    assert model["unk_token"] == "<unk>"
+
+
+def test_only_normal_pieces_are_merged() -> None:
+    unused = parts(lambda p, k, s: k.__setitem__(4, 5))["model"]
+    assert unused["merges"] == [["a", "ba"], ["b", "a"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p, k, s: k.__setitem__(0, 1), "0 unknown tokens, expected 1"),
+        (lambda p, k, s: k.__setitem__(1, 2), "2 unknown tokens, expected 1"),
+        (lambda p, k, s: s.__setitem__(3, np.nan), "no numbers"),
+        (lambda p, k, s: p.__setitem__(3, "b" * (LONGEST_PIECE + 1)), "a piece of 257 characters"),
+    ],
+)
+def test_what_is_refused(change: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parts(change)

@@ -1,0 +1,84 @@
+"""What a start of a run spent its time on, as it is recorded."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from modbrick.hardware import process_start
+from modbrick.training.observe import timeline
+from modbrick.training.observe.timeline import ACTIVITIES, Timeline, read_timeline
+
+
+class Clock:
+    """Clocks that move only when told to; the one on the wall may be set."""
+
+    def __init__(self) -> None:
+        self.passed, self.wall = 50.0, 1.7e9
+
+    def monotonic(self) -> float:
+        return self.passed
+
+    def time(self) -> float:
+        return self.wall
+
+    def wait(self, seconds: float) -> None:
+        self.passed += seconds
+        self.wall += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(timeline, "time", clock)
+    monkeypatch.setattr(timeline, "process_start", lambda: clock.wall - 30.0)
+    return clock
+
+
+def test_a_start_from_its_beginning_to_its_end(tmp_path: Path, clock: Clock) -> None:
+    origin = clock.wall
+    with Timeline(tmp_path, 7) as kept:
+        clock.wait(20)
+        kept.add("data_wait", 0.5)
+        kept.first_step(8)
+        for step in (9, 10):
+            clock.wait(2)
+            kept.add("data_wait", 0.25)
+            kept.first_step(step)
+        with kept.during("checkpoint"):
+            clock.wait(3)
+        clock.wall -= 3600  # somebody sets the clock
+        kept.mark(10)
+        with kept.during("evaluation"):
+            clock.wait(5)
+        kept.stop(10, "SIGTERM")
+    none: dict[str, object] = dict.fromkeys(ACTIVITIES, 0.0)
+    assert read_timeline(tmp_path) == [
+        {"time": origin - 30, "event": "start", "step": 7},
+        {**none, "time": origin + 20, "event": "first_step", "step": 8, "data_wait": 0.5},
+        {**none, "time": origin + 27, "event": "steps", "step": 10, "data_wait": 0.5}
+        | {"checkpoint": 3.0},
+        {**none, "time": origin + 32, "event": "stop", "step": 10, "reason": "SIGTERM"}
+        | {"evaluation": 5.0},
+    ]
+
+
+def test_later_starts_are_added_to_the_records_of_a_killed_one(
+    tmp_path: Path, clock: Clock
+) -> None:
+    killed = Timeline(tmp_path, 0)
+    killed.first_step(1)
+    killed.mark(9)
+    clock.wait(100)
+    with Timeline(tmp_path, 4) as kept:
+        kept.first_step(5)
+    killed.close()
+    told = [(record["event"], record["step"]) for record in read_timeline(tmp_path)]
+    assert told == [("start", 0), ("first_step", 1), ("steps", 9), ("start", 4), ("first_step", 5)]
+
+
+def test_a_process_knows_when_it_began() -> None:
+    assert process_start() <= time.time()
+    assert process_start() == pytest.approx(process_start(), abs=0.1)

@@ -1,0 +1,108 @@
+"""Rows in words: what lies where, there and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.grouped_matmul.tpu.rows import (
+    LANES,
+    by_choice,
+    load_columns,
+    padded_width,
+    rounded,
+    row_dtype,
+    row_words,
+    store_columns,
+    words_shape,
+)
+
+SHAPES = [(1, 1), (5, 20), (16, 256), (17, 300), (9, 1024), (3, 1025), (40, 3000)]
+DTYPES = [jnp.bfloat16, jnp.float32]
+
+
+def _rows(shape: tuple[int, int], dtype: Any) -> Array:
+    return jax.random.normal(jax.random.key(sum(shape)), shape).astype(dtype)
+
+
+def _from_words(words: Array, width: int) -> np.ndarray:
+    """The columns of words, by their definition."""
+    planes, rows, _ = words.shape
+    flat = np.asarray(words).swapaxes(0, 1).reshape(rows, -1)
+    if row_dtype(words) == jnp.float32:
+        return flat[:, :width]
+    part = min(planes * LANES, 512)
+    parts = flat.reshape(rows, -1, 1, part)
+    halves = np.concatenate([parts & 0xFFFF, parts >> 16], axis=2).astype(np.uint16)
+    return halves.reshape(rows, -1)[:, :width].view(jnp.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_words_hold_every_column_where_they_should(shape, dtype):
+    rows = _rows(shape, dtype)
+    with pltpu.force_tpu_interpret_mode():
+        words = row_words(rows)
+    assert words.shape == words_shape(shape[0], shape[1], dtype)
+    assert row_dtype(words) == dtype
+    assert _from_words(words, shape[1]).tobytes() == np.asarray(rows).tobytes()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rounding_words_is_rounding_rows(shape):
+    rows = _rows(shape, jnp.float32)
+    with pltpu.force_tpu_interpret_mode():
+        words = jax.jit(rounded, static_argnums=1)(row_words(rows), jnp.bfloat16)
+        expected = row_words(rows.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(words, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [20, 256, 1024, 3000])
+def test_a_kernel_reads_what_it_stored_and_leaves_others_rows(width, dtype):
+    height, columns = 16, padded_width(width)
+    rows, before = _rows((height, columns), jnp.float32), _rows((height, columns), dtype)
+
+    def kernel(source: Any, old: Any, words: Any, read: Any) -> None:
+        own = jax.lax.broadcasted_iota(jnp.int32, (height, 1), 0) % 3 == 0
+        words[...] = old[...]
+        store_columns(words, source, dtype, own)
+        for column, values in load_columns(words, 4, 8, dtype):
+            read[:, column : column + LANES] = values.astype(jnp.float32)
+
+    with pltpu.force_tpu_interpret_mode():
+        old = row_words(before)
+        words, read = pl.pallas_call(
+            kernel,
+            out_shape=(
+                jax.ShapeDtypeStruct(old.shape, old.dtype),
+                jax.ShapeDtypeStruct((8, columns), jnp.float32),
+            ),
+        )(rows, old)
+    own = np.arange(height)[:, None] % 3 == 0
+    expected = np.where(own, rows.astype(dtype), before)
+    assert _from_words(words, columns).tobytes() == expected.tobytes()
+    np.testing.assert_array_equal(read, expected[4:12].astype(np.float32))
+
+
+def test_a_nan_and_an_infinity_stay_what_they_are():
+    rows = jnp.array([[np.nan, np.inf, -np.inf, -0.0]], jnp.bfloat16)
+    with pltpu.force_tpu_interpret_mode():
+        values = _from_words(row_words(rows), 4).astype(np.float32)[0]
+    assert np.isnan(values[0])
+    np.testing.assert_array_equal(values[1:], [np.inf, -np.inf, -0.0])
+    assert np.signbit(values[3])
+
+
+@pytest.mark.parametrize(("tokens", "choices"), [(1, 1), (128, 2), (300, 3), (77, 8), (513, 1)])
+def test_choices_are_put_above_tokens(tokens, choices):
+    values = jnp.arange(tokens * choices, dtype=jnp.int32) * 7
+    expected = np.asarray(values).reshape(tokens, choices).T
+    np.testing.assert_array_equal(by_choice(values, choices), expected)
