@@ -19,9 +19,9 @@ from modbrick.config import ModelConfig
 from modbrick.errors import InputError
 from modbrick.parallel import AXES
 from modbrick.parallel.batch import check_batch
-from modbrick.planning.docstrings import planned_line
 from modbrick.schema import from_mapping
 from modbrick.training.run_config import RunConfig
+from tools.docstrings import planned_line
 
 PRESETS = (
     "molm_350m_4b",
