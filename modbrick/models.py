@@ -52,6 +52,16 @@ def load_model(
 
     Raises:
       InputError: there is no such checkpoint, it is damaged, or does not fit its own config.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import modbrick
+        >>> model = modbrick.load_model("run")
+        >>> output = model(jnp.asarray([[1, 2, 3]]), capture=["routing"])
+        >>> output.logits.shape  # [B, S, V]
+        (1, 3, 256)
+        >>> sorted(output.router_statistics)
+        ['segments.0.attention', 'segments.0.feed_forward']
     """
     parameters, description = load_parameters(directory, step, dtype=dtype, shardings=shardings)
     config = description.metadata.model

@@ -66,12 +66,11 @@ def tree() -> Iterator[Path]:
 
 FILES = list(tree())
 PYTHON_FILES = [path for path in FILES if path.suffix == ".py"]
+SHIPPED = ("modbrick", "pallas_kernels", "scripts", "tools", "configs")
 LIBRARY = [
     path
     for path in PYTHON_FILES
-    if path.relative_to(ROOT).parts[0]
-    in ("modbrick", "pallas_kernels", "scripts", "tools", "configs")
-    and path != ROOT / FOREIGN
+    if path.relative_to(ROOT).parts[0] in SHIPPED and path != ROOT / FOREIGN
 ]
 SCRIPTS = [path for path in LIBRARY if path.parent == ROOT / "scripts"]
 # Other files of tools/ serve these.

@@ -57,6 +57,13 @@ def generate(
       brick_ids: which variant of the bricks each prompt uses, -1 none.
       on_tokens: called for each sequence after every token, in the order of the prompts.
 
+    Examples:
+        >>> import modbrick
+        >>> model = modbrick.load_model("run")
+        >>> result = modbrick.generate(model, [[1, 2, 3], [4]], max_new_tokens=8)
+        >>> [len(tokens) for tokens in result.tokens], result.finish_reasons
+        ([8, 8], ['length', 'length'])
+
     Raises:
       InputError: no prompt, an empty one, ids beyond the vocabulary, a number out of range; or
         logits that are not finite.
