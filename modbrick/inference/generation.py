@@ -59,10 +59,9 @@ def generate(
 
     Examples:
         >>> import modbrick
-        >>> model = modbrick.load_model("run")
-        >>> result = modbrick.generate(model, [[1, 2, 3], [4]], max_new_tokens=8)
-        >>> [len(tokens) for tokens in result.tokens], result.finish_reasons
-        ([8, 8], ['length', 'length'])
+        >>> result = modbrick.generate(modbrick.load_model("run"), [[1, 2]], max_new_tokens=4)
+        >>> len(result.tokens[0]), result.finish_reasons
+        (4, ['length'])
 
     Raises:
       InputError: no prompt, an empty one, ids beyond the vocabulary, a number out of range; or
