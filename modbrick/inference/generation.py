@@ -59,9 +59,8 @@ def generate(
 
     Examples:
         >>> import modbrick
-        >>> result = modbrick.generate(modbrick.load_model("run"), [[1, 2]], max_new_tokens=4)
-        >>> len(result.tokens[0]), result.finish_reasons
-        (4, ['length'])
+        >>> modbrick.generate(modbrick.load_model("run"), [[1]], max_new_tokens=2).finish_reasons
+        ['length']
 
     Raises:
       InputError: no prompt, an empty one, ids beyond the vocabulary, a number out of range; or

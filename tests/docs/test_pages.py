@@ -50,7 +50,12 @@ LONG = {
         "python scripts/plan_pod.py --config=configs/molm_700m_8b.py --topology=v5p:4x4x4 "
         "--json=plan.json",
     ),
-    ("docs/pods.md", ": a run to report on, of two steps"),
+    (
+        "docs/training.md",
+        "python scripts/train.py --config=configs/quickstart.py --workdir=tuned "
+        "--config.data.path=data \\",
+    ),
+    ("docs/pods.md", "# A run to report on, of two steps."),
     (
         "docs/pods.md",
         "python scripts/report_goodput.py --workdir=run --json=goodput.json --picture=goodput.png",
