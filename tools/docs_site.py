@@ -8,13 +8,10 @@ mkdocstrings fills them in. The library is read, not imported: building needs no
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mkdocs.config.defaults import MkDocsConfig
-    from mkdocs.structure.files import Files
+from typing import Any
 
 FETCHED = re.compile(
     r"""<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^\s>]+"""
@@ -32,14 +29,14 @@ PAGES = {
 PUBLIC_KERNELS = ("grouped_matmul", "stickbreaking_attention", "compile_report")
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
+def on_files(files: Any, config: Any) -> Any:
     """Adds the pages to those in docs/."""
-    from mkdocs.structure.files import File
-
+    # By name: mkdocs has an environment of its own, which type checkers and tests do not see.
+    mkdocs_file = importlib.import_module("mkdocs.structure.files").File
     pages = {target: from_root(ROOT / name) for name, target in PAGES.items()}
     pages |= {f"reference/{name}.md": text for name, text in reference().items()}
     for path, text in pages.items():
-        files.append(File.generated(config, path, content=text))
+        files.append(mkdocs_file.generated(config, path, content=text))
     return files
 
 
@@ -50,12 +47,10 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     return markdown
 
 
-def on_post_build(config: MkDocsConfig) -> None:
+def on_post_build(config: Any) -> None:
     """Refuses a site that fetches anything from elsewhere."""
-    from mkdocs.exceptions import PluginError
-
     if found := fetched(Path(config.site_dir)):
-        raise PluginError(f"the site fetches from elsewhere: {'; '.join(found)}")
+        raise SystemExit(f"error: the site fetches from elsewhere: {'; '.join(found)}")
 
 
 def fetched(site: Path) -> list[str]:

@@ -88,7 +88,7 @@ def draw(text: str) -> str:
         tall = lane_height + (20 if under and number == len(lanes) - 1 else 0)
         picture.box(MARGIN, top, width - 2 * MARGIN, tall, "lane", radius=10)
         head, _, rest = lane.partition(":")
-        left = 2 * MARGIN + WIDTH + GAP  # flows come down on the left of it
+        left: float = 2 * MARGIN + WIDTH + GAP  # flows come down on the left of it
         picture.write(left, top + 25, head, bold=True, anchor="start", size=13)
         left += 8.2 * len(head) + 12
         picture.write(left, top + 25, rest.strip(), fill="faint", anchor="start")

@@ -93,8 +93,8 @@ def load_parameters(
         (lists every parameter that is missing, unexpected or of another shape).
 
     Examples:
-        >>> import modbrick
-        >>> parameters, description = modbrick.load_parameters("run")
+        >>> from modbrick.checkpoints import load_parameters
+        >>> parameters, description = load_parameters("run")
         >>> parameters["embedding"].shape, description.step
         ((256, 16), 0)
     """
@@ -142,8 +142,8 @@ def save_model(
 
     Examples:
         >>> import modbrick
-        >>> from modbrick.checkpoints import Metadata
-        >>> parameters, description = modbrick.load_parameters("run")
+        >>> from modbrick.checkpoints import Metadata, load_parameters
+        >>> parameters, description = load_parameters("run")
         >>> path = modbrick.save_model("copy", parameters, Metadata(description.metadata.model))
         >>> modbrick.load_model("copy").config == description.metadata.model
         True

@@ -56,7 +56,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.set_tokenizer(tokenizer)
         ids = np.asarray(tokenizer.encode(TEXT), np.int32)
         for split in ("train", "held_out"):
-            writer.add(split, "text", ids, len(TEXT), 1)  # type: ignore[arg-type]
+            writer.add(split, "text", ids, len(TEXT), 1)
         writer.commit(sources={}, source_lines="", arguments={})
     (folder / "their_llama").symlink_to(THEIR_LLAMA)
     return folder

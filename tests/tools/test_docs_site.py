@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 import modbrick
 from tools.docs_site import PAGES, ROOT, fetched, from_root, on_page_markdown, public, reference
