@@ -66,7 +66,7 @@ format: $(DEV_VENV)/.dev  ## format, and mend what the linter can mend
 	$(DEV_VENV)/bin/ruff format
 
 docs: $(DOCS_VENV)/.docs  ## build the site of these pages and the reference, in site/
-	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(DOCS_VENV))/bin:$$PATH" mkdocs build
 	@echo "built: python -m http.server --directory site"
 
 lock:  ## renew the locked requirements (LOCK_FLAGS=--upgrade for the newest versions)
