@@ -27,6 +27,7 @@ from modbrick.data import Dataset, check_vocabulary, evaluation_batches, trainin
 from modbrick.data.batches import Batch
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache, peak_flops
+from modbrick.layers.functional import initial_parameters
 from modbrick.models import initial_weights
 from modbrick.parallel import make_mesh
 from modbrick.parallel.batch import check_rows, local_rows, place_batch
@@ -48,7 +49,7 @@ from modbrick.training.observe.timeline import FINISHED, Timeline
 from modbrick.training.preemption import EXIT_PREEMPTED, PreemptionGuard
 from modbrick.training.program import TrainProgram, train_program
 from modbrick.training.run_config import RunConfig, check_identity, shared_settings
-from modbrick.training.state import TrainState, initial_parameters, initial_state
+from modbrick.training.state import TrainState, initial_state
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, local or remote.")

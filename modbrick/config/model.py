@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,6 +104,13 @@ class ModelConfig:
     def layers(self) -> tuple[LayerConfig, ...]:
         """Every layer's config, by absolute layer index."""
         return tuple(s.layer for s in self.segments for _ in range(s.repeats))
+
+    def placed_segments(self) -> Iterator[tuple[str, int, SegmentConfig]]:
+        """Yields each segment with its index as text and the absolute index of its first layer."""
+        first = 0
+        for index, segment in enumerate(self.segments):
+            yield str(index), first, segment
+            first += segment.repeats
 
     def replace(self, **changes: object) -> ModelConfig:
         """Returns a copy with the given fields changed."""

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from modbrick.checkpoints import describe, load_parameters
-from modbrick.parameters.addresses import flatten
 from modbrick.training.observe.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -101,8 +100,8 @@ def assert_same_run(workdir: Path, other: Path) -> None:
     parameters, description = load_parameters(workdir)
     expected, _ = load_parameters(other)
     assert description.step == STEPS
-    expected = flatten(expected)
-    for path, value in flatten(parameters).items():
+    expected = expected
+    for path, value in parameters.items():
         np.testing.assert_array_equal(value, expected[path], err_msg=path)
     assert description.metadata.data == describe(other).metadata.data
     mine, others = (
@@ -263,8 +262,8 @@ def test_execution_may_change_freely(data: Path, uninterrupted: Path, tmp_path: 
     )
     assert list((copied / "profile").rglob("*.xplane.pb"))
     parameters, _ = load_parameters(copied)
-    expected = flatten(load_parameters(uninterrupted)[0])
-    for path, value in flatten(parameters).items():
+    expected = load_parameters(uninterrupted)[0]
+    for path, value in parameters.items():
         difference = np.linalg.norm(np.asarray(value) - expected[path])
         assert difference <= 1e-3 * np.linalg.norm(expected[path]), path
 
@@ -295,8 +294,8 @@ def test_fine_tuning_starts_from_a_model_and_leaves_frozen_bricks_alone(
         "--config.training.steps=3",
         frozen,
     )
-    before = flatten(load_parameters(uninterrupted)[0])
-    after = flatten(load_parameters(tmp_path / "tuned")[0])
+    before = load_parameters(uninterrupted)[0]
+    after = load_parameters(tmp_path / "tuned")[0]
     np.testing.assert_array_equal(before["embedding"], after["embedding"])
     moved = np.asarray(before["segments.0.feed_forward.up.weight"]) != np.asarray(
         after["segments.0.feed_forward.up.weight"]
