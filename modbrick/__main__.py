@@ -23,6 +23,7 @@ from modbrick.config.files import read_config_file
 from modbrick.errors import InputError
 from modbrick.parallel import MeshConfig
 from modbrick.schema import from_mapping, nearest, to_mapping
+from modbrick.training.run_config import RunConfig
 
 COMMANDS = ("summary", "shardings")
 
@@ -43,7 +44,7 @@ def config_sections(path: str) -> Mapping[str, Any]:
     """Reads the sections of a Python config file with `get_config()`, or of a checkpoint."""
     if not path.split(":")[0].endswith(".py"):
         return {"model": describe(path).metadata.model}
-    sections: Mapping[str, Any] = to_mapping(read_config_file(path))
+    sections: Mapping[str, Any] = to_mapping(read_config_file(path, RunConfig))
     if "model" not in sections:
         raise InputError(f"{path}: its config has no section model")
     return sections

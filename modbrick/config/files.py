@@ -33,15 +33,15 @@ def load_config[T](record: type[T], place: str) -> T:
     Raises:
       InputError: names the file, and what is wrong with it.
     """
-    config = read_config_file(place)
+    config = read_config_file(place, record)
     try:
         return from_mapping(record, config)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
 
 
-def read_config_file(place: str) -> Any:
-    """Returns what a file's `get_config` returns: a record, or a mapping of plain data.
+def read_config_file(place: str, record: type) -> Any:
+    """Returns what a file's `get_config` returns: a `record`, or a mapping of plain data.
 
     Raises:
       InputError: no such file, no `get_config` in it, or an argument that it does not take.
@@ -68,8 +68,9 @@ def read_config_file(place: str) -> Any:
         raise InputError(f"{':'.join([name, *lines[-1:]])}: {error}") from error
     if hasattr(config, "to_dict"):
         return config.to_dict()
-    if not is_mapping(config) and not hasattr(config, "__dataclass_fields__"):
-        raise InputError(f"{name}: get_config() returned {config!r}, which is no config")
+    if not is_mapping(config) and not isinstance(config, record):
+        kind = type(config).__name__
+        raise InputError(f"{name}: get_config() returned {kind}, expected {record.__name__}")
     return config
 
 

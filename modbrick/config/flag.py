@@ -88,7 +88,7 @@ class _FileParser(flags.ArgumentParser):
         self._record = record
 
     def parse(self, argument: str) -> _Root:
-        return _Root(self._record, read_config_file(argument))
+        return _Root(self._record, read_config_file(argument, self._record))
 
     def flag_type(self) -> str:
         return "config file"

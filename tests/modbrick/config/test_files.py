@@ -17,7 +17,7 @@ IMPORTS = """
 from __future__ import annotations
 import dataclasses
 from ml_collections import ConfigDict
-from modbrick.config import NormConfig
+from modbrick.config import NormConfig, RopeConfig
 from modbrick.errors import InputError
 """
 
@@ -57,8 +57,14 @@ def test_the_home_directory_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("body", "signature", "argument", "message"),
     [
-        ("return None", "", "", "a.py: get_config() returned None, which is no config"),
-        ("return 3", "", "", "a.py: get_config() returned 3, which is no config"),
+        ("return None", "", "", "get_config() returned NoneType, expected NormConfig"),
+        ("return 3", "", "", "get_config() returned int, expected NormConfig"),
+        (
+            "return RopeConfig()",
+            "",
+            "",
+            "get_config() returned RopeConfig, expected NormConfig",
+        ),
         ("return NormConfig()", "", ":v5p", "its get_config() takes no argument, got 'v5p'"),
         ("return NormConfig()", "of", "", "its get_config(of) needs an argument: "),
         ("raise InputError('x is 3')", "", "", "a.py: x is 3"),
@@ -82,19 +88,19 @@ def test_bad_files_are_refused_in_one_line(
 def test_a_file_without_get_config_and_no_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.py"
     with pytest.raises(InputError, match=rf"^{path}: no such config file$"):
-        read_config_file(str(path))
+        read_config_file(str(path), NormConfig)
     with pytest.raises(InputError, match=rf"^{tmp_path}: no such config file$"):
-        read_config_file(str(tmp_path))
+        read_config_file(str(tmp_path), NormConfig)
     for text in ("width = 3\n", "get_config = 3\n"):
         path.write_text(text)
         with pytest.raises(InputError, match=rf"^{path}: a config file defines get_config\(\)$"):
-            read_config_file(str(path))
+            read_config_file(str(path), NormConfig)
     text_file = tmp_path / "a.json"
     text_file.write_text('{"model": null}\nand more\n')
     with pytest.raises(InputError, match=rf"^{text_file}:2: this is no Python"):
-        read_config_file(str(text_file))
+        read_config_file(str(text_file), NormConfig)
 
 
 def test_a_defect_of_a_file_stays_one(tmp_path: Path) -> None:
     with pytest.raises(NameError, match="nothing"):
-        read_config_file(written(tmp_path / "a.py", "return nothing.there"))
+        read_config_file(written(tmp_path / "a.py", "return nothing.there"), NormConfig)

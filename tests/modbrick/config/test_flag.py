@@ -54,6 +54,7 @@ class Whole:
     weight: float | Weight = 0.0
     extra: Weight | None = None
     shares: Mapping[str, float] | None = None
+    named: Mapping[str, Slow | Fast] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.rate <= 0:
@@ -131,6 +132,8 @@ def test_an_argument_is_given_to_the_file(tmp_path: Path) -> None:
         (["extra.start=1", "extra.end=3"][::-1], {"extra": Weight(1.0, 3.0)}),
         (["shares={'a': 1}", "shares.b=0.5"], {"shares": {"a": 1.0, "b": 0.5}}),
         (["shares['a-b']=2"], {"shares": {"a-b": 2.0}}),
+        (["named.a.kind=fast", "named.a.power=2"], {"named": {"a": Fast(2)}}),
+        (["named={'a': {'kind': 'slow'}}", "named.a.steps=3"], {"named": {"a": Slow(3)}}),
         (["layers[0].width=3"], {"layers": (Layer(3), Layer(1))}),
         (["layers[-1].name=last"], {"layers": (Layer(0), Layer(1, "last"))}),
         (["layers=({'width': 4},)"], {"layers": (Layer(4),)}),
@@ -177,6 +180,8 @@ def test_booleans_have_the_short_form(file: str) -> None:
         ("pace.power=3", r"pace\.power: kind 'slow' has none, only fast"),
         ("extra.end=3", r"extra\.start: missing; Weight needs it"),
         ("weight=heavy", "weight: expected float or Weight, got 'heavy'"),
+        ("named.a.power=2", r"named\.a\.kind: missing; it can be slow, fast"),
+        ("named.a.powr=2", r"named\.a\.powr: unknown config key; did you mean 'power'"),
         ("shares.a=x", r"shares\.a: expected float, got 'x'"),
     ],
 )
