@@ -30,11 +30,11 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 from rich.status import Status
 
 from modbrick import command_line
+from modbrick.config.flag import DEFINE_config
 from modbrick.errors import InputError
 from modbrick.planning.advice import advice, verdict
 from modbrick.planning.docstrings import write_presets
@@ -62,10 +62,9 @@ from modbrick.planning.rates import (
 from modbrick.planning.search import compiled, search
 from modbrick.planning.table import describe, describe_candidates
 from modbrick.planning.topology import Topology, find_topology
-from modbrick.schema import from_mapping
 from modbrick.training.run_config import RunConfig
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
+CONFIG = DEFINE_config("config", RunConfig)
 TOPOLOGY = flags.DEFINE_string("topology", None, "Generation and chips, such as v5p:4x4x4.")
 SEARCH = flags.DEFINE_bool("search", False, "Try meshes, rematerialisation and microbatches.")
 COMPILE = flags.DEFINE_integer(
@@ -93,17 +92,17 @@ def main(argv: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     if PRESETS.value:
         return plan_presets()
-    if RATES.value and CONFIG.value is None:
+    config = CONFIG.value
+    if RATES.value and config is None:
         return keep_rates(
             (preset(ROOT / "configs", name, topology), find_topology(topology))
             for topology in TOPOLOGIES
             for name in PRESET_NAMES
         )
-    if CONFIG.value is None or TOPOLOGY.value is None:
+    if config is None or TOPOLOGY.value is None:
         raise InputError(
             "name a config and a topology: --config=configs/NAME.py --topology=v5p:4x4x4"
         )
-    config = from_mapping(RunConfig, CONFIG.value.to_dict())
     topology = find_topology(TOPOLOGY.value, config.mesh.slices)
     if RATES.value:
         return keep_rates([(config, topology)])

@@ -16,7 +16,7 @@ from modbrick.config.norm import NormConfig
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """One pre-norm decoder layer; `residual_multiplier` scales what it adds to the stream."""
+    """One pre-norm decoder layer; `residual_multiplier` scales what it adds to the residual."""
 
     attention: AttentionConfig
     feed_forward: FeedForwardConfig
@@ -47,7 +47,7 @@ class ModelConfig:
 
     Attributes:
       vocabulary: number of token ids, V.
-      width: residual width, D.
+      width: of the residual stream, D.
       segments: the layers, from the embedding to the head.
       context: tokens the model is meant for; a default for data and caches, not a limit.
       tied_head: the head is the embedding, transposed.

@@ -233,15 +233,16 @@ def test_a_finished_run_started_again_does_nothing(data: Path, uninterrupted: Pa
 def test_another_identity_is_refused_with_what_changed_unless_allowed(
     data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    change = "--config.optimizer.learning_rate=0.02"
-    message = train(data, uninterrupted, change, status=2)
+    change = ["--config.optimizer.learning_rate=0.02", "--config.execution.attention_tolerance=0.1"]
+    message = train(data, uninterrupted, *change, status=2)
     assert message.count("\n") == 1
     assert "optimizer.learning_rate: 0.01 -> 0.02" in message
-    assert "--allow_change=optimizer" in message
-    longer = ["--config.training.steps=13", "--allow_change=training.steps,optimizer"]
+    assert "execution.attention_tolerance: 0.0 -> 0.1" in message
+    assert "--allow_change=optimizer,execution" in message
+    longer = ["--config.training.steps=13", "--allow_change=training.steps,optimizer,execution"]
     copied = tmp_path / "run"
     subprocess.run(["cp", "-r", str(uninterrupted), str(copied)], check=True)
-    told = train(data, copied, change, *longer)
+    told = train(data, copied, *change, *longer)
     assert "continuing with a change: optimizer.learning_rate: 0.01 -> 0.02" in told
     assert describe(copied).step == 13
 
