@@ -22,22 +22,12 @@ To train, on the first of them or on another:
     python scripts/train.py --config=configs/dense_730m.py:v5e:16x16 ...
 """
 
-from ml_collections import ConfigDict
-
-from modbrick.checkpoints import CheckpointConfig
 from modbrick.config.families import dense
-from modbrick.config_dict import to_config_dict
-from modbrick.data import DataConfig
 from modbrick.execution import ExecutionConfig
-from modbrick.optimizer import OptimizerConfig, ScheduleConfig
 from modbrick.parallel import MeshConfig
-from modbrick.training.layouts import Layout, layout_for
-from modbrick.training.run_config import (
-    EvaluationConfig,
-    LoggingConfig,
-    RunConfig,
-    TrainingConfig,
-)
+from modbrick.training.layouts import Layout
+from modbrick.training.presets import preset
+from modbrick.training.run_config import RunConfig
 
 LAYOUTS = {
     "v5p:4x4x4": Layout(MeshConfig(data=8, fsdp=8), ExecutionConfig(rematerialisation="sublayers")),
@@ -50,11 +40,12 @@ LAYOUTS = {
 }
 
 
-def get_config(topology: str = "v5p:4x4x4") -> ConfigDict:
+def get_config(topology: str = "v5p:4x4x4") -> RunConfig:
     """Returns the run's config, laid out for a topology."""
-    layout = layout_for(topology, LAYOUTS)
-    run = RunConfig(
-        model=dense(
+    return preset(
+        topology,
+        LAYOUTS,
+        dense(
             vocabulary=50_295,
             width=1024,
             layers=48,
@@ -62,16 +53,7 @@ def get_config(topology: str = "v5p:4x4x4") -> ConfigDict:
             feed_forward_width=4352,
             context=1024,
         ),
-        data=DataConfig(path="", sequence_length=1024, batch_size=3072),
-        training=TrainingConfig(steps=95_367, microbatches=layout.microbatches),
-        optimizer=OptimizerConfig(
-            learning_rate=3e-4,
-            schedule=ScheduleConfig("cosine", warm_up_steps=2_000, end_factor=0.1),
-        ),
-        evaluation=EvaluationConfig(every=2_000, max_tokens=10_000_000),
-        checkpoint=CheckpointConfig(every=1_000, keep_every=10_000),
-        logging=LoggingConfig(every=10),
-        execution=layout.execution,
-        mesh=layout.mesh,
+        tokens=300e9,
+        batch_size=3072,
+        sequence_length=1024,
     )
-    return to_config_dict(run)

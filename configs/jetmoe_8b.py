@@ -22,23 +22,14 @@ To train, on the first of them or on another:
     python scripts/train.py --config=configs/jetmoe_8b.py:v5e:16x16 ...
 """
 
-from ml_collections import ConfigDict
-
-from modbrick.checkpoints import CheckpointConfig
 from modbrick.config.families import jetmoe
-from modbrick.config_dict import to_config_dict
-from modbrick.data import DataConfig
 from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
-from modbrick.optimizer import OptimizerConfig, ScheduleConfig
+from modbrick.optimizer import WarmupStableDecaySchedule
 from modbrick.parallel import MeshConfig
-from modbrick.training.layouts import Layout, layout_for
-from modbrick.training.run_config import (
-    EvaluationConfig,
-    LoggingConfig,
-    RunConfig,
-    TrainingConfig,
-)
+from modbrick.training.layouts import Layout
+from modbrick.training.presets import preset
+from modbrick.training.run_config import RunConfig
 
 LAYOUTS = {
     "v5p:4x4x4": Layout(
@@ -51,11 +42,12 @@ LAYOUTS = {
 }
 
 
-def get_config(topology: str = "v5p:4x4x4") -> ConfigDict:
+def get_config(topology: str = "v5p:4x4x4") -> RunConfig:
     """Returns the run's config, laid out for a topology."""
-    layout = layout_for(topology, LAYOUTS)
-    run = RunConfig(
-        model=jetmoe(
+    return preset(
+        topology,
+        LAYOUTS,
+        jetmoe(
             vocabulary=32_000,
             width=2048,
             layers=24,
@@ -66,19 +58,10 @@ def get_config(topology: str = "v5p:4x4x4") -> ConfigDict:
             top_k=2,
             context=4096,
         ),
-        data=DataConfig(path="", sequence_length=4096, batch_size=1024),
-        training=TrainingConfig(steps=298_023, microbatches=layout.microbatches),
-        optimizer=OptimizerConfig(
-            learning_rate=5e-4,
-            schedule=ScheduleConfig(
-                "warmup_stable_decay", warm_up_steps=2_384, decay_steps=59_605, end_factor=0.1
-            ),
-        ),
+        tokens=1.25e12,
+        batch_size=1024,
+        sequence_length=4096,
+        learning_rate=5e-4,
+        schedule=WarmupStableDecaySchedule(warm_up_steps=2_384, decay_steps=59_605, end_factor=0.1),
         objective=ObjectiveConfig(switch=0.01, router_z=0.001),
-        evaluation=EvaluationConfig(every=2_000, max_tokens=10_000_000),
-        checkpoint=CheckpointConfig(every=1_000, keep_every=10_000),
-        logging=LoggingConfig(every=10),
-        execution=layout.execution,
-        mesh=layout.mesh,
     )
-    return to_config_dict(run)

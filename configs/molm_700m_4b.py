@@ -21,23 +21,13 @@ To train, on the first of them or on another:
     python scripts/train.py --config=configs/molm_700m_4b.py:v5e:16x16 ...
 """
 
-from ml_collections import ConfigDict
-
-from modbrick.checkpoints import CheckpointConfig
 from modbrick.config.families import moduleformer
-from modbrick.config_dict import to_config_dict
-from modbrick.data import DataConfig
 from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
-from modbrick.optimizer import OptimizerConfig, ScheduleConfig
 from modbrick.parallel import MeshConfig
-from modbrick.training.layouts import Layout, layout_for
-from modbrick.training.run_config import (
-    EvaluationConfig,
-    LoggingConfig,
-    RunConfig,
-    TrainingConfig,
-)
+from modbrick.training.layouts import Layout
+from modbrick.training.presets import preset
+from modbrick.training.run_config import RunConfig
 
 LAYOUTS = {
     "v5p:4x4x4": Layout(MeshConfig(data=2, fsdp=32), ExecutionConfig(rematerialisation="kernels")),
@@ -48,11 +38,12 @@ LAYOUTS = {
 }
 
 
-def get_config(topology: str = "v5p:4x4x4") -> ConfigDict:
+def get_config(topology: str = "v5p:4x4x4") -> RunConfig:
     """Returns the run's config, laid out for a topology."""
-    layout = layout_for(topology, LAYOUTS)
-    run = RunConfig(
-        model=moduleformer(
+    return preset(
+        topology,
+        LAYOUTS,
+        moduleformer(
             vocabulary=50_295,
             width=1024,
             layers=24,
@@ -64,17 +55,8 @@ def get_config(topology: str = "v5p:4x4x4") -> ConfigDict:
             top_k=4,
             context=1024,
         ),
-        data=DataConfig(path="", sequence_length=1024, batch_size=3072),
-        training=TrainingConfig(steps=95_367, microbatches=layout.microbatches),
-        optimizer=OptimizerConfig(
-            learning_rate=3e-4,
-            schedule=ScheduleConfig("cosine", warm_up_steps=2_000, end_factor=0.1),
-        ),
+        tokens=300e9,
+        batch_size=3072,
+        sequence_length=1024,
         objective=ObjectiveConfig(load_balancing=0.01),
-        evaluation=EvaluationConfig(every=2_000, max_tokens=10_000_000),
-        checkpoint=CheckpointConfig(every=1_000, keep_every=10_000),
-        logging=LoggingConfig(every=10),
-        execution=layout.execution,
-        mesh=layout.mesh,
     )
-    return to_config_dict(run)

@@ -11,14 +11,11 @@ or, on a data set with a vocabulary of up to 2,048 tokens:
     python scripts/train.py --config=configs/quickstart.py --config.data.path=DATA --workdir=DIR
 """
 
-from ml_collections import ConfigDict
-
 from modbrick.checkpoints import CheckpointConfig
 from modbrick.config.families import moduleformer
-from modbrick.config_dict import to_config_dict
 from modbrick.data import DataConfig
 from modbrick.objective import ObjectiveConfig
-from modbrick.optimizer import OptimizerConfig, ScheduleConfig
+from modbrick.optimizer import CosineSchedule, OptimizerConfig
 from modbrick.training.run_config import (
     EvaluationConfig,
     LoggingConfig,
@@ -27,9 +24,9 @@ from modbrick.training.run_config import (
 )
 
 
-def get_config() -> ConfigDict:
+def get_config() -> RunConfig:
     """Returns the run's config."""
-    run = RunConfig(
+    return RunConfig(
         model=moduleformer(
             vocabulary=2048,
             width=256,
@@ -48,11 +45,10 @@ def get_config() -> ConfigDict:
         training=TrainingConfig(steps=400),
         optimizer=OptimizerConfig(
             learning_rate=3e-3,
-            schedule=ScheduleConfig("cosine", warm_up_steps=40, end_factor=0.05),
+            schedule=CosineSchedule(warm_up_steps=40, end_factor=0.05),
         ),
         objective=ObjectiveConfig(load_balancing=0.01),
         evaluation=EvaluationConfig(every=100, max_tokens=40_000),
         checkpoint=CheckpointConfig(every=100),
         logging=LoggingConfig(every=5),
     )
-    return to_config_dict(run)

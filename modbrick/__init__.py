@@ -17,10 +17,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modbrick import bricks
+    from modbrick import bricks, families
     from modbrick.analysis.summary import summarise
     from modbrick.checkpoints import load_parameters, save_model
-    from modbrick.config import ModelConfig, families
+    from modbrick.config import ModelConfig
     from modbrick.convert import (
         export_checkpoint,
         import_checkpoint,
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from modbrick.inference import SamplingConfig, generate
     from modbrick.layers.cache import Cache
     from modbrick.layers.decoder import Decoder
-    from modbrick.layers.parameter_table import parameter_table
+    from modbrick.layers.functional import parameter_table
     from modbrick.models import load_model
     from modbrick.parallel import MeshConfig
-    from modbrick.parameters.partition import Partition
+    from modbrick.parameters import Partition
     from modbrick.training.run_config import RunConfig
 
 __version__ = "0.1.0"
@@ -50,18 +50,18 @@ _HOMES = {
     "InputError": "modbrick.errors",
     "MeshConfig": "modbrick.parallel",
     "ModelConfig": "modbrick.config",
-    "Partition": "modbrick.parameters.partition",
+    "Partition": "modbrick.parameters",
     "RunConfig": "modbrick.training.run_config",
     "SamplingConfig": "modbrick.inference",
     "bricks": "modbrick",
     "export_checkpoint": "modbrick.convert",
-    "families": "modbrick.config",
+    "families": "modbrick",
     "generate": "modbrick.inference",
     "import_checkpoint": "modbrick.convert",
     "load_model": "modbrick.models",
     "load_parameters": "modbrick.checkpoints",
     "open_checkpoint": "modbrick.convert",
-    "parameter_table": "modbrick.layers.parameter_table",
+    "parameter_table": "modbrick.layers.functional",
     "prepare_export": "modbrick.convert",
     "save_model": "modbrick.checkpoints",
     "summarise": "modbrick.analysis.summary",

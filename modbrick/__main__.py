@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import runpy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -21,9 +19,11 @@ from modbrick.analysis.shardings import describe_shardings
 from modbrick.analysis.summary import summarise
 from modbrick.checkpoints import describe
 from modbrick.config import ModelConfig
+from modbrick.config.files import read_config_file
 from modbrick.errors import InputError
 from modbrick.parallel import MeshConfig
-from modbrick.schema import from_mapping, nearest
+from modbrick.schema import from_mapping, nearest, to_mapping
+from modbrick.training.run_config import RunConfig
 
 COMMANDS = ("summary", "shardings")
 
@@ -42,14 +42,9 @@ DEVICES = flags.DEFINE_integer(
 
 def config_sections(path: str) -> Mapping[str, Any]:
     """Reads the sections of a Python config file with `get_config()`, or of a checkpoint."""
-    if not path.endswith(".py"):
+    if not path.split(":")[0].endswith(".py"):
         return {"model": describe(path).metadata.model}
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such config file")
-    found = runpy.run_path(path)
-    if "get_config" not in found:
-        raise InputError(f"{path}: a config file defines get_config()")
-    sections: Mapping[str, Any] = found["get_config"]().to_dict()
+    sections: Mapping[str, Any] = to_mapping(read_config_file(path, RunConfig))
     if "model" not in sections:
         raise InputError(f"{path}: its config has no section model")
     return sections

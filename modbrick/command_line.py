@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import signal
 import sys
 import traceback
@@ -41,10 +40,11 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
         except flags.UnrecognizedFlagError as error:
             _stop(f"--{error.flagname}: unknown flag{_nearest_flag(error.flagname)}")
         except (flags.Error, InputError) as error:
-            _stop(_brief(error))
-        except (AttributeError, LookupError, TypeError, ValueError, OSError) as error:
-            # An override that does not fit the config. What a config file itself raises is a
-            # defect of that file, and keeps its traceback.
+            # absl puts the whole value of a flag in front of what is wrong with a config file.
+            cause = error.__context__
+            _stop(_brief(cause if isinstance(cause, InputError) else error))
+        except (LookupError, TypeError, ValueError) as error:
+            # A name that ml_collections cannot follow, such as --config.flag.more=1.
             if "ml_collections" not in traceback.extract_tb(error.__traceback__)[-1].filename:
                 raise
             _stop(_brief(error))
@@ -52,7 +52,6 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
             # The libraries' chatter is for --verbosity=0.
             flags.FLAGS["verbosity"].value = logging.WARNING
             flags.FLAGS["verbosity"].using_default_value = False
-        _require_configs()
         if len(rest) > 1 and positional is None:
             _stop(f"unexpected argument {rest[1]!r}: flags are written --name=value")
         return rest
@@ -118,27 +117,6 @@ def _nearest_flag(name: str) -> str:
     return f"; did you mean --{close[0]}?" if close else "; --help lists them"
 
 
-def _require_configs() -> None:
-    """Stops if a config file could not be read: ml_collections would say so at its first use."""
-    for name in flags.FLAGS:
-        error = getattr(type(flags.FLAGS[name].value), "_ReportError", None)
-        if error is None:
-            continue
-        try:
-            error(flags.FLAGS[name].value)
-        except OSError as cause:
-            _stop(f"--{name}: {_brief(cause)}")
-
-
 def _brief(error: Exception) -> str:
     """Returns what a user needs of a message, in one line."""
-    text = str(error).replace("\\n", "\n")
-    if match := re.search(r'Did you mean "(.+)" instead of "(.+)"', text):
-        return f"config key {match[2]!r} is unknown; did you mean {match[1]!r}?"
-    # ml_collections puts whole tracebacks into messages: their last line is what happened.
-    for opening in ("Error whilst parsing config file", "Configuration is not available"):
-        if opening in text:
-            where = text[: text.index(opening)]
-            last = text.strip().splitlines()[-1].strip()
-            text = where + re.sub(r"^[\w.]*Error: ", "", last)
-    return " ".join(text.split())
+    return " ".join(str(error).replace("\\n", "\n").split())

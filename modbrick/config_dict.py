@@ -1,4 +1,7 @@
-"""Records as `ml_collections` config dicts, with every key open to the command line."""
+"""Records as `ml_collections` config dicts, for config files that change one after it was made.
+
+`get_config()` may return either (`modbrick.config.files`); a record is the plainer of the two.
+"""
 
 from __future__ import annotations
 

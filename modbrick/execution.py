@@ -1,6 +1,7 @@
-"""How a model is run: choices that may change freely without changing what is computed.
+"""How a model is run: choices that do not change what is computed, beyond rounding.
 
-One of them, the tolerance of attention, changes it within a bound.
+Two of them do: the tolerance of attention's early exit, and the capacity of an exchange of tokens.
+They belong to the identity of a run.
 """
 
 from __future__ import annotations
@@ -23,26 +24,25 @@ class ExecutionConfig:
     Attributes:
       rematerialisation: what the forward pass of a layer keeps for the backward pass. `none`: all
         of it; `full`: only the layer's input; `dots`: results of matrix products;
-        `dots_without_batch`: of those whose operands share no batch axis; `sublayers`: the stream
-        before each sublayer, and which experts were chosen, so that nothing is sorted twice;
-        `kernels`: also the means of norms, what the routers' products and stick-breaking attention
-        give, and its queries, so that neither attention nor a product with a bank of experts runs
-        twice. Parameters that were gathered over fsdp are gathered again,
-        whatever the policy.
+        `dots_without_batch`: of those whose operands share no batch axis; `sublayers`: the residual
+        stream before each sublayer, and which experts were chosen, so that nothing is sorted twice;
+        `kernels`: also the means of norms, the router logits, and the queries and outputs of
+        stick-breaking attention, so that neither attention nor a product with a bank of experts
+        runs twice. Parameters that were gathered over fsdp are gathered again, whatever the policy.
       activation_memory: where what the forward pass of a layer keeps waits for the backward pass;
         `host` is for `full` and `sublayers`, and moves the layer's input too.
       optimizer_memory: where the optimizer's moments lie between updates.
       attention: implementation of attention (`reference`, `xla`, ...); None: the best that runs
         here.
       attention_tolerance: of the early exit of stick-breaking attention, from 0 (off, exact) to
-        below 1: far keys in front of which less of the stick is left are passed over. The output
-        is off by at most that much of the largest value (`pallas_kernels.stickbreaking_attention`
+        below 1: far keys are skipped where less than this of the stick is left for them. The output
+        is off by at most that share of the largest value (`pallas_kernels.stickbreaking_attention`
         has the bounds of the gradients). Softmax attention has no such exit.
       dispatch: implementation of expert dispatch; None: the best that runs here.
-      expert_parallelism: how tokens reach experts on other devices. `gather`: every device of the
-        expert axis sees the tokens of all; `exchange`: only the routed rows travel.
-      exchange_capacity: rows that a device can receive in an exchange, in units of what it sends;
-        what finds no room is dropped and counted. None: all that could ever arrive.
+      expert_parallelism: how tokens reach experts on other devices of the expert axis. `gather`:
+        an all-gather of all tokens; `exchange`: an all-to-all of the routed ones.
+      exchange_capacity: routed tokens that a device can receive in an all-to-all, in units of what
+        it sends; tokens over capacity are dropped and counted. None: all that could ever arrive.
       unroll: layers of a segment unrolled into one iteration of the scan.
       head_chunk: positions of each sequence whose logits exist at a time in training and
         evaluation.
@@ -65,6 +65,14 @@ class ExecutionConfig:
     exchange_capacity: float | None = None
     unroll: int = 1
     head_chunk: int = 128
+
+    def identity(self) -> dict[str, float | None]:
+        """Returns, as JSON-able data, what changes the numbers by more than rounding."""
+        exchanged = self.expert_parallelism == "exchange"
+        return {
+            "attention_tolerance": self.attention_tolerance,
+            "exchange_capacity": self.exchange_capacity if exchanged else None,
+        }
 
     def __post_init__(self) -> None:
         for name in ("unroll", "head_chunk"):

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from flax import nnx
 
 from modbrick.checkpoints import load_parameters
 from modbrick.checkpoints.directory import CHECKPOINTS, as_path, is_local
@@ -17,6 +16,7 @@ from modbrick.convert import open_checkpoint, read_parameters
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.decoder import Decoder
+from modbrick.layers.functional import functional_decoder
 from modbrick.schema import differences, to_mapping
 
 TRAINING_ONLY = (
@@ -67,9 +67,7 @@ def load_model(
     config = description.metadata.model
     if dtype is not None:
         config = config.replace(dtype=dtype)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, execution=execution)))
-    nnx.replace_by_pure_dict(state, parameters)
-    return nnx.merge(graph, state)
+    return functional_decoder(config, execution).bind(parameters)
 
 
 def initial_weights(
@@ -85,11 +83,11 @@ def initial_weights(
     Args:
       source: a run's or model's directory, a single checkpoint, or a foreign checkpoint.
       config: the model of the run, which the parameters must fit.
-      shardings: one for all, or nested like the parameters; None: the first device. Of a foreign
+      shardings: one for all, or by path; None: the first device. Of a foreign
         checkpoint each device reads its share only.
 
     Returns:
-      The nested parameters, and what they are, in words.
+      The parameters by path, and what they are, in words.
 
     Raises:
       InputError: there is nothing to load, it is damaged, or it is another model.

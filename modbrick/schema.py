@@ -3,12 +3,25 @@
 A record is a frozen dataclass whose fields are numbers, strings, booleans, `None`, `Literal`s,
 tuples, string-keyed mappings, and other records. Reading is strict: an unknown key is refused with
 the nearest known one, a value of the wrong type is refused with its path.
+
+Alternatives are a union of records told apart by a field `kind`, each with a `Literal` of its own:
+
+    @dataclass(frozen=True)
+    class Lora:
+        rank: int
+        kind: Literal["lora"] = "lora"
+
+    Brick = Lora | Adapter
+
+A record whose data looked different in an older version has a static method `upgrade(data)`, which
+returns a mapping of before as one of today and leaves one of today as it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import types
 import typing
@@ -41,28 +54,44 @@ def from_mapping[T](cls: type[T], data: Any, path: str = "") -> T:
     """
     if isinstance(data, cls):
         return data
-    if not isinstance(data, Mapping) and not hasattr(data, "items"):
+    if not is_mapping(data):
         raise InputError(f"{path or cls.__name__}: expected a mapping, got {data!r}")
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in data.items():
-        where = f"{path}.{key}" if path else str(key)
-        if key not in fields:
-            raise InputError(f"{where}: unknown key; {nearest(str(key), fields)}")
-        values[key] = _convert(hints[key], value, where)
-    for name, field in fields.items():
-        required = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        if required and name not in values:
-            raise InputError(
-                f"{path + '.' if path else ''}{name}: missing; {cls.__name__} needs it"
-            )
-    try:
-        return cls(**values)
-    except InputError as error:
-        raise InputError(f"{path}: {error}" if path else str(error)) from None
+    return _record(cls, upgraded(cls, data), path)
+
+
+def convert(hint: Any, value: Any, path: str = "") -> Any:
+    """Reads a value of any type that a field of a record may have, a union of records included.
+
+    Args:
+      hint: the type, such as `int | None`, `tuple[Wheel, ...]`, `Lora | Adapter`.
+      value: plain data.
+      path: where it stands in the whole, for messages.
+
+    Raises:
+      InputError: as `from_mapping`; of a union of records, also a kind that none of them has.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in UNIONS:
+        return _union(hint, value, path)
+    if origin is Literal:
+        if value not in arguments:
+            remark = nearest(str(value), map(str, arguments))
+            raise InputError(f"{path}: {value!r} is not one of {list(arguments)}; {remark}")
+        return value
+    if origin is tuple:
+        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+            raise InputError(f"{path}: expected a list, got {value!r}")
+        return tuple(convert(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if origin in MAPPINGS or hint in MAPPINGS:
+        if not is_mapping(value):
+            raise InputError(f"{path}: expected a mapping, got {value!r}")
+        item = arguments[1] if arguments else Any
+        return {str(k): convert(item, v, f"{path}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(hint, value, path)  # type: ignore[arg-type]
+    if hint is Any:
+        return value
+    return _scalar(hint, value, path)
 
 
 def to_mapping(record: Any) -> Any:
@@ -120,37 +149,124 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        options = [a for a in arguments if a is not type(None)]
-        for option in options[:-1]:
+UNIONS = (Union, types.UnionType)
+MAPPINGS = (dict, Mapping)
+
+
+def is_mapping(value: Any) -> bool:
+    """Returns whether a value has keys: a dict, a ConfigDict."""
+    return isinstance(value, Mapping) or hasattr(value, "items")
+
+
+def options(hint: Any) -> tuple[Any, ...]:
+    """Returns the types that a value other than None may have."""
+    if typing.get_origin(hint) not in UNIONS:
+        return (hint,)
+    return tuple(option for option in typing.get_args(hint) if option is not types.NoneType)
+
+
+def records(hint: Any) -> list[type]:
+    """Returns the records that a value may be."""
+    possible = (o for o in options(hint) if isinstance(o, type))
+    return [option for option in possible if dataclasses.is_dataclass(option)]
+
+
+@functools.cache
+def hints(cls: type) -> dict[str, Any]:
+    """Returns the types of a record's fields, by name."""
+    of_all = typing.get_type_hints(cls)
+    return {f.name: of_all[f.name] for f in dataclasses.fields(cls) if f.init}
+
+
+def kinds(hint: Any) -> dict[str, type]:
+    """Returns the records of a union, by the kinds that tell them apart.
+
+    Raises:
+      TypeError: a record has no `kind: Literal[...]`, or shares one with another.
+    """
+    found: dict[str, type] = {}
+    for record in records(hint):
+        own = typing.get_args(hints(record).get("kind"))
+        if not own or found.keys() & set(own):
+            raise TypeError(f"{record.__name__} needs a field kind: Literal[...] of its own")
+        found |= dict.fromkeys(own, record)
+    return found
+
+
+def of_kind(hint: Any, data: Any, path: str = "") -> type:
+    """Returns the record of a union that a mapping is of.
+
+    Raises:
+      InputError: the mapping names no kind, or one that there is not.
+    """
+    found = records(hint)
+    if len(found) == 1:
+        return found[0]
+    known, where = kinds(hint), f"{path}.kind" if path else "kind"
+    if "kind" not in data:
+        raise InputError(f"{where}: missing; it can be {', '.join(known)}")
+    kind = data["kind"]
+    if not isinstance(kind, str) or kind not in known:
+        raise InputError(
+            f"{where}: {kind!r} is not one of {list(known)}; {nearest(str(kind), known)}"
+        )
+    return known[kind]
+
+
+def upgraded(cls: type, data: Any) -> dict[str, Any]:
+    """Returns a mapping as the record `cls` is written today; see `upgrade` above."""
+    upgrade = getattr(cls, "upgrade", dict)
+    return upgrade({str(key): value for key, value in data.items()})
+
+
+def _record[T](cls: type[T], data: Mapping[str, Any], path: str) -> T:
+    known = hints(cls)  # type: ignore[arg-type]
+    values = {}
+    for key, value in data.items():
+        where = f"{path}.{key}" if path else key
+        if key not in known:
+            raise InputError(f"{where}: unknown key; {nearest(key, known)}")
+        values[key] = convert(known[key], value, where)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if field.init and required and field.name not in values:
+            raise InputError(
+                f"{path + '.' if path else ''}{field.name}: missing; {cls.__name__} needs it"
+            )
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}" if path else str(error)) from None
+
+
+def _union(hint: Any, value: Any, path: str) -> Any:
+    if value is None and types.NoneType in typing.get_args(hint):
+        return None
+    possible, of_records = options(hint), records(hint)
+    if len(possible) == 1:
+        return convert(possible[0], value, path)
+    if of_records and isinstance(value, tuple(of_records)):
+        return value
+    if of_records and is_mapping(value):
+        cls = of_kind(hint, value, path)
+        data = upgraded(cls, value)
+        for key in data if len(of_records) > 1 else ():
+            others = [kind for kind, other in kinds(hint).items() if key in hints(other)]
+            if key not in hints(cls) and others:
+                raise InputError(
+                    f"{path}.{key}: kind {data['kind']!r} has none, only {', '.join(others)}"
+                )
+        return _record(cls, data, path)
+    for option in possible:
+        if option not in of_records:
             try:
-                return _convert(option, value, path)
+                return convert(option, value, path)
             except InputError:
-                continue  # the last option's message is the one reported
-        return _convert(options[-1], value, path)
-    if origin is Literal:
-        if value not in arguments:
-            remark = nearest(str(value), map(str, arguments))
-            raise InputError(f"{path}: {value!r} is not one of {list(arguments)}; {remark}")
-        return value
-    if origin is tuple:
-        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-            raise InputError(f"{path}: expected a list, got {value!r}")
-        return tuple(_convert(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(value))
-    if origin in (dict, Mapping) or hint in (dict, Mapping):
-        if not hasattr(value, "items"):
-            raise InputError(f"{path}: expected a mapping, got {value!r}")
-        item = arguments[1] if arguments else Any
-        return {str(k): _convert(item, v, f"{path}.{k}") for k, v in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return from_mapping(hint, value, path)  # type: ignore[arg-type]
-    if hint is Any:
-        return value
-    return _scalar(hint, value, path)
+                continue  # another option may take it; if none does, all are named
+    names = " or ".join(getattr(option, "__name__", str(option)) for option in possible)
+    raise InputError(f"{path}: expected {names}, got {value!r}")
 
 
 def _scalar(hint: Any, value: Any, path: str) -> Any:

@@ -55,7 +55,7 @@ from modbrick.convert.correspondence import correspondence
 from modbrick.convert.format import Format, Translation
 from modbrick.convert.huggingface.directory import open_directory
 from modbrick.errors import InputError
-from modbrick.layers.parameter_table import parameter_table
+from modbrick.layers.functional import parameter_table
 
 DIRECTORY = flags.DEFINE_string("directory", None, "Where to write; none: the temporary directory.")
 SIZE = flags.DEFINE_enum("size", "full", ["full", "medium", "small"], "Of the model.")

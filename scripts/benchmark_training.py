@@ -38,12 +38,12 @@ from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.flops import training_flops
 from modbrick.hardware import describe_machine, measured_flops
-from modbrick.layers.parameter_table import parameter_table
+from modbrick.layers.functional import initial_parameters, parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import Optimizer, OptimizerConfig
-from modbrick.parameters.partition import Partition
+from modbrick.parameters import Partition
 from modbrick.schema import nearest
-from modbrick.training.state import initial_parameters, initial_state
+from modbrick.training.state import initial_state
 from modbrick.training.step import train_step
 
 JSON = flags.DEFINE_string("json", None, "File for the results.")

@@ -28,11 +28,11 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 from rich.status import Status
 
 from modbrick import command_line
+from modbrick.config.flag import DEFINE_config
 from modbrick.errors import InputError
 from modbrick.planning.advice import advice, verdict
 from modbrick.planning.measuring import measure_missing_rates
@@ -41,10 +41,9 @@ from modbrick.planning.rates import FILE
 from modbrick.planning.search import compiled, search
 from modbrick.planning.table import describe, describe_candidates
 from modbrick.planning.topology import Topology, find_topology
-from modbrick.schema import from_mapping
 from modbrick.training.run_config import RunConfig
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
+CONFIG = DEFINE_config("config", RunConfig)
 TOPOLOGY = flags.DEFINE_string("topology", None, "Generation and chips, such as v5p:4x4x4.")
 SEARCH = flags.DEFINE_bool("search", False, "Try meshes, rematerialisation and microbatches.")
 COMPILE = flags.DEFINE_integer(
@@ -63,11 +62,11 @@ def main(argv: Sequence[str]) -> int:
     command_line.check_output(JSON)
     # Planning happens on the CPU, whatever else the machine has.
     jax.config.update("jax_platforms", "cpu")
-    if CONFIG.value is None or TOPOLOGY.value is None:
+    config = CONFIG.value
+    if config is None or TOPOLOGY.value is None:
         raise InputError(
             "name a config and a topology: --config=configs/NAME.py --topology=v5p:4x4x4"
         )
-    config = from_mapping(RunConfig, CONFIG.value.to_dict())
     topology = find_topology(TOPOLOGY.value, config.mesh.slices)
     if RATES.value:
         measure_missing_rates(KEPT_RATES, [(config, topology)])

@@ -18,15 +18,16 @@ import jax
 import numpy as np
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from modbrick import command_line
 from modbrick.checkpoints import CheckpointStore, Metadata, save_tokenizer
 from modbrick.checkpoints.directory import write_text
+from modbrick.config.flag import DEFINE_config
 from modbrick.data import Dataset, check_vocabulary, evaluation_batches, training_batches
 from modbrick.data.batches import Batch
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache, peak_flops
+from modbrick.layers.functional import initial_parameters
 from modbrick.models import initial_weights
 from modbrick.parallel import make_mesh
 from modbrick.parallel.batch import check_rows, local_rows, place_batch
@@ -39,7 +40,7 @@ from modbrick.parallel.processes import (
     say,
     start_processes,
 )
-from modbrick.schema import from_mapping, to_json, to_mapping
+from modbrick.schema import to_json, to_mapping
 from modbrick.training.evaluation import evaluate, evaluation_step
 from modbrick.training.observe.metrics import MetricsWindow, MetricsWriter, useful_flops
 from modbrick.training.observe.profile import ProfiledSteps, Profiler
@@ -48,9 +49,9 @@ from modbrick.training.observe.timeline import FINISHED, Timeline
 from modbrick.training.preemption import EXIT_PREEMPTED, PreemptionGuard
 from modbrick.training.program import TrainProgram, train_program
 from modbrick.training.run_config import RunConfig, check_identity, shared_settings
-from modbrick.training.state import TrainState, initial_parameters, initial_state
+from modbrick.training.state import TrainState, initial_state
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
+CONFIG = DEFINE_config("config", RunConfig)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, local or remote.")
 ALLOW_CHANGE = flags.DEFINE_list(
     "allow_change", [], "What may differ from the run to be continued: names such as optimizer."
@@ -80,12 +81,12 @@ def main(argv: Sequence[str]) -> int:
 
 def train() -> int:
     """Returns the exit status of the run that the flags describe."""
-    if CONFIG.value is None or not WORKDIR.value:
+    config = CONFIG.value
+    if config is None or not WORKDIR.value:
         raise InputError("name a config and a directory: --config=configs/NAME.py --workdir=DIR")
     enable_compilation_cache()
 
     # ------------------------------------------------------------------------------------- config
-    config = from_mapping(RunConfig, CONFIG.value.to_dict())
     total_steps, batch_size = config.training.steps, config.data.batch_size
     workdir = epath.Path(WORKDIR.value)
     profiled = ProfiledSteps.parse(PROFILE_STEPS.value, total_steps)

@@ -24,6 +24,7 @@ FLOORS = [
     "hardware",
     "config",
     "config_dict",
+    "families",
     "flops",
     "execution",
     "parameters",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 
 import jax
 
+from modbrick.config.files import load_config
 from modbrick.errors import InputError
 from modbrick.planning.topology import Topology, find_topology
-from modbrick.schema import from_mapping
 from modbrick.training.run_config import RunConfig
 
 TOPOLOGIES = ("v5p:4x4x4", "v5e:16x16", "v6e:16x16")
@@ -36,13 +35,7 @@ def preset(folder: Path, name: str, topology: str) -> RunConfig:
     Raises:
       InputError: there is no such preset, or it has no such layout.
     """
-    path = folder / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise InputError(f"there is no preset {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return from_mapping(RunConfig, module.get_config(topology).to_dict())
+    return load_config(RunConfig, f"{folder / name}.py:{topology}")
 
 
 def missing(plans: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, RunConfig, Topology]]:

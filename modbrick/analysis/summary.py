@@ -8,8 +8,8 @@ from rich.table import Table
 
 from modbrick.config import ModelConfig
 from modbrick.flops import forward_flops
-from modbrick.layers.parameter_table import parameter_table
-from modbrick.parameters.addresses import ParameterInfo
+from modbrick.layers.functional import parameter_table
+from modbrick.parameters import ParameterInfo
 
 # float32 parameter and gradient, and two moments
 BYTES_PER_TRAINED_PARAMETER = 16
@@ -107,7 +107,6 @@ def _active(config: ModelConfig, info: ParameterInfo) -> int:
     layers = info.bank_shape[0] if info.bank_shape else 1
     if "expert" not in info.axes:
         return layers
-    _, segment, sublayer, *_ = info.path.split(".")
-    layer = config.segments[int(segment)].layer
-    experts = getattr(layer, sublayer).experts
+    sublayer = info.address().split(".")[2]
+    experts = getattr(config.layers[info.first_layer], sublayer).experts
     return layers * experts.top_k

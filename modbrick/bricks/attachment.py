@@ -9,19 +9,21 @@ import jax.numpy as jnp
 
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
-from modbrick.layers.sites import Bricks, Site, SiteBrick, decoder_sites, layer_sites
+from modbrick.layers.context import Bricks, SiteBrick
+from modbrick.layers.sites import Site, model_sites
 from modbrick.schema import nearest
 
-BrickMaker = Callable[[jax.Array, Site], SiteBrick]
+NewBrick = Callable[[jax.Array, Site], SiteBrick]
+"""Makes one layer's brick at a site, from a random key and the site."""
 
 
-def attach(config: ModelConfig, makers: Mapping[str, BrickMaker], *, key: jax.Array) -> Bricks:
+def attach(config: ModelConfig, new: Mapping[str, NewBrick], *, key: jax.Array) -> Bricks:
     """Makes a brick for every layer at each named site, stacked as the forward pass takes them.
 
     Args:
       config: the model.
-      makers: from a site to a function of (key, site) that makes one layer's brick there. A site is
-        `layer.*.NAME` (every layer that has it; `layer_sites` lists names), `embedding` or `head`.
+      new: for each site, what makes a layer's brick there. A site is `layer.*.NAME` (every layer
+        that has it; `model_sites` lists names), `embedding` or `head`.
       key: split over sites and layers.
 
     Raises:
@@ -29,26 +31,27 @@ def attach(config: ModelConfig, makers: Mapping[str, BrickMaker], *, key: jax.Ar
     """
     segments: dict[str, dict[str, tuple[SiteBrick, ...]]] = {}
     decoder: dict[str, tuple[SiteBrick, ...]] = {}
-    own = {site.name: site for site in decoder_sites(config)}
-    known = set(own)
-    for number, (address, make) in enumerate(makers.items()):
+    sites = model_sites(config)
+    own = {site.name: site for site in sites.decoder}
+    of_layers = {
+        segment: {f"layer.*.{site.name}": site for site in found}
+        for segment, found in sites.layers.items()
+    }
+    known = {*own, *(address for found in of_layers.values() for address in found)}
+    for number, (address, make) in enumerate(new.items()):
+        if address not in known:
+            raise InputError(f"no site {address!r} in this model; {nearest(address, known)}")
         site_key = jax.random.fold_in(key, number)
         if address in own:
             decoder[address] = (make(site_key, own[address]),)
             continue
-        found, first = False, 0
-        for index, segment in enumerate(config.segments):
-            sites = {f"layer.*.{s.name}": s for s in layer_sites(segment.layer, config.width)}
-            known |= set(sites)
-            if address in sites:
-                found, site = True, sites[address]
+        for name, first_layer, segment in config.placed_segments():
+            if address in of_layers[name]:
+                site = of_layers[name][address]
                 layers = [
-                    make(jax.random.fold_in(site_key, first + layer), site)
+                    make(jax.random.fold_in(site_key, first_layer + layer), site)
                     for layer in range(segment.repeats)
                 ]
                 stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-                segments.setdefault(str(index), {})[site.name] = (stacked,)
-            first += segment.repeats
-        if not found:
-            raise InputError(f"no site {address!r} in this model; {nearest(address, known)}")
+                segments.setdefault(name, {})[site.name] = (stacked,)
     return Bricks(segments, decoder)

@@ -30,7 +30,7 @@ from modbrick.checkpoints.metadata import (
 )
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere
-from modbrick.parameters.addresses import unflatten
+from modbrick.parameters import nest
 
 METADATA = "metadata"
 LARGEST_PIECE = 64 << 20
@@ -224,7 +224,7 @@ def _as_items(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for part, named in parts.items()
     }
     return {
-        part: unflatten(named) if part == "parameters" else named
+        part: nest(named) if part == "parameters" else named
         for part, named in filled.items()
         if named
     }

@@ -21,8 +21,7 @@ from modbrick.checkpoints.leaves import Leaf, mismatches, named_leaves
 from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
-from modbrick.layers.parameter_table import parameter_table
-from modbrick.parameters.addresses import unflatten
+from modbrick.layers.functional import parameter_table
 
 TOKENIZER = "tokenizer"
 
@@ -83,10 +82,10 @@ def load_parameters(
       step: as for `locate`.
       config: the model that the parameters must fit; None: the checkpoint's own.
       dtype: of the returned parameters (`bfloat16`); None: as stored.
-      shardings: one for all, or nested like the parameters; None: the first device.
+      shardings: one for all, or by path; None: the first device.
 
     Returns:
-      The nested parameters, and the checkpoint's description.
+      The parameters by path, and the checkpoint's description.
 
     Raises:
       InputError: there is none, it is damaged or of another format, or it does not fit the config
@@ -111,7 +110,7 @@ def load_parameters(
     if dtype is not None:
         for name in arrays:  # one at a time, so that only one exists twice
             arrays[name] = arrays[name].astype(jnp.dtype(dtype))
-    return unflatten(arrays), description
+    return arrays, description
 
 
 def save_model(
@@ -128,7 +127,7 @@ def save_model(
 
     Args:
       directory: new or empty.
-      parameters: nested and whole.
+      parameters: whole, by path.
       metadata: what to say about it, the model's config among it.
       tokenizer: text of the `tokenizer.json`.
       step: optimizer steps that made it.

@@ -11,7 +11,13 @@ from modbrick.config.experts import ExpertsConfig, RouterConfig
 from modbrick.config.feed_forward import Activation, FeedForwardConfig
 from modbrick.config.model import LayerConfig, ModelConfig, SegmentConfig
 from modbrick.config.norm import NormConfig
-from modbrick.config.rope import RopeConfig
+from modbrick.config.rope import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeConfig,
+    RopeScaling,
+    YarnScaling,
+)
 
 __all__ = [
     "Activation",
@@ -19,10 +25,14 @@ __all__ = [
     "ExpertsConfig",
     "FeedForwardConfig",
     "LayerConfig",
+    "LinearScaling",
+    "Llama3Scaling",
     "ModelConfig",
     "NormConfig",
     "Projection",
     "RopeConfig",
+    "RopeScaling",
     "RouterConfig",
     "SegmentConfig",
+    "YarnScaling",
 ]

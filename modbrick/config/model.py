@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ from modbrick.config.norm import NormConfig
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """One pre-norm decoder layer; `residual_multiplier` scales what it adds to the stream."""
+    """One pre-norm decoder layer; `residual_multiplier` scales what it adds to the residual."""
 
     attention: AttentionConfig
     feed_forward: FeedForwardConfig
@@ -46,7 +47,7 @@ class ModelConfig:
 
     Attributes:
       vocabulary: number of token ids, V.
-      width: residual width, D.
+      width: of the residual stream, D.
       segments: the layers, from the embedding to the head.
       context: tokens the model is meant for; a default for data and caches, not a limit.
       tied_head: the head is the embedding, transposed.
@@ -113,6 +114,13 @@ class ModelConfig:
     def layers(self) -> tuple[LayerConfig, ...]:
         """Every layer's config, by absolute layer index."""
         return tuple(s.layer for s in self.segments for _ in range(s.repeats))
+
+    def placed_segments(self) -> Iterator[tuple[str, int, SegmentConfig]]:
+        """Yields each segment with its index as text and the absolute index of its first layer."""
+        first = 0
+        for index, segment in enumerate(self.segments):
+            yield str(index), first, segment
+            first += segment.repeats
 
     def replace(self, **changes: object) -> ModelConfig:
         """Returns a copy with the given fields changed."""

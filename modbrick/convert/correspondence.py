@@ -13,8 +13,8 @@ from modbrick.convert.format import Format, Row
 from modbrick.convert.layouts import Layout, Shape
 from modbrick.errors import InputError
 from modbrick.formats.stored_tensor import StoredTensor
-from modbrick.layers.parameter_table import parameter_table
-from modbrick.parameters.addresses import AddressTable, ParameterInfo
+from modbrick.layers.functional import parameter_table
+from modbrick.parameters import ParameterInfo, ParameterTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Correspondence:
       aliases: another name that a tensor may have in files: the head's, if it is tied.
     """
 
-    parameters: AddressTable
+    parameters: ParameterTable
     places: dict[str, Place]
     parts: dict[str, dict[tuple[int, ...], tuple[Place, int]]]
     aliases: dict[str, str]
@@ -148,7 +148,7 @@ def correspondence(form: Format, model: ModelConfig) -> Correspondence:
     return Correspondence(parameters, places, parts, _aliases(form, model))
 
 
-def _places(form: Format, model: ModelConfig, parameters: AddressTable) -> Iterator[Place]:
+def _places(form: Format, model: ModelConfig, parameters: ParameterTable) -> Iterator[Place]:
     for row in form.outer:
         infos = _infos(row, "", parameters)
         if infos:
@@ -167,7 +167,7 @@ def _places(form: Format, model: ModelConfig, parameters: AddressTable) -> Itera
                     yield _place(row, name, infos, where, segment.layer)
 
 
-def _infos(row: Row, prefix: str, parameters: AddressTable) -> list[ParameterInfo]:
+def _infos(row: Row, prefix: str, parameters: ParameterTable) -> list[ParameterInfo]:
     """Returns the row's parameters if the model has them; none: the row does not apply."""
     paths = [prefix + path for path in row.paths]
     present = [path for path in paths if path in parameters]

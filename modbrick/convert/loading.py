@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from modbrick.convert.opening import OpenedSource, open_checkpoint
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.decoder import Decoder
-from modbrick.parameters.addresses import flatten, unflatten
+from modbrick.layers.functional import functional_decoder
 
 Shardings = jax.sharding.Sharding | Mapping[str, Any]
 
@@ -29,16 +28,16 @@ def read_parameters(
     Args:
       checkpoint: an opened source.
       dtype: of all parameters; None: each as its tensors are stored.
-      shardings: one for all, or nested like the parameters; None: the first device.
+      shardings: one for all, or by path; None: the first device.
 
     Returns:
-      The nested parameters.
+      The parameters by path.
 
     Raises:
       InputError: a file proves damaged in reading.
     """
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    by_path = flatten(shardings) if isinstance(shardings, Mapping) else None
+    by_path = shardings if isinstance(shardings, Mapping) else None
     parameters = {}
     for info in checkpoint.correspondence.parameters:
         sharding = (shardings or default) if by_path is None else by_path[info.path]
@@ -53,7 +52,7 @@ def read_parameters(
         parameters[info.path] = jax.make_array_from_callback(
             info.shape, sharding, read, dtype=wanted
         )
-    return unflatten(parameters)
+    return parameters
 
 
 def load(
@@ -80,6 +79,4 @@ def load(
     if dtype is not None:
         config = config.replace(dtype=dtype)
     parameters = read_parameters(checkpoint, dtype=dtype, shardings=shardings)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, execution=execution)))
-    nnx.replace_by_pure_dict(state, parameters)
-    return nnx.merge(graph, state)
+    return functional_decoder(config, execution).bind(parameters)

@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from typing import Any, TypedDict
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from modbrick.config import AttentionConfig
 from modbrick.config import Projection as ProjectionName
-from modbrick.execution import ExecutionConfig
 from modbrick.layers.attention_weights import attention_weights
-from modbrick.layers.cache import SegmentCache
+from modbrick.layers.context import Context
 from modbrick.layers.norms import Norm
 from modbrick.layers.parameters import Initialiser, constant, normal, parameter
 from modbrick.layers.positions import rotate
 from modbrick.layers.projections import ExpertProjections, Projection
-from modbrick.layers.router import Router, RouterStatistics, Routing
-from modbrick.layers.sites import SiteBricks, attach
-from modbrick.layers.stream import Stream
+from modbrick.layers.routed import routed
+from modbrick.layers.router import Router, Routing
 from modbrick.parallel.attention import Keys, Offset, attend_over_mesh
-from modbrick.parallel.dispatch import Dispatch, make_dispatch
+from modbrick.parallel.dispatch import Dispatch
 from pallas_kernels.attention.softmax.xla import softmax_attention
 from pallas_kernels.attention.stickbreaking import stickbreaking_attention
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionOutput:
-    """What an attention layer returns: the result, and what else the call asked for."""
-
-    output: Float[Array, "B S D"]
-    routing: Routing | None
-    statistics: RouterStatistics | None
-    cache: SegmentCache | None
-    weights: Float[Array, "B H S C"] | None
-
-
-class _Visibility(TypedDict):
-    """Which keys a query sees, as the attention functions take it."""
-
-    query_segment_ids: Int[Array, "B S"] | None
-    key_segment_ids: Int[Array, "B C"] | None
-    key_mask: Bool[Array, "B C"] | None
-    query_offset: Int[Array, ""] | int
-    window: int | None
 
 
 class Attention(nnx.Module):
@@ -101,62 +77,21 @@ class Attention(nnx.Module):
             self.query_norm = Norm(config.query_key_norm, query_width, rngs=rngs, axis="head_width")
             self.key_norm = Norm(config.query_key_norm, key_width, rngs=rngs, axis="head_width")
 
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        stream: Stream,
-        bricks: SiteBricks,
-        execution: ExecutionConfig,
-        *,
-        keys: Key[Array, "B"] | None = None,
-        cache: SegmentCache | None = None,
-        layer: Int[Array, ""] | None = None,
-        return_weights: bool = False,
-    ) -> AttentionOutput:
-        """Attends.
-
-        Args:
-          x: normalised stream.
-          stream: positions and visibility.
-          bricks: attached to this layer.
-          execution: which implementations to use.
-          keys: for sampled top-k routing, one for each sequence.
-          cache: earlier keys and values of this segment; the new ones are written at
-            `stream.offset`.
-          layer: index of this layer in its segment; needed with a cache.
-          return_weights: also return the weights, by a form that needs memory for all pairs.
-        """
-        config = self.config
-        routing, statistics, dispatch = None, None, None
-        if config.experts is not None:
-            routing, statistics = self.router(x, "attention.router", stream, bricks, keys)
-            dispatch = make_dispatch(
-                routing.indices, routing.gates, config.experts.count, execution
-            )
-            statistics = statistics.with_dropped(dispatch.dropped)
-        queries = self._queries(x, dispatch, stream, bricks)
-        keys, values = self._keys_and_values(x, stream, bricks)
-        if cache is not None and layer is not None:
-            cache, keys, values = cache.write(layer, stream.offset, keys, values)
-            keys, values = keys.astype(x.dtype), values.astype(x.dtype)
-        visible = _Visibility(
-            query_segment_ids=stream.query_segment_ids,
-            key_segment_ids=stream.key_segment_ids,
-            key_mask=stream.key_mask,
-            query_offset=stream.offset,
-            window=config.window,
-        )
-        weights = attention_weights(config, queries, keys, **visible) if return_weights else None
-        mixed = self._attend(queries, keys, values, visible, execution)
-        y = self._output(mixed, routing, dispatch, stream, bricks)
-        return AttentionOutput(y, routing, statistics, cache, weights)
+    def __call__(self, x: Float[Array, "B S D"], context: Context) -> Float[Array, "B S D"]:
+        """Attends from every token of the normalised stream `x`."""
+        routing, dispatch = None, None
+        if self.config.experts is not None:
+            routing, dispatch = routed(self.router, x, "attention", context)
+        queries = self._queries(x, dispatch, context)
+        keys, values = context.remember(*self._keys_and_values(x, context))
+        if "attention_weights" in context.capture:
+            weights = attention_weights(self.config, queries, keys, context.visibility)
+            context.record("attention_weights", weights)
+        mixed = self._attend(queries, keys, values, context)
+        return self._output(mixed, routing, dispatch, context)
 
     def _queries(
-        self,
-        x: Float[Array, "B S D"],
-        dispatch: Dispatch | None,
-        stream: Stream,
-        bricks: SiteBricks,
+        self, x: Float[Array, "B S D"], dispatch: Dispatch | None, context: Context
     ) -> Float[Array, "B S N W"]:
         """Returns query heads, N = K H with experts; heads that share keys are adjacent."""
         config = self.config
@@ -165,11 +100,12 @@ class Attention(nnx.Module):
         else:
             assert dispatch is not None, "a bank of queries has a router"
             queries = dispatch.map(x, self.query.weight[...].astype(x.dtype))
-        queries = attach(bricks, "attention.query", x, queries, stream.brick_ids)
+        queries = context.at("attention.query", x, queries)
         queries = self._clipped(self._normed(queries, "query"))
         queries = queries.reshape(*x.shape[:2], -1, config.heads, config.head_width)
         if config.rope is not None:
-            queries = rotate(config.rope, queries, stream.positions)
+            assert context.positions is not None
+            queries = rotate(config.rope, queries, context.positions)
         slots = queries.shape[2]
         grouped = queries.reshape(
             *x.shape[:2], slots, config.grouped_heads, -1, config.head_width
@@ -177,20 +113,21 @@ class Attention(nnx.Module):
         return grouped.reshape(*x.shape[:2], slots * config.heads, config.head_width)
 
     def _keys_and_values(
-        self, x: Float[Array, "B S D"], stream: Stream, bricks: SiteBricks
+        self, x: Float[Array, "B S D"], context: Context
     ) -> tuple[Float[Array, "B S G W"], Float[Array, "B S G W"]]:
         config = self.config
         if config.key_value == "identity":
             keys = values = x
         else:
             keys, values = self.key(x), self.value(x)
-        keys = attach(bricks, "attention.key", x, keys, stream.brick_ids)
-        values = attach(bricks, "attention.value", x, values, stream.brick_ids)
+        keys = context.at("attention.key", x, keys)
+        values = context.at("attention.value", x, values)
         keys, values = self._clipped(self._normed(keys, "key")), self._clipped(values)
         shape = (*x.shape[:2], config.grouped_heads, config.head_width)
         keys, values = keys.reshape(shape), values.reshape(shape)
         if config.rope is not None:
-            keys = rotate(config.rope, keys, stream.positions)
+            assert context.positions is not None
+            keys = rotate(config.rope, keys, context.positions)
         return keys, values
 
     def _normed(self, x: Float[Array, "... A"], name: str) -> Float[Array, "... A"]:
@@ -211,43 +148,42 @@ class Attention(nnx.Module):
         queries: Float[Array, "B S N W"],
         keys: Float[Array, "B C G W"],
         values: Float[Array, "B C G W"],
-        visible: _Visibility,
-        execution: ExecutionConfig,
+        context: Context,
     ) -> Float[Array, "B S N W"]:
-        config, window = self.config, visible["window"]
+        config, execution, visibility = self.config, context.execution, context.visibility
         stickbreaking = config.kind == "stickbreaking"
+        attention = (
+            functools.partial(
+                stickbreaking_attention,
+                attend_current=config.attend_current,
+                tolerance=execution.attention_tolerance,
+            )
+            if stickbreaking
+            else softmax_attention
+        )
 
         def attend(
             query: Array, segment_ids: Int[Array, "B S"] | None, keys: Keys, offset: Offset
         ) -> Any:
-            seen = _Visibility(
+            return attention(
+                query,
+                keys.key,
+                keys.value,
+                scale=config.scale,
                 query_segment_ids=segment_ids,
                 key_segment_ids=keys.segment_ids,
                 key_mask=keys.mask,
                 query_offset=offset,
-                window=window,
-            )
-            tensors = (query, keys.key, keys.value)
-            if not stickbreaking:
-                return softmax_attention(
-                    *tensors, scale=config.scale, implementation=execution.attention, **seen
-                )
-            return stickbreaking_attention(
-                *tensors,
-                scale=config.scale,
-                attend_current=config.attend_current,
-                tolerance=execution.attention_tolerance,
+                window=config.window,
                 implementation=execution.attention,
-                **seen,
             )
 
-        looked_at = Keys(keys, values, visible["key_segment_ids"], visible["key_mask"])
         return attend_over_mesh(
             attend,
             queries,
-            visible["query_segment_ids"],
-            looked_at,
-            visible["query_offset"],
+            visibility.query_segment_ids,
+            Keys(keys, values, visibility.key_segment_ids, visibility.key_mask),
+            visibility.offset,
             ring=stickbreaking,
         )
 
@@ -256,14 +192,13 @@ class Attention(nnx.Module):
         mixed: Float[Array, "B S N W"],
         routing: Routing | None,
         dispatch: Dispatch | None,
-        stream: Stream,
-        bricks: SiteBricks,
+        context: Context,
     ) -> Float[Array, "B S D"]:
         config, experts = self.config, self.config.experts
         batch, sequence = mixed.shape[:2]
         if isinstance(self.output, Projection):
             mixed = mixed.reshape(batch, sequence, config.query_width)
-            return attach(bricks, "attention.output", mixed, self.output(mixed), stream.brick_ids)
+            return context.at("attention.output", mixed, self.output(mixed))
         assert routing is not None, "a bank of outputs has a router"
         assert dispatch is not None, "and a dispatch"
         assert experts is not None, "and a config"
@@ -275,8 +210,7 @@ class Attention(nnx.Module):
         y = dispatch.reduce(slots, self.output.weight[...].astype(slots.dtype))
         if experts.output_bias:
             y = (y + self.output_bias[...]).astype(slots.dtype)
-        if bricks.get("attention.output"):
-            weighted = (slots.astype(jnp.float32) * routing.gates[..., None]).sum(-2)
-            weighted = weighted.astype(slots.dtype)
-            y = attach(bricks, "attention.output", weighted, y, stream.brick_ids)
-        return y
+        if not context.looks_at("attention.output"):
+            return y
+        weighted = (slots.astype(jnp.float32) * routing.gates[..., None]).sum(-2)
+        return context.at("attention.output", weighted.astype(slots.dtype), y)

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from modbrick.config import AttentionConfig
+from modbrick.layers.context import Visibility
 
 
 def attention_weights(
     config: AttentionConfig,
     query: Float[Array, "B S N W"],
     key: Float[Array, "B C G W"],
-    *,
-    query_segment_ids: Int[Array, "B S"] | None,
-    key_segment_ids: Int[Array, "B C"] | None,
-    key_mask: Bool[Array, "B C"] | None,
-    query_offset: Int[Array, ""] | int,
-    window: int | None,
+    visibility: Visibility,
 ) -> Float[Array, "B N S C"]:
     """Returns the weight of each key for each query, float32.
 
@@ -32,15 +28,16 @@ def attention_weights(
     logits = scale * jnp.einsum(
         "bsghw,bcgw->bghsc", grouped, key.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
     )
-    distance = (jnp.arange(sequence) + query_offset)[:, None] - jnp.arange(key.shape[1])
+    distance = (jnp.arange(sequence) + visibility.offset)[:, None] - jnp.arange(key.shape[1])
     visible = distance >= (0 if config.attend_current else 1)
-    if window is not None:
-        visible &= distance < window
+    if config.window is not None:
+        visible &= distance < config.window
     visible = visible[None]
-    if query_segment_ids is not None and key_segment_ids is not None:
-        visible &= query_segment_ids[:, :, None] == key_segment_ids[:, None]
-    if key_mask is not None:
-        visible &= key_mask[:, None]
+    queries_of, keys_of = visibility.query_segment_ids, visibility.key_segment_ids
+    if queries_of is not None and keys_of is not None:
+        visible &= queries_of[:, :, None] == keys_of[:, None]
+    if visibility.key_mask is not None:
+        visible &= visibility.key_mask[:, None]
     visible = visible[:, None, None]
     if config.kind == "softmax":
         weights = jax.nn.softmax(logits, axis=-1, where=visible)

@@ -1,44 +1,19 @@
-"""One pre-norm decoder layer: attention, then feed-forward, each added to the stream."""
+"""One pre-norm decoder layer: attention, then feed-forward, each added to the residual stream."""
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float
 
 from modbrick.config import LayerConfig
-from modbrick.execution import ExecutionConfig
 from modbrick.layers.attention import Attention
-from modbrick.layers.cache import SegmentCache
+from modbrick.layers.context import Context
 from modbrick.layers.feed_forward import ExpertFeedForward, FeedForward
 from modbrick.layers.norms import Norm
 from modbrick.layers.parameters import Initialiser
 from modbrick.layers.rematerialisation import mark_between
-from modbrick.layers.router import RouterStatistics, Routing
-from modbrick.layers.sites import SiteBricks, attach
-from modbrick.layers.stream import Stream
 from modbrick.parallel import constrain
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LayerRecord:
-    """What a layer reports besides the stream.
-
-    Attributes:
-      statistics: router totals, by sublayer (`attention`, `feed_forward`) that has experts.
-      routing: router decisions by sublayer; empty unless captured.
-      attention_weights: `[B, H, S, C]`; None unless captured.
-      hidden: the stream after the layer; None unless captured.
-    """
-
-    statistics: dict[str, RouterStatistics]
-    routing: dict[str, Routing]
-    attention_weights: Float[Array, "B H S C"] | None
-    hidden: Float[Array, "B S D"] | None
 
 
 class Block(nnx.Module):
@@ -66,59 +41,16 @@ class Block(nnx.Module):
             )
         )
 
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        stream: Stream,
-        bricks: SiteBricks,
-        execution: ExecutionConfig,
-        *,
-        keys: Key[Array, "B"] | None,
-        cache: SegmentCache | None,
-        layer: Int[Array, ""],
-        capture: frozenset[str],
-    ) -> tuple[Float[Array, "B S D"], SegmentCache | None, LayerRecord]:
-        """Runs the layer; see `Decoder.__call__` for what can be captured."""
-        attention_keys, feed_forward_keys = (
-            (None, None) if keys is None else jax.vmap(jax.random.split, out_axes=1)(keys)
-        )
+    def __call__(self, x: Float[Array, "B S D"], context: Context) -> Float[Array, "B S D"]:
+        """Runs the layer on the residual stream."""
         multiplier = self.config.residual_multiplier
-        statistics: dict[str, RouterStatistics] = {}
-        routing: dict[str, Routing] = {}
-
         normed = self.attention_norm(x)
-        attended = self.attention(
-            normed,
-            stream,
-            bricks,
-            execution,
-            keys=attention_keys,
-            cache=cache,
-            layer=layer,
-            return_weights="attention_weights" in capture,
-        )
-        y = attach(bricks, "attention", normed, attended.output, stream.brick_ids)
+        y = context.at("attention", normed, self.attention(normed, context))
         x = mark_between(constrain(_added(x, y, multiplier), "batch", "sequence", "width"))
-        if attended.statistics is not None and attended.routing is not None:
-            statistics["attention"], routing["attention"] = attended.statistics, attended.routing
-
         normed = self.feed_forward_norm(x)
-        if isinstance(self.feed_forward, FeedForward):
-            y = self.feed_forward(normed, stream, bricks)
-        else:
-            y, routing["feed_forward"], statistics["feed_forward"] = self.feed_forward(
-                normed, stream, bricks, execution, feed_forward_keys
-            )
-        y = attach(bricks, "feed_forward", normed, y, stream.brick_ids)
+        y = context.at("feed_forward", normed, self.feed_forward(normed, context))
         x = constrain(_added(x, y, multiplier), "batch", "sequence", "width")
-        x = attach(bricks, "residual", x, x, stream.brick_ids)
-        record = LayerRecord(
-            statistics,
-            routing if "routing" in capture else {},
-            attended.weights,
-            x if "hidden_states" in capture else None,
-        )
-        return x, attended.cache, record
+        return context.at("residual", x, x)
 
 
 def _added(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +14,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.block import Block, LayerRecord
+from modbrick.layers.block import Block
 from modbrick.layers.cache import Cache
+from modbrick.layers.captures import by_router, gather_captures, recorded_names
+from modbrick.layers.context import Bricks, Context, Visibility
 from modbrick.layers.norms import Norm
-from modbrick.layers.output import CAPTURES, DecoderOutput, Features
+from modbrick.layers.output import DecoderOutput, Features
 from modbrick.layers.parameters import Initialiser, normal, parameter, uniform_fan_in
 from modbrick.layers.projections import Projection, matmul
 from modbrick.layers.segment import run_segment, stacked_block
-from modbrick.layers.sites import Bricks, attach
-from modbrick.layers.stream import Stream
 from modbrick.parallel import constrain, gathered
 
 
@@ -71,7 +70,11 @@ class Decoder(nnx.Module):
             uniform_fan_in if config.expert_initialiser == "uniform_fan_in" else normal(scale)
         )
         self.embedding = parameter(
-            rngs, normal(scale), (config.vocabulary, config.width), ("vocabulary", "width")
+            rngs,
+            normal(scale),
+            (config.vocabulary, config.width),
+            ("vocabulary", "width"),
+            role="embedding",
         )
         self.norm = Norm(config.norm, config.width, rngs=rngs)
         if not config.tied_head:
@@ -79,15 +82,14 @@ class Decoder(nnx.Module):
                 (config.width, config.vocabulary),
                 ("width", "vocabulary"),
                 initialiser=normal(scale),
+                role="head",
                 rngs=rngs,
             )
         self.segments: nnx.Dict[Block] = nnx.Dict()
-        first = 0
-        for index, segment in enumerate(config.segments):
-            self.segments[str(index)] = stacked_block(
-                segment, first, config.width, scale, expert_initialiser, inner
+        for name, first_layer, segment in config.placed_segments():
+            self.segments[name] = stacked_block(
+                segment, first_layer, config.width, scale, expert_initialiser, inner
             )
-            first += segment.repeats
 
     def __call__(
         self,
@@ -100,7 +102,7 @@ class Decoder(nnx.Module):
         bricks: Bricks | None = None,
         brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
         capture: Iterable[str] = (),
-        keys: Key[Array, "B"] | None = None,
+        random_keys: Key[Array, "B"] | None = None,
     ) -> DecoderOutput:
         """Returns the logits of the next token at every position.
 
@@ -113,14 +115,16 @@ class Decoder(nnx.Module):
           cache: keys and values of the tokens before these.
           bricks: what is attached.
           brick_ids: which variant of the attached bricks each example or token uses, -1 none.
-          capture: intermediate values to return, of `CAPTURES`.
-          keys: one for each sequence, for sampled top-k routing; None (evaluation): plain top-k.
+          capture: intermediate values to return: names of `CAPTURES`, or of sites
+            (`modbrick.layers.sites.model_sites` lists them).
+          random_keys: one for each sequence, for sampled top-k routing; None (evaluation): plain
+            top-k.
 
         Raises:
           ValueError: an unknown capture, or shapes that disagree.
           InputError: ids beyond the vocabulary or a full cache, where values are not traced.
         """
-        bricks = Bricks() if bricks is None else bricks
+        names = recorded_names(capture)
         features = self.features(
             tokens,
             attention_mask=attention_mask,
@@ -129,12 +133,18 @@ class Decoder(nnx.Module):
             cache=cache,
             bricks=bricks,
             brick_ids=brick_ids,
-            capture=capture,
-            keys=keys,
+            capture=[name for name in capture if name != "head"],
+            random_keys=random_keys,
         )
-        logits = self.logits(features.hidden, bricks=bricks, brick_ids=brick_ids)
+        context = _head_context(features.hidden, bricks, brick_ids, names)
+        logits = self._logits(features.hidden, context)
+        captured = features.captured
+        if "sites" in names:
+            captured["sites"]["decoder"] |= context.captured["sites"]
+        if "head" in names:
+            captured["head"] = context.captured["head"]
         return DecoderOutput(
-            logits, features.hidden, features.router_statistics, features.cache, features.captured
+            logits, features.hidden, features.router_statistics, features.cache, captured
         )
 
     def features(
@@ -148,57 +158,47 @@ class Decoder(nnx.Module):
         bricks: Bricks | None = None,
         brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
         capture: Iterable[str] = (),
-        keys: Key[Array, "B"] | None = None,
+        random_keys: Key[Array, "B"] | None = None,
     ) -> Features:
         """Runs everything but the head; arguments as in a call."""
-        capture = frozenset(capture)
-        if capture - CAPTURES:
-            raise ValueError(f"cannot capture {sorted(capture - CAPTURES)}: of {sorted(CAPTURES)}")
         config, bricks = self.config, Bricks() if bricks is None else bricks
         _check_values(tokens, config.vocabulary, cache)
-        brick_ids = _per_token(brick_ids, tokens)
-        stream, cache = self._stream(
-            tokens, attention_mask, segment_ids, positions, cache, brick_ids
+        visibility, counted, positions, cache = self._visible(
+            tokens, attention_mask, segment_ids, positions, cache
         )
+        context = Context(
+            positions,
+            visibility,
+            counted,
+            random_keys,
+            brick_ids=_per_token(brick_ids, tokens),
+            execution=self.execution,
+            capture=recorded_names(capture),
+        )
+        outer = dataclasses.replace(context, bricks=bricks.decoder, captured={})
         embedding = gathered(self.embedding[...], self.embedding.axes)
         # Weights may be kept in less than float32; the product is not.
         x = embedding[tokens].astype(jnp.float32) * config.embedding_multiplier
-        x = x.astype(config.dtype)
-        x = constrain(x, "batch", "sequence", "width")
-        x = attach(bricks.decoder, "embedding", x, x, brick_ids)
-        caches: dict[str, Any] = {}
-        records: dict[str, LayerRecord] = {}
-        first = 0
-        embedded = x
-        for index, segment in enumerate(config.segments):
-            name = str(index)
-            x, caches[name], records[name] = run_segment(
-                self.segments[name],
-                segment,
-                x,
-                stream,
-                bricks.segments.get(name, {}),
-                self.execution,
-                first_layer=first,
-                keys=keys,
+        x = constrain(x.astype(config.dtype), "batch", "sequence", "width")
+        x = outer.at("embedding", x, x)
+        inner: dict[str, Context] = {}
+        for name, first_layer, segment in config.placed_segments():
+            of_segment = dataclasses.replace(
+                context,
+                bricks=bricks.segments.get(name, {}),
                 cache=None if cache is None else cache.segments[name],
-                capture=capture,
             )
-            first += segment.repeats
-        captured: dict[str, Any] = {}
-        if "hidden_states" in capture:
-            after_layers = [r.hidden for r in records.values() if r.hidden is not None]
-            captured["hidden_states"] = jnp.concatenate([embedded[None], *after_layers])
-        if "attention_weights" in capture:
-            captured["attention_weights"] = {n: r.attention_weights for n, r in records.items()}
-        if "routing" in capture:
-            captured["routing"] = _by_router({n: r.routing for n, r in records.items()})
-        statistics = _by_router({n: r.statistics for n, r in records.items()})
+            x, inner[name] = run_segment(self.segments[name], segment, first_layer, x, of_segment)
         if cache is not None:
-            cache = dataclasses.replace(
-                cache, segments=caches, length=cache.length + tokens.shape[1]
-            )
-        return Features(self.norm(x), statistics, cache, captured)
+            segments = {name: of.cache for name, of in inner.items() if of.cache is not None}
+            length = cache.length + tokens.shape[1]
+            cache = dataclasses.replace(cache, segments=segments, length=length)
+        return Features(
+            self.norm(x),
+            by_router({name: of.statistics for name, of in inner.items()}),
+            cache,
+            gather_captures(capture, outer, inner),
+        )
 
     def logits(
         self,
@@ -208,25 +208,26 @@ class Decoder(nnx.Module):
         brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B S V"]:
         """Applies the head to final hidden states; float32."""
+        return self._logits(hidden, _head_context(hidden, bricks, brick_ids))
+
+    def _logits(self, hidden: Float[Array, "B S D"], context: Context) -> Float[Array, "B S V"]:
         logits = matmul(hidden, self.head_weight) * self.config.logit_multiplier
-        attached = Bricks() if bricks is None else bricks
-        return attach(attached.decoder, "head", hidden, logits, _per_token(brick_ids, hidden))
+        return context.at("head", hidden, logits)
 
     @property
     def head_weight(self) -> Float[Array, "D V"]:
         """Weight of the head, float32: the embedding, transposed, if tied."""
         return self.embedding[...].T if self.config.tied_head else self.head.weight[...]
 
-    def _stream(
+    def _visible(
         self,
         tokens: Int[Array, "B S"],
         attention_mask: Bool[Array, "B S"] | None,
         segment_ids: Int[Array, "B S"] | None,
         positions: Int[Array, "B S"] | None,
         cache: Cache | None,
-        brick_ids: Int[Array, "B S"] | None,
-    ) -> tuple[Stream, Cache | None]:
-        """Returns the stream of these tokens, and the cache with their masks written."""
+    ) -> tuple[Visibility, Bool[Array, "B S"] | None, Int[Array, "B S"], Cache | None]:
+        """Returns what tokens see, which count, where they stand, and the cache with masks."""
         for name, value in (
             ("attention_mask", attention_mask),
             ("segment_ids", segment_ids),
@@ -240,18 +241,15 @@ class Decoder(nnx.Module):
         counted = None if self.config.router_statistics == "all" else mask
         if positions is None:
             positions = _positions(tokens, mask, cache)
-        key_mask, key_segment_ids = mask, segment_ids
-        offset: Int[Array, ""] | int = 0
-        if cache is not None:
-            real = jnp.ones(tokens.shape, bool) if mask is None else mask
-            key_mask, slots = cache.append(real, segment_ids)
-            offset = cache.length
-            key_segment_ids = None if segment_ids is None else slots
-            cache = dataclasses.replace(cache, mask=key_mask, segment_ids=slots)
-        stream = Stream(
-            positions, offset, key_mask, segment_ids, key_segment_ids, counted, brick_ids
+        if cache is None:
+            return Visibility(0, mask, segment_ids, segment_ids), counted, positions, None
+        real = jnp.ones(tokens.shape, bool) if mask is None else mask
+        key_mask, documents = cache.append(real, segment_ids)
+        visibility = Visibility(
+            cache.length, key_mask, segment_ids, None if segment_ids is None else documents
         )
-        return stream, cache
+        cache = dataclasses.replace(cache, mask=key_mask, segment_ids=documents)
+        return visibility, counted, positions, cache
 
 
 def _check_values(tokens: Int[Array, "B S"], vocabulary: int, cache: Cache | None) -> None:
@@ -291,9 +289,14 @@ def _per_token(
     return jnp.broadcast_to(brick_ids[:, None], x.shape[:2])
 
 
-def _by_router(segments: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {
-        f"segments.{name}.{sublayer}": value
-        for name, sublayers in segments.items()
-        for sublayer, value in sublayers.items()
-    }
+def _head_context(
+    hidden: Float[Array, "B S D"],
+    bricks: Bricks | None,
+    brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None,
+    capture: frozenset[str] = frozenset(),
+) -> Context:
+    return Context(
+        bricks={} if bricks is None else bricks.decoder,
+        brick_ids=_per_token(brick_ids, hidden),
+        capture=capture,
+    )

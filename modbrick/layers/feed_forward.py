@@ -6,17 +6,15 @@ import functools
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from modbrick.config import ExpertsConfig, FeedForwardConfig
-from modbrick.execution import ExecutionConfig
 from modbrick.layers.activations import ACTIVATIONS
+from modbrick.layers.context import Context
 from modbrick.layers.parameters import Initialiser, constant, normal, parameter
 from modbrick.layers.projections import ExpertProjections, Projection
-from modbrick.layers.router import Router, RouterStatistics, Routing
-from modbrick.layers.sites import SiteBricks, attach
-from modbrick.layers.stream import Stream
-from modbrick.parallel.dispatch import make_dispatch
+from modbrick.layers.routed import routed
+from modbrick.layers.router import Router
 
 
 class FeedForward(nnx.Module):
@@ -32,18 +30,16 @@ class FeedForward(nnx.Module):
             self.gate = projection((width, config.hidden), ("width", "hidden"))
         self.down = projection((config.hidden, width), ("hidden", "width"))
 
-    def __call__(
-        self, x: Float[Array, "B S D"], stream: Stream, bricks: SiteBricks
-    ) -> Float[Array, "B S D"]:
+    def __call__(self, x: Float[Array, "B S D"], context: Context) -> Float[Array, "B S D"]:
         """Runs the layer on every token."""
         activation = ACTIVATIONS[self.config.activation]
-        hidden = attach(bricks, "feed_forward.up", x, self.up(x), stream.brick_ids)
+        hidden = context.at("feed_forward.up", x, self.up(x))
         if self.config.gated:
-            gate = attach(bricks, "feed_forward.gate", x, self.gate(x), stream.brick_ids)
+            gate = context.at("feed_forward.gate", x, self.gate(x))
             hidden = activation(gate) * hidden
         else:
             hidden = activation(hidden)
-        return attach(bricks, "feed_forward.down", hidden, self.down(hidden), stream.brick_ids)
+        return context.at("feed_forward.down", hidden, self.down(hidden))
 
 
 class ExpertFeedForward(nnx.Module):
@@ -71,19 +67,10 @@ class ExpertFeedForward(nnx.Module):
         if experts.output_bias:
             self.output_bias = parameter(rngs, constant(0.0), (width,), ("width",))
 
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        stream: Stream,
-        bricks: SiteBricks,
-        execution: ExecutionConfig,
-        keys: Key[Array, "B"] | None,
-    ) -> tuple[Float[Array, "B S D"], Routing, RouterStatistics]:
+    def __call__(self, x: Float[Array, "B S D"], context: Context) -> Float[Array, "B S D"]:
         """Routes every token and combines what its experts return."""
-        routing, statistics = self.router(x, "feed_forward.router", stream, bricks, keys)
         dtype = x.dtype
-        dispatch = make_dispatch(routing.indices, routing.gates, self.experts.count, execution)
-        statistics = statistics.with_dropped(dispatch.dropped)
+        _, dispatch = routed(self.router, x, "feed_forward", context)
         y = dispatch.feed_forward(
             x,
             self.up.weight[...].astype(dtype),
@@ -93,4 +80,4 @@ class ExpertFeedForward(nnx.Module):
         )
         if self.experts.output_bias:
             y = y + self.output_bias[...].astype(jnp.float32)
-        return y.astype(dtype), routing, statistics
+        return y.astype(dtype)

@@ -11,8 +11,6 @@ from jaxtyping import Array, Float
 from modbrick.layers.cache import Cache
 from modbrick.layers.router import RouterStatistics
 
-CAPTURES = frozenset({"hidden_states", "attention_weights", "routing"})
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +25,9 @@ class Features:
       captured: what `capture` named: `hidden_states` `[L+1, B, S, D]` (the embedding, then the
         stream after each layer); `attention_weights`, one `[L, B, N, S, C]` by segment (with
         experts, N runs over key heads, then slots, then heads in a group); `routing`, one stacked
-        `Routing` by router.
+        `Routing` by router; a site by its name, its outputs stacked `[L, B, S, ...]` by segment
+        (`embedding` and `head` as they are); `sites`, inputs and outputs of every site, by segment
+        (and `decoder`), then by name.
     """
 
     hidden: Float[Array, "B S D"]

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from modbrick.parameters import Role
+
 Initialiser = Callable[[jax.Array, tuple[int, ...]], Float[Array, "..."]]
 
 
@@ -29,7 +31,12 @@ def constant(value: float) -> Initialiser:
 
 
 def parameter(
-    rngs: nnx.Rngs, initialiser: Initialiser, shape: tuple[int, ...], axes: tuple[str, ...]
+    rngs: nnx.Rngs,
+    initialiser: Initialiser,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    *,
+    role: Role | None = None,
 ) -> nnx.Param:
     """Declares a float32 parameter.
 
@@ -38,7 +45,8 @@ def parameter(
       initialiser: maps (key, shape) to the initial value.
       shape: of one layer's parameter; stacking layers adds a leading axis `layer`.
       axes: a logical name for each axis, which sharding rules and addresses refer to.
+      role: what it serves, see `ParameterInfo`.
     """
     if len(shape) != len(axes):
         raise ValueError(f"axes {axes} do not name every dimension of shape {shape}")
-    return nnx.Param(initialiser(rngs.params(), shape), axes=axes)
+    return nnx.Param(initialiser(rngs.params(), shape), axes=axes, role=role)

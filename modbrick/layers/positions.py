@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from modbrick.config import RopeConfig
+from modbrick.config import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 
 
 def rope_frequencies(config: RopeConfig, head_width: int) -> np.ndarray:
@@ -22,33 +22,34 @@ def rope_frequencies(config: RopeConfig, head_width: int) -> np.ndarray:
     exponents = np.arange(0, rotated, 2, dtype=np.float64) / rotated
     frequencies = config.base**-exponents
     match config.scaling:
-        case "linear":
-            frequencies = frequencies / config.factor
-        case "llama3":
-            turns = config.stretched_from * frequencies / (2 * np.pi)  # over the original context
-            low, high = config.low_frequency_factor, config.high_frequency_factor
-            keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-            frequencies = (1 - keep) * frequencies / config.factor + keep * frequencies
-        case "yarn":
+        case LinearScaling() as scaling:
+            frequencies = frequencies / scaling.factor
+        case Llama3Scaling() as scaling:
+            rotations = scaling.original_context * frequencies / (2 * np.pi)
+            low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+            keep = np.clip((rotations - low) / (high - low), 0.0, 1.0)
+            frequencies = (1 - keep) * frequencies / scaling.factor + keep * frequencies
+        case YarnScaling() as scaling:
             low, high = (
                 rotated
-                * math.log(config.stretched_from / (beta * 2 * math.pi))
+                * math.log(scaling.original_context / (beta * 2 * math.pi))
                 / (2 * math.log(config.base))
-                for beta in (config.beta_fast, config.beta_slow)
+                for beta in (scaling.beta_fast, scaling.beta_slow)
             )
             low, high = max(math.floor(low), 0), min(math.ceil(high), rotated - 1)
             ramp = np.clip((np.arange(rotated // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
-            frequencies = frequencies * (1 - ramp) + frequencies / config.factor * ramp
+            frequencies = frequencies * (1 - ramp) + frequencies / scaling.factor * ramp
     return frequencies.astype(np.float32)
 
 
 def rope_multiplier(config: RopeConfig) -> float:
     """Returns the factor of rotated values (arXiv 2309.00071, section 3.4): 1 but for yarn."""
-    if config.scaling != "yarn":
+    scaling = config.scaling
+    if not isinstance(scaling, YarnScaling):
         return 1.0
-    if config.attention_factor is not None:
-        return config.attention_factor
-    return 0.1 * math.log(config.factor) + 1.0 if config.factor > 1 else 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    return 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
 
 
 def rotate(

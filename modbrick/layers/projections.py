@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +9,7 @@ from jaxtyping import Array, Float
 
 from modbrick.layers.parameters import Initialiser, constant, parameter
 from modbrick.parallel import gathered
+from modbrick.parameters import Role
 
 
 def matmul(x: Float[Array, "... I"], weight: Float[Array, "I O"]) -> Float[Array, "... O"]:
@@ -32,22 +31,34 @@ def accurate_matmul(x: Float[Array, "... I"], weight: Float[Array, "I O"]) -> Fl
     three bfloat16 passes on a TPU, good to about 2^-16, TF32 on a GPU. The gradient of `x` is
     rounded to 2^-9 in any case, and those of other weights are of cotangents so rounded.
     """
-    return _accurate_matmul_forward(x, weight)[0]
+    return _float32_matmul(x, weight, jax.lax.Precision.HIGHEST)
+
+
+def _float32_matmul(x: Array, weight: Array, precision: jax.lax.Precision) -> Array:
+    # As a conversion next to the product, which a TPU then does in half the passes.
+    return jnp.matmul(
+        x.astype(jnp.float32), weight, precision=precision, preferred_element_type=jnp.float32
+    )
 
 
 def _accurate_matmul_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    # With the conversion next to the product a TPU needs half the passes.
-    return matmul(x.astype(jnp.float32), weight), (x, weight)
+    return _float32_matmul(x, weight, jax.lax.Precision.HIGHEST), (x, weight)
 
 
 def _accurate_matmul_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, weight = saved
     rounded = x.dtype == jnp.bfloat16
     precision = jax.lax.Precision.HIGH if rounded else jax.lax.Precision.HIGHEST
-    product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
-    dx = product("...o,io->...i", dy, weight)
-    dweight = product("...i,...o->io", x.astype(jnp.float32), dy)
-    return dx.astype(x.dtype), dweight.astype(weight.dtype)
+    dx = _float32_matmul(dy, weight.T, precision).astype(x.dtype)
+    tokens = tuple(range(x.ndim - 1))
+    dweight = jax.lax.dot_general(
+        x.astype(jnp.float32),
+        dy,
+        ((tokens, tokens), ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    return dx, dweight.astype(weight.dtype)
 
 
 accurate_matmul.defvjp(_accurate_matmul_forward, _accurate_matmul_backward)
@@ -63,11 +74,12 @@ class Projection(nnx.Module):
         *,
         initialiser: Initialiser,
         bias: bool = False,
+        role: Role | None = None,
         rngs: nnx.Rngs,
     ):
-        self.weight = parameter(rngs, initialiser, shape, axes)
+        self.weight = parameter(rngs, initialiser, shape, axes, role=role)
         if bias:
-            self.bias = parameter(rngs, constant(0.0), shape[1:], axes[1:])
+            self.bias = parameter(rngs, constant(0.0), shape[1:], axes[1:], role=role)
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         """Maps the last axis; in the dtype of `x`."""

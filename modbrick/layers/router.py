@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.config import ExpertsConfig
+from modbrick.layers.context import Context
 from modbrick.layers.parameters import constant, normal, parameter
 from modbrick.layers.projections import Projection, matmul
 from modbrick.layers.rematerialisation import mark_choice, mark_router
-from modbrick.layers.sites import SiteBricks, attach
-from modbrick.layers.stream import Stream
 
 
 @jax.tree_util.register_dataclass
@@ -67,39 +67,24 @@ class Router(nnx.Module):
     def __init__(self, config: ExpertsConfig, width: int, scale: float, *, rngs: nnx.Rngs):
         self.config = config
         router, experts = config.router, config.count
+        projection = functools.partial(
+            Projection, initialiser=normal(scale), role="router", rngs=rngs
+        )
+        logits = ("router_hidden", "router_expert")
         match router.kind:
             case "linear":
-                self.output = Projection(
-                    (width, experts),
-                    ("width", "router_expert"),
-                    initialiser=normal(scale),
-                    rngs=rngs,
-                )
+                self.output = projection((width, experts), ("width", "router_expert"))
             case "mlp":
-                self.hidden = Projection(
-                    (width, router.hidden),
-                    ("width", "router_hidden"),
-                    initialiser=normal(scale),
-                    bias=True,
-                    rngs=rngs,
+                self.hidden = projection(
+                    (width, router.hidden), ("width", "router_hidden"), bias=True
                 )
-                self.output = Projection(
-                    (router.hidden, experts),
-                    ("router_hidden", "router_expert"),
-                    initialiser=normal(scale),
-                    rngs=rngs,
-                )
+                self.output = projection((router.hidden, experts), logits)
             case "gmm":
-                self.hidden = Projection(
-                    (width, router.hidden),
-                    ("width", "router_hidden"),
-                    initialiser=normal(scale),
-                    rngs=rngs,
-                )
+                self.hidden = projection((width, router.hidden), ("width", "router_hidden"))
                 self.centroids = parameter(
-                    rngs, normal(1.0), (experts, router.hidden), ("router_expert", "router_hidden")
+                    rngs, normal(1.0), (experts, router.hidden), logits[::-1], role="router"
                 )
-                self.temperature = parameter(rngs, constant(0.0), (1,), ("scalar",))
+                self.temperature = parameter(rngs, constant(0.0), (1,), ("scalar",), role="router")
 
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
         """Returns the unnormalised log-probability of each expert, float32."""
@@ -115,30 +100,26 @@ class Router(nnx.Module):
                 return cosine * jnp.exp(self.temperature[...])
 
     def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        site: str,
-        stream: Stream,
-        bricks: SiteBricks,
-        keys: Key[Array, "B"] | None,
+        self, x: Float[Array, "B S D"], sublayer: str, context: Context
     ) -> tuple[Routing, RouterStatistics]:
         """Routes every token of `x`.
 
+        Bricks see and change the logits at the site `SUBLAYER.router`. Without random keys
+        (evaluation) sampled top-k is plain top-k.
+
         Args:
           x: the layer's input.
-          site: where bricks see and change the logits.
-          stream: says which tokens count in the statistics.
-          bricks: attached to the layer.
-          keys: for sampled top-k, one for each sequence; None (evaluation) takes the plain top-k.
+          sublayer: whose experts these are.
+          context: of the layer.
         """
-        logits = attach(bricks, site, x, mark_router(self.logits(x)), stream.brick_ids)
+        logits = context.at(f"{sublayer}.router", x, mark_router(self.logits(x)))
         probabilities = jax.nn.softmax(logits, axis=-1)
-        indices = mark_choice(self._choose(probabilities, keys))
+        indices = mark_choice(self._choose(probabilities, context.keys_of(sublayer)))
         gates = mark_router(jnp.take_along_axis(probabilities, indices, axis=-1))
         if self.config.router.gates == "renormalised":
             # Sampled experts can have probabilities that vanish.
             gates = gates / jnp.maximum(gates.sum(-1, keepdims=True), 1e-30)
-        statistics = _statistics(logits, probabilities, indices, gates, stream.counted)
+        statistics = _statistics(logits, probabilities, indices, gates, context.counted)
         return Routing(indices, gates), statistics
 
     def _choose(

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.random import fold_in
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from modbrick.config import SegmentConfig
-from modbrick.execution import ExecutionConfig
-from modbrick.layers.block import Block, LayerRecord
+from modbrick.layers.block import Block
 from modbrick.layers.cache import SegmentCache
+from modbrick.layers.context import Context, SiteBricks
 from modbrick.layers.parameters import Initialiser
 from modbrick.layers.rematerialisation import mark_layer_input, rematerialised
-from modbrick.layers.sites import SiteBricks
-from modbrick.layers.stream import Stream
+
+Carry = tuple[Array, SegmentCache | None]
 
 
 def stacked_block(
@@ -43,40 +43,39 @@ def stacked_block(
 def run_segment(
     block: Block,
     config: SegmentConfig,
-    x: Float[Array, "B S D"],
-    stream: Stream,
-    bricks: SiteBricks,
-    execution: ExecutionConfig,
-    *,
     first_layer: int,
-    keys: Key[Array, "B"] | None,
-    cache: SegmentCache | None,
-    capture: frozenset[str],
-) -> tuple[Float[Array, "B S D"], SegmentCache | None, LayerRecord]:
+    x: Float[Array, "B S D"],
+    context: Context,
+) -> tuple[Float[Array, "B S D"], Context]:
     """Runs the layers of a stacked block in order.
 
+    Args:
+      block: the layers, stacked.
+      config: of the segment.
+      first_layer: absolute index of the first of them.
+      x: the residual stream.
+      context: with the segment's bricks, stacked over its layers, and its cache.
+
     Returns:
-      The stream after the last layer, the updated cache, and the layers' records stacked on a
-      leading axis.
+      The stream after the last layer, and the context with the updated cache and what the layers
+      left behind, stacked on a leading axis.
     """
     graph, parameters = nnx.split(block)
+    execution = context.execution
 
     def run_layer(
-        carry: tuple[Array, SegmentCache | None], inputs: tuple[Any, SiteBricks, Array]
-    ) -> tuple[tuple[Array, SegmentCache | None], LayerRecord]:
+        carry: Carry, inputs: tuple[Any, SiteBricks, Array]
+    ) -> tuple[Carry, tuple[dict[str, Any], dict[str, Any]]]:
         x, cache = mark_layer_input(carry[0]), carry[1]
         parameters, bricks, index = inputs
-        of_layer = None if keys is None else jax.vmap(fold_in, (0, None))(keys, first_layer + index)
-        layer = nnx.merge(graph, parameters)
-        x, cache, record = layer(
-            x, stream, bricks, execution, keys=of_layer, cache=cache, layer=index, capture=capture
-        )
-        return (x, cache), record
+        of_layer = context.of_layer(index, first_layer, bricks, cache)
+        x = nnx.merge(graph, parameters)(x, of_layer)
+        return (x, of_layer.cache), (of_layer.statistics, of_layer.captured)
 
-    (x, cache), records = jax.lax.scan(
+    (x, cache), (statistics, captured) = jax.lax.scan(
         rematerialised(run_layer, execution.rematerialisation, execution.activation_memory),
-        (x, cache),
-        (nnx.as_pure(parameters), bricks, jnp.arange(config.repeats)),
+        (x, context.cache),
+        (nnx.as_pure(parameters), context.bricks, jnp.arange(config.repeats)),
         unroll=min(execution.unroll, config.repeats),
     )
-    return x, cache, records
+    return x, context.with_results(cache, statistics, captured)

@@ -1,115 +1,67 @@
-"""Sites: the named places of a layer or a decoder where bricks plug in.
-
-A brick at a site sees the inputs and the outputs that the layer computed there, and returns new
-outputs. Bricks are arguments of the forward pass, stacked over the layers of a segment like the
-layers themselves: attaching, swapping or mixing them needs no new layer class, and no recompilation
-while shapes agree.
-"""
+"""The sites of a model: where bricks plug in and values are captured, with their widths."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Protocol
+import functools
+from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
 
-from modbrick.config import LayerConfig, ModelConfig
-
-
-class SiteBrick(Protocol):
-    """What can be attached at a site: a pytree with this call."""
-
-    def __call__(
-        self,
-        inputs: Float[Array, "B S ..."],
-        outputs: Float[Array, "B S ..."],
-        brick_ids: Int[Array, "B S"] | None,
-    ) -> Float[Array, "B S ..."]:
-        """Returns the new outputs, of the shape and dtype of `outputs`.
-
-        `outputs` may have more axes before its last than `inputs` (the expert slots of queries).
-        `brick_ids` chooses one of the brick's variants for each token, -1 none; None: variant 0.
-        """
-        ...
-
-
-SiteBricks = Mapping[str, tuple[SiteBrick, ...]]
-"""Bricks of one layer (or, stacked, of a segment), by site, in the order in which they apply."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Bricks:
-    """Everything attached to a decoder.
-
-    Attributes:
-      segments: for each segment by index as text, the bricks at its layers' sites; every array has
-        a leading axis over the segment's layers.
-      decoder: bricks at the decoder's own sites, `embedding` and `head`.
-    """
-
-    segments: Mapping[str, SiteBricks] = dataclasses.field(default_factory=dict)
-    decoder: SiteBricks = dataclasses.field(default_factory=dict)
+from modbrick.config import ModelConfig
+from modbrick.layers.functional import functional_decoder
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A place to attach: its name within the layer, and the widths that come in and go out."""
+    """A place to attach: its name within the layer or the decoder, and the widths of both sides.
+
+    A projection has one of its own (`attention.query`, ...). `attention` and `feed_forward` see a
+    sublayer whole (where an adapter sits), `residual` the stream after the layer, `*.router` the
+    router's logits, `embedding` and `head` what the decoder makes of tokens and of final hidden
+    states. With attention experts, `attention.query` hands a brick the layer's input and every
+    slot's queries, `attention.output` the gate-weighted sum of the slots and the combined output.
+    Banks of feed-forward experts compute their projections as one, without sites in between.
+    """
 
     name: str
     input_width: int
     output_width: int
 
 
-def layer_sites(layer: LayerConfig, width: int) -> tuple[Site, ...]:
-    """Lists the sites of a layer.
+@dataclasses.dataclass(frozen=True)
+class ModelSites:
+    """The sites of a model.
 
-    Projections have one each (`attention.query`, ...; with attention experts, `query` hands the
-    brick the layer's input and every slot's queries, `output` the gate-weighted sum of the slots
-    and the combined output). `attention` and `feed_forward` see a sublayer whole (where an adapter
-    sits), `residual` the stream after the layer, `*.router` the router's logits. The up, gate and
-    down projections are sites in a dense feed-forward only: expert banks compute them as one.
+    Attributes:
+      layers: of a layer of each segment, by the segment's index as text, in the order in which a
+        layer comes to them.
+      decoder: `embedding` and `head`.
     """
-    attention, feed_forward = layer.attention, layer.feed_forward
-    sites = [
-        Site("attention.query", width, attention.query_width),
-        Site("attention.key", width, attention.key_width),
-        Site("attention.value", width, attention.key_width),
-        Site("attention.output", attention.query_width, width),
-        Site("attention", width, width),
-        Site("feed_forward", width, width),
-        Site("residual", width, width),
-    ]
-    if attention.experts:
-        sites.append(Site("attention.router", width, attention.experts.count))
-    if feed_forward.experts:
-        sites.append(Site("feed_forward.router", width, feed_forward.experts.count))
-    else:
-        sites.append(Site("feed_forward.up", width, feed_forward.hidden))
-        sites.append(Site("feed_forward.down", feed_forward.hidden, width))
-        if feed_forward.gated:
-            sites.append(Site("feed_forward.gate", width, feed_forward.hidden))
-    return tuple(sites)
+
+    layers: dict[str, tuple[Site, ...]]
+    decoder: tuple[Site, ...]
 
 
-def decoder_sites(config: ModelConfig) -> tuple[Site, ...]:
-    """Lists the decoder's own sites: the embeddings, and the logits from the final norm."""
-    return (
-        Site("embedding", config.width, config.width),
-        Site("head", config.width, config.vocabulary),
-    )
+@functools.lru_cache(maxsize=64)
+def model_sites(config: ModelConfig) -> ModelSites:
+    """Lists the sites of a model, by tracing one abstract token through it.
 
+    What the layers call `Context.at` with is what there is: no list is kept beside the code.
+    """
+    decoder = functional_decoder(config)
 
-def attach(
-    bricks: SiteBricks,
-    site: str,
-    inputs: Float[Array, "B S ..."],
-    outputs: Float[Array, "B S ..."],
-    brick_ids: Int[Array, "B S"] | None,
-) -> Float[Array, "B S ..."]:
-    """Applies the bricks attached at `site`, in order; without any, returns `outputs`."""
-    for brick in bricks.get(site, ()):
-        outputs = brick(inputs, outputs, brick_ids)
-    return outputs
+    def trace(parameters: dict[str, jax.Array]) -> Any:
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return decoder.bind(parameters)(tokens, capture=("sites",)).captured["sites"]
+
+    found = jax.eval_shape(trace, decoder.abstract_parameters())
+    sites = {
+        place: tuple(
+            Site(name, inputs.shape[-1], outputs.shape[-1])
+            for name, (inputs, outputs) in at.items()
+        )
+        for place, at in found.items()
+    }
+    return ModelSites(sites, sites.pop("decoder"))

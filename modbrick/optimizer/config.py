@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from modbrick.errors import InputError
+from modbrick.schema import convert, hints, is_mapping, kinds
 
 ParameterClass = Literal["vectors", "embedding", "head", "routers"]
 
@@ -52,43 +54,106 @@ class PowerConfig:
             raise InputError(f"power exponent must be negative, got {self.exponent}")
 
 
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """The learning rate over the steps of a run, after a linear warm-up from 0.
+@dataclass(frozen=True, kw_only=True)
+class ConstantSchedule:
+    """The full learning rate, after `warm_up_steps` steps that rise linearly to it from 0."""
+
+    warm_up_steps: int = 0
+    kind: Literal["constant"] = "constant"
+
+    def __post_init__(self) -> None:
+        _check_steps(self.warm_up_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineSchedule:
+    """Half a cosine down.
 
     Attributes:
-      kind: `constant`; `cosine` (half a cosine down); `warmup_stable_decay` (constant, then
-        linearly down); `power` (a power of the tokens trained on, capped by the learning rate,
-        then linearly down).
-      warm_up_steps: steps from 0 to the first full value.
-      decay_steps: length of the decay. None: everything after the warm-up for `cosine`, a tenth of
-        all steps for `warmup_stable_decay` and `power`. The decay ends with the run, except that of
-        `cosine`, which begins with the end of the warm-up.
-      end_factor: value after the decay, as a share of the value at its start.
-      power: of `power`, which needs it.
+      warm_up_steps: steps from 0 to the full value.
+      decay_steps: length of the decay, which begins with the end of the warm-up; None: the rest of
+        the run.
+      end_factor: value after the decay, as a share of the full one.
     """
 
-    kind: Literal["constant", "cosine", "warmup_stable_decay", "power"] = "cosine"
     warm_up_steps: int = 0
     decay_steps: int | None = None
     end_factor: float = 0.1
-    power: PowerConfig | None = None
+    kind: Literal["cosine"] = "cosine"
 
     def __post_init__(self) -> None:
-        for name in ("warm_up_steps", "decay_steps"):
-            if (getattr(self, name) or 0) < 0:
-                raise InputError(f"schedule {name} is negative: {getattr(self, name)}")
-        if not 0 <= self.end_factor <= 1:
-            raise InputError(f"schedule end_factor must be in [0, 1], got {self.end_factor}")
-        if self.kind == "constant" and self.decay_steps:
-            raise InputError(
-                f"a constant schedule has no decay, got decay_steps {self.decay_steps}: "
-                "use warmup_stable_decay"
-            )
-        if self.kind == "power" and self.power is None:
-            raise InputError("schedule kind power needs power.batch_size and power.tokens_per_step")
-        if self.kind != "power" and self.power is not None:
-            raise InputError(f"schedule kind {self.kind} does not use power: leave it out")
+        _check_steps(self.warm_up_steps, self.decay_steps, self.end_factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecaySchedule:
+    """Constant, then linearly down.
+
+    Attributes:
+      warm_up_steps: steps from 0 to the full value.
+      decay_steps: length of the decay, which ends with the run; None: a tenth of all steps.
+      end_factor: value after the decay, as a share of the full one.
+    """
+
+    warm_up_steps: int = 0
+    decay_steps: int | None = None
+    end_factor: float = 0.1
+    kind: Literal["warmup_stable_decay"] = "warmup_stable_decay"
+
+    def __post_init__(self) -> None:
+        _check_steps(self.warm_up_steps, self.decay_steps, self.end_factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerSchedule:
+    """A power of the tokens trained on, capped by the learning rate, then linearly down.
+
+    Attributes:
+      power: which one.
+      warm_up_steps: steps from 0 to the first full value.
+      decay_steps: length of the decay, which ends with the run; None: a tenth of all steps.
+      end_factor: value after the decay, as a share of the value at its start.
+    """
+
+    power: PowerConfig
+    warm_up_steps: int = 0
+    decay_steps: int | None = None
+    end_factor: float = 0.1
+    kind: Literal["power"] = "power"
+
+    def __post_init__(self) -> None:
+        _check_steps(self.warm_up_steps, self.decay_steps, self.end_factor)
+
+
+Schedule = ConstantSchedule | CosineSchedule | WarmupStableDecaySchedule | PowerSchedule
+"""The learning rate over the steps of a run."""
+
+
+def ScheduleConfig(kind: str = "cosine", **fields: Any) -> Schedule:
+    """Returns the schedule of a kind, for configs written when one record served all kinds."""
+    return convert(Schedule, _schedule({"kind": kind, **fields}), "schedule")
+
+
+def _schedule(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads a schedule of before: one record with the fields of all kinds, cosine by default."""
+    found = {"kind": "cosine", **data}
+    own = hints(_KINDS.get(str(found["kind"]), PowerSchedule))
+    for name, unset in (("decay_steps", None), ("end_factor", 0.1), ("power", None)):
+        ignored = name == "end_factor" and "power" in data  # it was there, and had no effect
+        if name in found and name not in own and (found[name] == unset or ignored):
+            del found[name]
+    return found
+
+
+_KINDS = kinds(Schedule)
+
+
+def _check_steps(warm_up: int, decay: int | None = None, end_factor: float = 0.0) -> None:
+    for name, steps in (("warm_up_steps", warm_up), ("decay_steps", decay or 0)):
+        if steps < 0:
+            raise InputError(f"schedule {name} is negative: {steps}")
+    if not 0 <= end_factor <= 1:
+        raise InputError(f"schedule end_factor must be in [0, 1], got {end_factor}")
 
 
 @dataclass(frozen=True)
@@ -162,7 +227,7 @@ class OptimizerConfig:
 
     kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-4
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: Schedule = CosineSchedule()
     b1: float = 0.9
     b2: float = 0.95
     epsilon: float = 1e-8
@@ -185,3 +250,10 @@ class OptimizerConfig:
         if self.max_gradient_norm is not None:
             _positive("max_gradient_norm", self.max_gradient_norm)
         _positive("max_skipped_in_a_row", self.max_skipped_in_a_row)
+
+    @staticmethod
+    def upgrade(data: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads a record of before, when one record served all kinds of schedules."""
+        if not is_mapping(data.get("schedule")):
+            return dict(data)
+        return {**data, "schedule": _schedule(data["schedule"])}

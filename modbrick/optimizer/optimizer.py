@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from modbrick.optimizer.config import OptimizerConfig, ParameterClass
 from modbrick.optimizer.schedule import schedule
-from modbrick.parameters.addresses import flatten, unflatten
-from modbrick.parameters.partition import Members, Partition
+from modbrick.parameters import ParameterSlice, Partition
 
 Leaves = dict[str, Float[Array, "..."]]
 
@@ -31,7 +28,7 @@ Leaves = dict[str, Float[Array, "..."]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OptimizerState:
-    """State after `step` calls of `update`; moments are nested like the trainable parameters.
+    """State after `step` calls of `update`; moments are by path, like the trainable parameters.
 
     Attributes:
       step: updates asked for, skipped ones included: the schedule's step, so that it ends with the
@@ -52,7 +49,7 @@ class OptimizerState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OptimizerMetrics:
-    """What an update tells.
+    """Metrics of one update.
 
     Attributes:
       gradient_norm: global norm before clipping, over trainable parameters.
@@ -108,32 +105,31 @@ class Optimizer:
             ),
         )
 
-    def init(self, trainable: Mapping[str, Any]) -> OptimizerState:
-        """Returns the state before the first update, for nested trainable parameters."""
-        leaves = flatten(trainable)
-        for_muon = self._of(leaves, muon=True)
+    def init(self, trainable: Leaves) -> OptimizerState:
+        """Returns the state before the first update of these parameters."""
+        for_muon = self._of(trainable, muon=True)
         return OptimizerState(
             step=jnp.int32(0),
-            adamw=self._adamw().init(unflatten(self._of(leaves, muon=False))),
-            muon=self._muon.init(unflatten(for_muon)) if for_muon else None,
+            adamw=self._adamw().init(self._of(trainable, muon=False)),
+            muon=self._muon.init(for_muon) if for_muon else None,
             skipped_total=jnp.int32(0),
             skipped_in_a_row=jnp.int32(0),
         )
 
     def update(
-        self, gradients: Mapping[str, Any], state: OptimizerState, trainable: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], OptimizerState, OptimizerMetrics]:
+        self, gradients: Leaves, state: OptimizerState, trainable: Leaves
+    ) -> tuple[Leaves, OptimizerState, OptimizerMetrics]:
         """Returns updated parameters.
 
         An update whose gradients are not finite (or so large that the sum of their squares is not)
         leaves parameters and moments as they are, bit by bit, unless the config says otherwise.
 
         Args:
-          gradients: of the whole batch; nested like `trainable`, float32.
+          gradients: of the whole batch, by path like `trainable`, float32.
           state: from `init` or the update before.
           trainable: parameters, float32.
         """
-        leaves, values = flatten(gradients), flatten(trainable)
+        leaves = dict(gradients)
         norm = jnp.sqrt(_sum_of_squares(leaves))
         apply = jnp.isfinite(norm) if self.config.skip_non_finite else jnp.bool_(True)
         rate = jnp.asarray(self.learning_rate(state.step), jnp.float32)
@@ -146,7 +142,7 @@ class Optimizer:
         muon, orthogonal = self._muon_directions(leaves, state.muon, apply)
         directions |= orthogonal
         updated = {}
-        for path, value in values.items():
+        for path, value in trainable.items():
             rule = self._rules[path]
             change = directions[path] + rule.weight_decay * value
             change = (rate * rule.learning_rate_multiplier) * change
@@ -160,7 +156,7 @@ class Optimizer:
             skipped_in_a_row=jnp.where(skipped, state.skipped_in_a_row + 1, 0),
         )
         return (
-            unflatten(updated),
+            updated,
             new,
             OptimizerMetrics(norm, rate, skipped, new.skipped_total, new.skipped_in_a_row),
         )
@@ -183,7 +179,7 @@ class Optimizer:
         times as long).
         """
         b1, b2 = self.config.b1, self.config.b2
-        first, second = flatten(state.mu), flatten(state.nu)
+        first, second = dict(state.mu), dict(state.nu)
         count = optax.safe_increment(state.count)
         directions = {}
         for path, gradient in self._of(gradients, muon=False).items():
@@ -196,7 +192,7 @@ class Optimizer:
             variance = optax.tree.bias_correction(nu, b2, count)
             directions[path] = mean / (jnp.sqrt(variance) + self.config.epsilon)
         count = jnp.where(apply, count, state.count)
-        return optax.ScaleByAdamState(count, unflatten(first), unflatten(second)), directions
+        return optax.ScaleByAdamState(count, first, second), directions
 
     def _muon_directions(
         self, gradients: Leaves, state: optax.contrib.MuonState | None, apply: Bool[Array, ""]
@@ -204,11 +200,10 @@ class Optimizer:
         """The same for Muon: the direction is the orthogonalised momentum of each matrix."""
         if state is None:
             return None, {}
-        updates, new = self._muon.update(unflatten(self._of(gradients, muon=True)), state)
+        updates, new = self._muon.update(self._of(gradients, muon=True), state)
         new = jax.tree.map(lambda after, before: jnp.where(apply, after, before), new, state)
         directions = {
-            path: self._muon_scale(update.shape) * update
-            for path, update in flatten(updates).items()
+            path: self._muon_scale(update.shape) * update for path, update in updates.items()
         }
         return new, directions
 
@@ -232,10 +227,10 @@ def _rules(config: OptimizerConfig, partition: Partition) -> dict[str, _Rule]:
     """Returns how each trainable leaf is updated."""
     covered = [partition.select(group.patterns) for group in config.groups]
     rules = {}
-    for path, members in partition.trainable.items():
-        classes = _classes(members)
+    for path, part in partition.trainable.items():
+        classes = _classes(part)
         decayed = not classes & set(config.no_weight_decay)
-        shape = members.shape[: members.brick_axes]
+        shape = part.shape[: part.brick_axes]
         rate = np.ones(shape, np.float32)
         decay = np.full(shape, config.weight_decay if decayed else 0.0, np.float32)
         for group, masks in zip(config.groups, covered, strict=True):
@@ -245,25 +240,20 @@ def _rules(config: OptimizerConfig, partition: Partition) -> dict[str, _Rule]:
                     decay[masks[path]] = group.weight_decay
         rules[path] = _Rule(
             muon=config.kind == "muon" and not classes,
-            learning_rate_multiplier=_broadcast(rate, len(members.shape)),
-            weight_decay=_broadcast(decay, len(members.shape)),
+            learning_rate_multiplier=_broadcast(rate, len(part.shape)),
+            weight_decay=_broadcast(decay, len(part.shape)),
         )
     return rules
 
 
-def _classes(members: Members) -> set[ParameterClass]:
+def _classes(part: ParameterSlice) -> set[ParameterClass]:
     """Returns what kind of parameter this is, apart from a matrix of a layer (none of these)."""
-    info = members.info
-    parts = info.path.split(".")
+    info = part.info
     classes: set[ParameterClass] = set()
     if len(info.shape) - len(info.bank_shape) < 2:
         classes.add("vectors")
-    if "router" in parts:
-        classes.add("routers")
-    if parts[0] == "embedding":
-        classes.add("embedding")
-    if parts[0] == "head":
-        classes.add("head")
+    if info.role is not None:
+        classes.add("routers" if info.role == "router" else info.role)
     return classes
 
 

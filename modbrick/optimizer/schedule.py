@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from modbrick.errors import InputError
-from modbrick.optimizer.config import OptimizerConfig, PowerConfig
+from modbrick.optimizer.config import (
+    ConstantSchedule,
+    CosineSchedule,
+    OptimizerConfig,
+    PowerConfig,
+    PowerSchedule,
+    Schedule,
+)
 
 
 def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -21,41 +28,41 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """
     plan, peak = config.schedule, config.learning_rate
     warm_up = plan.warm_up_steps
-    decay = _decay_steps(config, total_steps)
+    decay = _decay_steps(plan, total_steps)
     if warm_up + decay > total_steps:
         raise InputError(
             f"a warm-up of {warm_up} steps and a decay of {decay} do not fit into a run of "
             f"{total_steps}: shorten schedule.warm_up_steps or schedule.decay_steps"
         )
-    first = _power(plan.power, peak, warm_up) if plan.power else peak
+    power = plan.power if isinstance(plan, PowerSchedule) else None
+    first = _power(power, peak, warm_up) if power else peak
     pieces: list[optax.Schedule] = []
     boundaries: list[int] = []
     if warm_up:
         pieces.append(optax.linear_schedule(0.0, first, warm_up))
         boundaries.append(warm_up)
-    if plan.kind == "cosine":
+    if isinstance(plan, CosineSchedule):
         pieces.append(
             optax.cosine_decay_schedule(peak, decay, plan.end_factor)
             if decay
             else optax.constant_schedule(peak)
         )
         return optax.join_schedules(pieces, boundaries)
-    pieces.append(_power_from(plan.power, peak, warm_up) if plan.power else lambda step: peak)
-    if decay:
+    pieces.append(_power_from(power, peak, warm_up) if power else lambda step: peak)
+    if not isinstance(plan, ConstantSchedule) and decay:
         start = total_steps - decay
-        value = _power(plan.power, peak, start) if plan.power else peak
+        value = _power(power, peak, start) if power else peak
         pieces.append(optax.linear_schedule(value, value * plan.end_factor, decay))
         boundaries.append(start)
     return optax.join_schedules(pieces, boundaries)
 
 
-def _decay_steps(config: OptimizerConfig, total_steps: int) -> int:
-    plan = config.schedule
+def _decay_steps(plan: Schedule, total_steps: int) -> int:
+    if isinstance(plan, ConstantSchedule):
+        return 0
     if plan.decay_steps is not None:
         return plan.decay_steps
-    if plan.kind == "constant":
-        return 0
-    if plan.kind == "cosine":
+    if isinstance(plan, CosineSchedule):
         return max(total_steps - plan.warm_up_steps, 0)
     return total_steps // 10
 

@@ -10,14 +10,14 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from modbrick.errors import InputError
 from modbrick.parallel.mesh import BATCH_AXES, current_mesh
-from modbrick.parameters.addresses import AddressTable, ParameterInfo
+from modbrick.parameters import ParameterInfo, ParameterTable
 
 MeshAxes = str | tuple[str, ...] | None
 
 PARAMETER_RULES: Mapping[str, MeshAxes] = {
     "layer": None,
     "expert": "expert",
-    "member": None,
+    "brick": None,
     "width": None,
     "hidden": "tensor",
     "heads": "tensor",
@@ -55,7 +55,7 @@ def parameter_spec(axes: tuple[str, ...]) -> PartitionSpec:
     the collective costs.
     """
     rules = [PARAMETER_RULES[axis] for axis in axes]
-    if len([axis for axis in axes if axis not in ("layer", "expert", "member")]) > 1:
+    if len([axis for axis in axes if axis not in ("layer", "expert", "brick")]) > 1:
         for place, axis in enumerate(axes):
             if axis in FSDP:
                 rules[place] = (*mesh_axis_names(rules[place]), "fsdp") if rules[place] else "fsdp"
@@ -88,7 +88,7 @@ def gathered(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def parameter_shardings(
-    parameters: AddressTable | Iterable[ParameterInfo], mesh: Mesh | AbstractMesh
+    parameters: ParameterTable | Iterable[ParameterInfo], mesh: Mesh | AbstractMesh
 ) -> dict[str, NamedSharding]:
     """Returns the sharding of each parameter by path.
 

@@ -11,19 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float64, Int32
 
 from modbrick.config import ModelConfig
 from modbrick.data import EvaluationBatches
 from modbrick.execution import ExecutionConfig
+from modbrick.layers.functional import functional_decoder
 from modbrick.layers.router import RouterStatistics
 from modbrick.next_token import head_token_losses
 from modbrick.parallel.batch import batch_sharding, local_slice, place_batch
 from modbrick.parallel.processes import gather
 from modbrick.training.observe.router_health import RouterHealth
-from modbrick.training.step import Batch, decoder_graph
+from modbrick.training.step import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +75,12 @@ def evaluation_step(
       execution: how to run it.
       mesh: on which losses lie like the batch, and statistics everywhere; None: as it comes.
     """
-    graph = decoder_graph(config, execution)
+    decoder = functional_decoder(config, execution)
     everywhere = mesh and NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, out_shardings=mesh and (batch_sharding(mesh), everywhere))
     def evaluate_batch(parameters: Any, batch: Batch) -> tuple[Array, dict[str, RouterStatistics]]:
-        model = nnx.merge(graph, parameters)
+        model = decoder.bind(parameters)
         features = model.features(
             batch["tokens"], segment_ids=batch["segment_ids"], positions=batch["positions"]
         )
@@ -109,7 +109,7 @@ def evaluate(
 
     Args:
       step: from `evaluation_step`.
-      parameters: nested, whole.
+      parameters: whole, by path.
       batches: held-out text; each of its targets counts exactly once.
       mesh: to divide batches over, as given to `evaluation_step`. All processes make this call,
         each with the rows that its devices hold, and all get the result.

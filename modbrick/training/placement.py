@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
 from modbrick.parallel import parameter_shardings, parameter_spec
-from modbrick.parameters.partition import Members, Partition
+from modbrick.parameters import ParameterSlice, Partition
 from modbrick.training.state import TrainState
 
 
@@ -18,8 +18,8 @@ def state_shardings(
 ) -> TrainState:
     """Returns the sharding of each array of a state: moments lie where their parameter does.
 
-    A part of a bank whose members were picked out is not divided along the axis that they were
-    picked from: how many there are need not divide.
+    A part of a bank is not divided along the axis that its bricks were taken from: how many there
+    are need not divide.
 
     Args:
       abstract: shapes of the state.
@@ -32,11 +32,12 @@ def state_shardings(
     parameter_shardings(partition.table, mesh)  # refuses what does not divide, by name
     everywhere: Any = NamedSharding(mesh, PartitionSpec())
 
-    def of(members: dict[str, Members], tree: Any) -> Any:
+    def of(parts: dict[str, ParameterSlice], tree: Any) -> Any:
         def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-            name = ".".join(key.key for key in path if isinstance(key, DictKey))
-            part = members.get(name)
-            # Optimizers keep scalars beside the moments, under no name or under the parameter's.
+            # Optimizers keep moments in mappings like the parameters', and scalars beside them.
+            part = next(
+                (parts[k.key] for k in path if isinstance(k, DictKey) and k.key in parts), None
+            )
             if part is None or leaf.shape != part.shape:
                 return everywhere
             spec = list(parameter_spec(part.axes))

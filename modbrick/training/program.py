@@ -11,16 +11,15 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from modbrick.data.batches import FIELDS
-from modbrick.layers.parameter_table import parameter_table
+from modbrick.layers.functional import functional_decoder
 from modbrick.optimizer import Optimizer
 from modbrick.parallel import parameter_shardings
 from modbrick.parallel.batch import batch_sharding, check_batch
-from modbrick.parameters.addresses import unflatten
-from modbrick.parameters.partition import Partition
+from modbrick.parameters import Partition
 from modbrick.training.offload import check_host_memory, offloaded, on_host
 from modbrick.training.placement import placed, state_shardings
 from modbrick.training.run_config import RunConfig
-from modbrick.training.state import TrainState, abstract_parameters, initial_state
+from modbrick.training.state import TrainState, initial_state
 from modbrick.training.step import StepReport, train_step
 
 
@@ -33,7 +32,7 @@ class TrainProgram:
       mesh: of its devices, or of devices that are only described.
       partition: trainable and frozen parameters.
       optimizer: of the trainable ones.
-      parameters: shapes and shardings of the whole parameters, nested.
+      parameters: shapes and shardings of the whole parameters.
       state: shapes and shardings of the state.
       step: compiled when first called, with the mesh in force; consumes the state.
     """
@@ -42,7 +41,7 @@ class TrainProgram:
     mesh: Mesh | AbstractMesh
     partition: Partition
     optimizer: Optimizer
-    parameters: dict[str, Any]
+    parameters: dict[str, jax.ShapeDtypeStruct]
     state: TrainState
     step: Callable[[TrainState, Any], tuple[TrainState, StepReport]]
 
@@ -67,13 +66,14 @@ def train_program(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainProgram:
         microbatches=config.training.microbatches,
         positions=config.data.sequence_length,
     )
+    decoder = functional_decoder(config.model, config.execution)
     partition = Partition(
-        parameter_table(config.model),
+        decoder.table,
         trainable=config.optimizer.trainable,
         frozen=config.optimizer.frozen,
     )
     optimizer = Optimizer(config.optimizer, partition, config.training.steps)
-    whole = abstract_parameters(config.model)
+    whole = decoder.abstract_parameters()
     abstract = jax.eval_shape(lambda p: initial_state(p, partition, optimizer), whole)
     shardings = state_shardings(abstract, partition, mesh)
     check_host_memory(config.execution, mesh)
@@ -99,7 +99,7 @@ def train_program(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainProgram:
         mesh,
         partition,
         optimizer,
-        parameters=placed(whole, unflatten(parameter_shardings(partition.table, mesh))),
+        parameters=placed(whole, parameter_shardings(partition.table, mesh)),
         state=placed(abstract, shardings),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere)),
     )

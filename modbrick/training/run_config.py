@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import OptimizerConfig
 from modbrick.parallel import MeshConfig
-from modbrick.schema import differences, to_mapping
+from modbrick.schema import differences, from_mapping, to_mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +134,10 @@ class RunConfig:
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """Returns, as JSON-able data, what decides the parameters after each step.
 
-        Mesh, execution, evaluation, logging, checkpoint policy and the number of microbatches are
-        not in it: they may change freely from one start to the next.
+        Evaluation, logging and checkpoint policy are not in it, nor what changes by no more than
+        rounding: mesh, execution but for what `ExecutionConfig.identity` names, the number of
+        microbatches. They may change freely from one start to the next. (On which mesh an exchange
+        of limited capacity runs decides which tokens find no room; a run may still move.)
         """
         training = to_mapping(self.training)
         del training["microbatches"]
@@ -144,6 +147,7 @@ class RunConfig:
             "objective": to_mapping(self.objective),
             "optimizer": to_mapping(self.optimizer),
             "training": training,
+            "execution": self.execution.identity(),
         }
 
 
@@ -169,13 +173,21 @@ def check_identity(
       directory: of the run, for the message.
 
     Returns:
-      The allowed differences, a line each.
+      The allowed differences, a line each; and one for what the checkpoint does not say because it
+      is older than that entry.
 
     Raises:
       InputError: anything else differs; lists it.
     """
     allowed = tuple(allowed)
-    lines = differences(dict(saved), dict(current))
+    before = _as_today(saved, directory)
+    unknown = {
+        name: value
+        for name, value in current["execution"].items()
+        if before and name not in before.setdefault("execution", {})
+    }
+    before.get("execution", {}).update(unknown)
+    lines = differences(before, dict(current))
     refused = [
         line
         for line in lines
@@ -187,7 +199,25 @@ def check_identity(
             f"{directory} holds a run of another identity ({'; '.join(refused)}): use "
             f"another workdir, or continue it changed with --allow_change={names}"
         )
-    return lines
+    return lines + [f"execution: unknown -> {json.dumps(unknown)}"] * bool(unknown)
+
+
+def _as_today(saved: Mapping[str, Any], directory: str) -> dict[str, Any]:
+    """Returns the identity that a checkpoint of any age holds, in the form of `identity`."""
+    found = {name: dict(section) for name, section in saved.items()}
+    for name, record in (
+        ("model", ModelConfig),
+        ("objective", ObjectiveConfig),
+        ("optimizer", OptimizerConfig),
+        ("training", TrainingConfig),
+    ):
+        if name in found:
+            try:
+                found[name] = to_mapping(from_mapping(record, found[name], name))
+            except InputError as error:
+                raise InputError(f"{directory} holds a run that cannot be read: {error}") from None
+    found.get("training", {}).pop("microbatches", None)
+    return found
 
 
 def _covers(pattern: str, path: str) -> bool:

@@ -9,17 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from modbrick.config import ModelConfig
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.decoder import Decoder
+from modbrick.layers.functional import functional_decoder
 from modbrick.layers.router import RouterStatistics
 from modbrick.next_token import head_loss
 from modbrick.objective import ObjectiveConfig, Totals, objective
 from modbrick.optimizer import Optimizer, OptimizerMetrics
-from modbrick.parameters.partition import Partition
+from modbrick.parameters import Partition
 from modbrick.training.state import TrainState
 
 # int32 arrays [B, S] by name, of numpy or jax; see `batch_totals`.
@@ -46,11 +46,6 @@ class StepReport:
     optimizer: OptimizerMetrics
 
 
-def decoder_graph(config: ModelConfig, execution: ExecutionConfig) -> Any:
-    """Returns the static part of a decoder, to be merged with parameters inside pure functions."""
-    return nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, execution=execution)))
-
-
 def batch_totals(model: Decoder, batch: Batch, keys: Key[Array, "B"] | None) -> Totals:
     """Returns the sums over a batch that the objective is made of.
 
@@ -60,7 +55,10 @@ def batch_totals(model: Decoder, batch: Batch, keys: Key[Array, "B"] | None) -> 
       keys: one for each row, for sampled routing.
     """
     features = model.features(
-        batch["tokens"], segment_ids=batch["segment_ids"], positions=batch["positions"], keys=keys
+        batch["tokens"],
+        segment_ids=batch["segment_ids"],
+        positions=batch["positions"],
+        random_keys=keys,
     )
     weights = batch["loss_mask"].astype(jnp.float32)
     loss = head_loss(
@@ -86,11 +84,11 @@ def loss_function(
     that value and gradient are those of the whole batch, router losses included. Each microbatch is
     recomputed in the backward pass: what lives between the passes is one microbatch's input.
     """
-    graph = decoder_graph(config, execution)
+    decoder = functional_decoder(config, execution)
     schedules = objective_config.schedules()
 
     def totals_of(parameters: Any, batch: Batch, keys: Key[Array, "B"] | None) -> Totals:
-        return batch_totals(nnx.merge(graph, parameters), batch, keys)
+        return batch_totals(decoder.bind(parameters), batch, keys)
 
     def loss(
         parameters: Any, batch: Batch, step: Int[Array, ""], key: jax.Array | None

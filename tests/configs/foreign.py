@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from modbrick.config_dict import to_config_dict
 from modbrick.convert import open_checkpoint
 from modbrick.data import DataConfig
 from modbrick.optimizer import OptimizerConfig
@@ -13,12 +10,11 @@ from modbrick.training.run_config import LoggingConfig, RunConfig, TrainingConfi
 SOURCE = Path(__file__).parents[1] / "fixtures/moduleformer/molm_like"
 
 
-def get_config() -> ConfigDict:
-    run = RunConfig(
+def get_config() -> RunConfig:
+    return RunConfig(
         model=open_checkpoint(SOURCE).model.replace(dtype="float32"),
         data=DataConfig(path="", sequence_length=16, batch_size=2),
         training=TrainingConfig(steps=1, initial_checkpoint=str(SOURCE)),
         optimizer=OptimizerConfig(learning_rate=0.01, frozen=("embedding",)),
         logging=LoggingConfig(tensorboard=False),
     )
-    return to_config_dict(run)

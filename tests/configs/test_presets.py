@@ -16,10 +16,10 @@ from jax.sharding import AbstractMesh
 from modbrick.analysis.shardings import describe_shardings
 from modbrick.analysis.summary import ModelSummary, summarise
 from modbrick.config import ModelConfig
+from modbrick.config.files import load_config
 from modbrick.errors import InputError
 from modbrick.parallel import AXES
 from modbrick.parallel.batch import check_batch
-from modbrick.schema import from_mapping
 from modbrick.training.run_config import RunConfig
 from tools.docstrings import planned_line
 
@@ -33,6 +33,7 @@ PRESETS = (
     "mixtral_8x7b",
 )
 TOPOLOGIES = ("v5p:4x4x4", "v5e:16x16", "v6e:16x16")
+CONFIGS = Path(__file__).parents[2] / "configs"
 PLANS = Path(__file__).parents[2] / "docs/figures/plans.json"
 UNITS = {"billion": 1e9, "trillion": 1e12}
 
@@ -42,7 +43,8 @@ def preset(name: str) -> ModuleType:
 
 
 def run_of(name: str, *topology: str) -> RunConfig:
-    return from_mapping(RunConfig, preset(name).get_config(*topology).to_dict())
+    run: RunConfig = preset(name).get_config(*topology)
+    return run
 
 
 @functools.cache
@@ -126,8 +128,11 @@ def test_a_layout_changes_nothing_but_how_it_is_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_topology_without_a_layout_is_refused_and_the_others_named(name: str) -> None:
-    with pytest.raises(InputError, match=r"'v5p:2x2x1': it has v5e:16x16, v5p:4x4x4, v6e:16x16"):
-        preset(name).get_config("v5p:2x2x1")
+    place = f"{CONFIGS / name}.py"
+    assert load_config(RunConfig, f"{place}:{TOPOLOGIES[1]}") == run_of(name, TOPOLOGIES[1])
+    known = "'v5p:2x2x1': it has v5e:16x16, v5p:4x4x4, v6e:16x16"
+    with pytest.raises(InputError, match=rf"^{place}: .* {known}$"):
+        load_config(RunConfig, f"{place}:v5p:2x2x1")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,10 @@
 """The smallest ModuleFormer that trains: for tests of scripts."""
 
-from ml_collections import ConfigDict
-
 from modbrick.checkpoints import CheckpointConfig
 from modbrick.config.families import moduleformer
-from modbrick.config_dict import to_config_dict
 from modbrick.data import DataConfig
 from modbrick.objective import ObjectiveConfig
-from modbrick.optimizer import OptimizerConfig, ScheduleConfig
+from modbrick.optimizer import CosineSchedule, OptimizerConfig
 from modbrick.training.run_config import (
     EvaluationConfig,
     LoggingConfig,
@@ -16,8 +13,8 @@ from modbrick.training.run_config import (
 )
 
 
-def get_config() -> ConfigDict:
-    run = RunConfig(
+def get_config() -> RunConfig:
+    return RunConfig(
         model=moduleformer(
             vocabulary=257,
             width=16,
@@ -34,12 +31,9 @@ def get_config() -> ConfigDict:
         ),
         data=DataConfig(path="", sequence_length=32, batch_size=4),
         training=TrainingConfig(steps=12),
-        optimizer=OptimizerConfig(
-            learning_rate=0.01, schedule=ScheduleConfig("cosine", warm_up_steps=2)
-        ),
+        optimizer=OptimizerConfig(learning_rate=0.01, schedule=CosineSchedule(warm_up_steps=2)),
         objective=ObjectiveConfig(load_balancing=0.01),
         evaluation=EvaluationConfig(every=6, max_tokens=500),
         checkpoint=CheckpointConfig(every=3),
         logging=LoggingConfig(every=2, tensorboard=False),
     )
-    return to_config_dict(run)

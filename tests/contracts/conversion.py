@@ -20,7 +20,6 @@ from modbrick.convert.export_config import foreign_config
 from modbrick.convert.format import Format
 from modbrick.convert.huggingface.directory import open_directory
 from modbrick.formats.stored_tensor import StoredTensor
-from modbrick.parameters.addresses import flatten
 
 
 def check_rows(form: Format, model: ModelConfig) -> None:
@@ -87,8 +86,8 @@ def check_round_trip(source: Path, form: Format, directory: Path) -> None:
     parameters, description = load_parameters(directory / "again")
     before, _ = load_parameters(directory / "ours")
     assert description.metadata.model == opened.model
-    for path, value in flatten(before).items():
-        again = np.asarray(flatten(parameters)[path])
+    for path, value in before.items():
+        again = np.asarray(parameters[path])
         assert again.tobytes() == np.asarray(value).tobytes(), path
 
 

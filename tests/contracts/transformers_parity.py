@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from modbrick.config import ModelConfig
 from modbrick.convert.format import Format, Translation
@@ -29,11 +28,10 @@ from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.formats.safetensors import read_safetensors
 from modbrick.layers.cache import Cache
-from modbrick.layers.decoder import Decoder
+from modbrick.layers.functional import FunctionalDecoder, functional_decoder
 from modbrick.layers.output import DecoderOutput
 from modbrick.layers.positions import rope_frequencies
 from modbrick.objective import Totals, objective
-from modbrick.parameters.addresses import flatten, unflatten
 from modbrick.schema import to_mapping
 
 ROOT = Path(__file__).parents[1] / "fixtures"
@@ -68,7 +66,7 @@ class Imported:
 
     translation: Translation
     config: ModelConfig
-    graph: nnx.GraphDef
+    decoder: FunctionalDecoder
     parameters: dict[str, Any]
 
 
@@ -76,10 +74,10 @@ class Imported:
 def imported(directory: Path, execution: ExecutionConfig = ExecutionConfig()) -> Imported:
     checkpoint = open_checkpoint(directory)
     config = checkpoint.model.replace(dtype="float32")
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, execution=execution)))
     paths = [info.path for info in checkpoint.correspondence.parameters]
     parameters = {path: checkpoint.read(path, dtype=np.float32) for path in paths}
-    return Imported(checkpoint.translation, config, graph, unflatten(parameters))
+    decoder = functional_decoder(config, execution)
+    return Imported(checkpoint.translation, config, decoder, parameters)
 
 
 def relative_error(found: jax.typing.ArrayLike, wanted: jax.typing.ArrayLike) -> float:
@@ -119,9 +117,7 @@ def errors_of(directory: Path, scratch: Path) -> dict[str, float]:
     @functools.partial(jax.jit, compiler_options=QUICK)
     @functools.partial(jax.value_and_grad, has_aux=True)
     def run(parameters, tokens, mask, labels):
-        output = nnx.merge(model.graph, parameters)(
-            tokens, attention_mask=mask, capture=("routing",)
-        )
+        output = model.decoder.bind(parameters)(tokens, attention_mask=mask, capture=("routing",))
         total, _ = total_loss(output, labels, dict(model.translation.objective))
         return total, output
 
@@ -133,7 +129,7 @@ def errors_of(directory: Path, scratch: Path) -> dict[str, float]:
         "loss": relative_error(total, want["loss"]),
         "choices": choices,
         "gates": gates,
-        "gradient": gradient_error(flatten(gradients), directory, scratch),
+        "gradient": gradient_error(gradients, directory, scratch),
     }
 
 
@@ -205,7 +201,7 @@ def check_greedy_with_a_cache(directory: Path) -> None:
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def run(parameters, token, cache):
-        output = nnx.merge(model.graph, parameters)(token, cache=cache)
+        output = model.decoder.bind(parameters)(token, cache=cache)
         return output.logits.argmax(-1), output.cache
 
     cache = Cache.empty(model.config, *wanted.shape)

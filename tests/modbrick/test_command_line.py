@@ -14,13 +14,19 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
+import dataclasses
 from absl import flags
-from ml_collections import config_flags
 from modbrick.command_line import run
+from modbrick.config.flag import DEFINE_config
 from modbrick.errors import InputError
 
+@dataclasses.dataclass(frozen=True)
+class Config:
+    width: int
+    loud: bool = False
+
 KIND = flags.DEFINE_string("kind", "none", "What happens.")
-CONFIG = config_flags.DEFINE_config_file("config", None, "A config.")
+CONFIG = DEFINE_config("config", Config)
 
 def main(argv):
     if KIND.value == "input":
@@ -42,9 +48,10 @@ run(main, positional={positional!r})
 def script(tmp_path):
     (tmp_path / "config.py").write_text(
         "from ml_collections import ConfigDict\n"
-        "def get_config():\n    return ConfigDict({'width': 8, 'name': 'x'})\n"
+        "def get_config():\n    return ConfigDict({'width': 8})\n"
     )
 
+    (tmp_path / "empty.py").write_text("width = 3\n")
     (tmp_path / "wrong.py").write_text(
         "from modbrick.errors import InputError\n"
         "def get_config():\n    raise InputError('top_k must be at most 4, got 5')\n"
@@ -72,10 +79,15 @@ def script(tmp_path):
         (["--kind=input"], "model.width: is 3, must be even"),
         (["x"], "unexpected argument 'x'"),
         (["--config=config.py", "--config.widht=3"], "did you mean 'width'"),
-        (["--config=config.py", "--config.width=wide"], "wide"),
-        (["--config=missing.py"], "--config: [Errno 2] No such file or directory: 'missing.py'"),
-        (["--config=missing.py", "--config.width=3"], "No such file or directory: 'missing.py'"),
-        (["--config=wrong.py"], "flag --config=wrong.py: top_k must be at most 4, got 5"),
+        (["--config=config.py", "--config.width=wide"], "width: expected int, got 'wide'"),
+        (["--config=config.py", "--config.width.of=1"], "width.of: unknown config key"),
+        (["--config=config.py", "--config.loud.very=1"], "very does not exist"),
+        (["--config=config.py", "--config.loud=much"], "--config.loud=much: "),
+        (["--config=config.py:large"], "config.py: its get_config() takes no argument, got 'large"),
+        (["--config=empty.py"], "error: empty.py: a config file defines get_config()"),
+        (["--config=missing.py"], "error: missing.py: no such config file"),
+        (["--config=missing.py", "--config.width=3"], "error: missing.py: no such config file"),
+        (["--config=wrong.py"], "error: wrong.py: top_k must be at most 4, got 5"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(script, arguments, message):

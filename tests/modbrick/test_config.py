@@ -14,6 +14,7 @@ from modbrick.config import (
     RopeConfig,
     RouterConfig,
     SegmentConfig,
+    YarnScaling,
 )
 from modbrick.errors import InputError
 from modbrick.schema import from_json, from_mapping, to_json, to_mapping
@@ -30,7 +31,7 @@ DENSE = LayerConfig(
         key_value_heads=2,
         biases=("query", "key"),
         query_key_norm=NormConfig("rms", bias=False),
-        rope=RopeConfig(scaling="yarn", factor=4.0, original_context=64),
+        rope=RopeConfig(scaling=YarnScaling(factor=4.0, original_context=64)),
         window=16,
     ),
     FeedForwardConfig(24, activation="silu", gated=True),
@@ -110,21 +111,44 @@ def test_softmax_attends_to_the_current_token():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("data", "message"),
     [
         ({"base": 0.0}, "base must be positive, got 0"),
         ({"fraction": 0.0}, "fraction must be in"),
-        ({"factor": 0.5}, "factor must be at least 1, got 0.5"),
-        ({"scaling": "llama3"}, "'llama3' needs original_context"),
-        ({"scaling": "yarn", "original_context": 0}, "original_context must be at least 1, got 0"),
-        ({"scaling": "yarn", "original_context": 8, "base": 1.0}, "base must exceed 1"),
-        ({"scaling": "yarn", "original_context": 8, "beta_slow": 0.0}, "beta_slow must be"),
         ({"base": float("inf")}, "rope base must be finite, got inf"),
+        ({"scaling": {"kind": "linear", "factor": 0.5}}, "factor must be at least 1, got 0.5"),
+        ({"scaling": {"kind": "llama3"}}, "scaling.original_context: missing"),
+        ({"scaling": {"factor": 2.0}}, "scaling.kind: missing; it can be linear, llama3, yarn"),
+        ({"scaling": {"kind": "yarm"}}, "scaling.kind: 'yarm' is not one of .*mean 'yarn'"),
+        (
+            {"scaling": {"kind": "linear", "original_context": 8}},
+            "scaling.original_context: kind 'linear' has none, only llama3, yarn",
+        ),
+        (
+            {"scaling": {"kind": "yarn", "original_context": 0}},
+            "original_context must be at least 1, got 0",
+        ),
+        (
+            {"scaling": {"kind": "yarn", "original_context": 8}, "base": 1.0},
+            "base must exceed 1",
+        ),
+        (
+            {"scaling": {"kind": "yarn", "original_context": 8, "beta_slow": 0.0}},
+            "beta_slow must be",
+        ),
+        (
+            {"scaling": {"kind": "llama3", "original_context": 8, "low_frequency_factor": 4.0}},
+            "high_frequency_factor must exceed low_frequency_factor, got 4.0 and 4.0",
+        ),
+        (
+            {"scaling": {"kind": "yarn", "original_context": 8, "attention_factor": float("nan")}},
+            "rope attention_factor must be finite, got nan",
+        ),
     ],
 )
-def test_impossible_positions_are_refused(arguments, message):
+def test_impossible_positions_are_refused(data, message):
     with pytest.raises(InputError, match=message):
-        RopeConfig(**arguments)
+        from_mapping(RopeConfig, data)
 
 
 def test_rope_rotates_pairs():

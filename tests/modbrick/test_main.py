@@ -18,8 +18,7 @@ from modbrick.__main__ import command, model_config
 from modbrick.analysis.summary import summarise
 from modbrick.checkpoints import Metadata, save_model
 from modbrick.errors import InputError
-from modbrick.layers.parameter_table import parameter_table
-from modbrick.training.state import abstract_parameters
+from modbrick.layers.functional import functional_decoder, parameter_table
 
 ROOT = Path(__file__).parents[2]
 flags.FLAGS.mark_as_parsed()
@@ -42,7 +41,9 @@ def test_summary_of_a_config_counts_its_parameters(
 
 def test_a_checkpoint_tells_the_config_it_was_made_with(tmp_path: Path) -> None:
     config = model_config(str(TINY))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), abstract_parameters(config))
+    zeros = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), functional_decoder(config).abstract_parameters()
+    )
     save_model(tmp_path / "model", zeros, Metadata(config))
     assert model_config(str(tmp_path / "model")) == config
 

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import modbrick
 from modbrick.checkpoints import Metadata, save_model
@@ -18,6 +17,7 @@ from modbrick.config import (
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.decoder import Decoder
+from modbrick.layers.functional import parameters_of
 
 TOKENS = jnp.arange(24).reshape(2, 12) % 32
 
@@ -31,7 +31,7 @@ def saved(tmp_path_factory):
     config = ModelConfig(32, 16, (SegmentConfig(layer, 2),), dtype="float32")
     model = Decoder(config, key=jax.random.key(5))
     directory = tmp_path_factory.mktemp("model")
-    save_model(directory, nnx.to_pure_dict(nnx.state(model)), Metadata(config))
+    save_model(directory, parameters_of(model), Metadata(config))
     return model, directory
 
 

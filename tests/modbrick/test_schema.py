@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modbrick.errors import InputError
-from modbrick.schema import differences, from_json, from_mapping, nearest, to_json, to_mapping
+from modbrick.schema import (
+    convert,
+    differences,
+    from_json,
+    from_mapping,
+    kinds,
+    nearest,
+    to_json,
+    to_mapping,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +41,39 @@ class Cart:
     price: float | Wheel = 0.0
     sealed: bool = False
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rail:
+    gauge: float
+    kind: Literal["rail"] = "rail"
+
+
+@dataclasses.dataclass(frozen=True)
+class Road:
+    lanes: int = 1
+    speed: float | None = None
+    kind: Literal["road", "street"] = "road"
+
+    def __post_init__(self):
+        if self.lanes < 1:
+            raise InputError(f"lanes must be at least 1, got {self.lanes}")
+
+    @staticmethod
+    def upgrade(data):
+        """Reads the name that lanes had before."""
+        return {"lanes" if key == "tracks" else key: value for key, value in data.items()}
+
+
+Way = Rail | Road
+
+
+@dataclasses.dataclass(frozen=True)
+class Trip:
+    first: Way
+    others: tuple[Way, ...] = ()
+    named: Mapping[str, Way] = dataclasses.field(default_factory=dict)
+    back: Way | None = None
 
 
 numbers = st.floats(0.001, 1e6)
@@ -85,6 +127,76 @@ def test_bad_data_is_refused_with_its_path(data, message):
     with pytest.raises(InputError, match=message) as error:
         from_mapping(Cart, data)
     assert "\n" not in str(error.value)
+
+
+ways = st.builds(Rail, numbers) | st.builds(
+    Road, st.integers(1, 9), st.none() | numbers, st.sampled_from(["road", "street"])
+)
+
+
+@given(
+    st.builds(
+        Trip,
+        ways,
+        st.lists(ways, max_size=2).map(tuple),
+        st.dictionaries(st.text(max_size=2), ways, max_size=2),
+        st.none() | ways,
+    )
+)
+def test_records_of_a_union_are_told_apart_by_their_kind(trip):
+    assert from_json(Trip, to_json(trip)) == trip
+    assert from_mapping(Trip, {"first": trip.first}) == Trip(trip.first)
+    assert convert(Way, to_mapping(trip.first)) == trip.first
+
+
+def test_a_record_of_before_is_upgraded_wherever_it_stands():
+    assert from_mapping(Road, {"tracks": 3}) == Road(3)
+    assert convert(Rail | Road, {"kind": "road", "tracks": 3}) == Road(3)
+    assert convert(Road | None, {"tracks": 3}) == Road(3)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"first": {"gauge": 1.0}}, "first.kind: missing; it can be rail, road, street"),
+        ({"first": {"kind": "raod"}}, "first.kind: 'raod' is not one of .*did you mean 'road'"),
+        ({"first": {"kind": ["rail"]}}, r"first.kind: \['rail'\] is not one of"),
+        ({"first": {"kind": "rail"}}, "first.gauge: missing; Rail needs it"),
+        (
+            {"first": {"kind": "rail", "gauge": 1, "lanes": 2}},
+            "first.lanes: kind 'rail' has none, only road, street",
+        ),
+        (
+            {"first": {"kind": "street", "gaug": 1}},
+            r"first.gaug: unknown key; known: kind, lanes, speed",
+        ),
+        ({"first": {"kind": "road", "lanes": 0}}, "first: lanes must be at least 1, got 0"),
+        ({"first": {"kind": "road", "lanes": "x"}}, "first.lanes: expected int, got 'x'"),
+        ({"first": "rail"}, "first: expected Rail or Road, got 'rail'"),
+        ({"first": None}, "first: expected Rail or Road, got None"),
+        ({"first": Road(), "named": {"a": {"kind": "x"}}}, r"named\.a\.kind: 'x' is not one of"),
+        ({"first": Road(), "others": [{}]}, r"others\[0\]\.kind: missing"),
+        ({"first": Road(), "back": 3}, "back: expected Rail or Road, got 3"),
+    ],
+)
+def test_what_is_no_record_of_a_union_is_refused_by_name(data, message):
+    with pytest.raises(InputError, match=message) as error:
+        from_mapping(Trip, data)
+    assert "\n" not in str(error.value)
+
+
+def test_a_union_names_all_that_it_can_be():
+    with pytest.raises(InputError, match="price: expected float or Wheel, got 'dear'"):
+        from_mapping(Cart, {"wheels": [], "price": "dear"})
+
+
+def test_kinds_of_a_union_are_distinct():
+    assert kinds(Way | None) == {"rail": Rail, "road": Road, "street": Road}
+    with pytest.raises(TypeError, match="Wheel needs a field kind"):
+        kinds(Rail | Wheel)
+    twin = dataclasses.make_dataclass("Twin", [("kind", Literal["rail"], "rail")])
+    with pytest.raises(TypeError, match=r"Twin needs a field kind: Literal\[\.\.\.\] of its own"):
+        kinds(Rail | twin)
 
 
 def test_text_that_is_no_json_is_refused():

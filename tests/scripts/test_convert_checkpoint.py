@@ -25,7 +25,6 @@ from modbrick.checkpoints import describe, load_parameters, tokenizer_file
 from modbrick.convert import open_checkpoint
 from modbrick.data import load_tokenizer
 from modbrick.errors import InputError
-from modbrick.parameters.addresses import flatten
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests/fixtures/moduleformer"
@@ -76,8 +75,8 @@ def test_import_keeps_the_model_and_every_value(tmp_path: Path, main: Any) -> No
         info.path: checkpoint.read(info.path) for info in checkpoint.correspondence.parameters
     }
     assert report["parameters"] == sum(value.size for value in wanted.values())
-    assert flatten(found).keys() == wanted.keys()
-    for path, value in flatten(found).items():
+    assert found.keys() == wanted.keys()
+    for path, value in found.items():
         assert np.array_equal(value, wanted[path]), path
     with pytest.raises(InputError, match="out holds something"):
         main("import", source, tmp_path / "out")

@@ -23,7 +23,7 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.data import ByteTokenizer
-from modbrick.training.state import abstract_parameters
+from modbrick.layers.functional import functional_decoder
 from tests.modbrick.data.conftest import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def save(directory: Path, **changes: object) -> str:
     rng = np.random.default_rng(0)
     parameters = jax.tree.map(
         lambda leaf: jax.numpy.asarray(rng.normal(0.0, 0.3, leaf.shape), jax.numpy.float32),
-        abstract_parameters(CONFIG),
+        functional_decoder(CONFIG).abstract_parameters(),
     )
     tokenizer = dataclasses.asdict(ByteTokenizer().identity) | changes
     save_model(directory, parameters, Metadata(CONFIG, tokenizer=tokenizer), step=9)

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from modbrick import load_model
 from modbrick.checkpoints import Metadata, save_model
@@ -26,7 +25,7 @@ from modbrick.config import (
 )
 from modbrick.data import load_tokenizer
 from modbrick.inference import GREEDY, generate
-from modbrick.layers.decoder import Decoder
+from modbrick.layers.functional import functional_decoder
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["Grüße, 日本", "x ="]
@@ -37,11 +36,10 @@ def checkpoint(tmp_path_factory) -> str:
     tokenizer = load_tokenizer("bytes")
     layer = LayerConfig(AttentionConfig(2, 8), FeedForwardConfig(16))
     config = ModelConfig(tokenizer.vocabulary, 16, (SegmentConfig(layer),), dtype="float32")
-    _, state = nnx.split(nnx.eval_shape(lambda: Decoder(config)))
     random = np.random.default_rng(0)
     parameters = jax.tree.map(
         lambda leaf: jnp.asarray(random.normal(0.0, 0.5, leaf.shape), jnp.float32),
-        nnx.as_pure(state),
+        functional_decoder(config).abstract_parameters(),
     )
     directory = tmp_path_factory.mktemp("model") / "random"
     metadata = Metadata(config, tokenizer=dataclasses.asdict(tokenizer.identity))

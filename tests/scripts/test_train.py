@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from modbrick.checkpoints import describe, load_parameters
-from modbrick.parameters.addresses import flatten
 from modbrick.training.observe.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -101,8 +100,8 @@ def assert_same_run(workdir: Path, other: Path) -> None:
     parameters, description = load_parameters(workdir)
     expected, _ = load_parameters(other)
     assert description.step == STEPS
-    expected = flatten(expected)
-    for path, value in flatten(parameters).items():
+    expected = expected
+    for path, value in parameters.items():
         np.testing.assert_array_equal(value, expected[path], err_msg=path)
     assert description.metadata.data == describe(other).metadata.data
     mine, others = (
@@ -234,15 +233,16 @@ def test_a_finished_run_started_again_does_nothing(data: Path, uninterrupted: Pa
 def test_another_identity_is_refused_with_what_changed_unless_allowed(
     data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    change = "--config.optimizer.learning_rate=0.02"
-    message = train(data, uninterrupted, change, status=2)
+    change = ["--config.optimizer.learning_rate=0.02", "--config.execution.attention_tolerance=0.1"]
+    message = train(data, uninterrupted, *change, status=2)
     assert message.count("\n") == 1
     assert "optimizer.learning_rate: 0.01 -> 0.02" in message
-    assert "--allow_change=optimizer" in message
-    longer = ["--config.training.steps=13", "--allow_change=training.steps,optimizer"]
+    assert "execution.attention_tolerance: 0.0 -> 0.1" in message
+    assert "--allow_change=optimizer,execution" in message
+    longer = ["--config.training.steps=13", "--allow_change=training.steps,optimizer,execution"]
     copied = tmp_path / "run"
     subprocess.run(["cp", "-r", str(uninterrupted), str(copied)], check=True)
-    told = train(data, copied, change, *longer)
+    told = train(data, copied, *change, *longer)
     assert "continuing with a change: optimizer.learning_rate: 0.01 -> 0.02" in told
     assert describe(copied).step == 13
 
@@ -263,8 +263,8 @@ def test_execution_may_change_freely(data: Path, uninterrupted: Path, tmp_path: 
     )
     assert list((copied / "profile").rglob("*.xplane.pb"))
     parameters, _ = load_parameters(copied)
-    expected = flatten(load_parameters(uninterrupted)[0])
-    for path, value in flatten(parameters).items():
+    expected = load_parameters(uninterrupted)[0]
+    for path, value in parameters.items():
         difference = np.linalg.norm(np.asarray(value) - expected[path])
         assert difference <= 1e-3 * np.linalg.norm(expected[path]), path
 
@@ -295,8 +295,8 @@ def test_fine_tuning_starts_from_a_model_and_leaves_frozen_bricks_alone(
         "--config.training.steps=3",
         frozen,
     )
-    before = flatten(load_parameters(uninterrupted)[0])
-    after = flatten(load_parameters(tmp_path / "tuned")[0])
+    before = load_parameters(uninterrupted)[0]
+    after = load_parameters(tmp_path / "tuned")[0]
     np.testing.assert_array_equal(before["embedding"], after["embedding"])
     moved = np.asarray(before["segments.0.feed_forward.up.weight"]) != np.asarray(
         after["segments.0.feed_forward.up.weight"]

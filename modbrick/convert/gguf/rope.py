@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from modbrick.config import RopeConfig
+from modbrick.config import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 from modbrick.convert.gguf.keys import Keys
 from modbrick.errors import InputError
 
@@ -73,15 +73,14 @@ def rope_config(
     if kind == "none" or factor == 1:
         return RopeConfig(base=base)
     if kind == "linear":
-        return RopeConfig(base=base, scaling="linear", factor=factor)
-    return RopeConfig(
-        base=base,
-        scaling="yarn",
+        return RopeConfig(base=base, scaling=LinearScaling(factor))
+    scaling = YarnScaling(
         factor=factor,
         original_context=keys.count("rope.scaling.original_context_length", context),
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
     )
+    return RopeConfig(base=base, scaling=scaling)
 
 
 def _from_divisors(divisors: np.ndarray, base: float, width: int, where: str) -> RopeConfig:
@@ -113,14 +112,13 @@ def _from_divisors(divisors: np.ndarray, base: float, width: int, where: str) ->
         kept = np.clip((context * turns - 1) / (high - 1), 0, 1)
         rebuilt = 1 / ((1 - kept) / factor + kept)
         if context >= 1 and np.abs(rebuilt / divisors - 1).max() <= TOLERANCE:
-            return RopeConfig(
-                base=base,
-                scaling="llama3",
+            scaling = Llama3Scaling(
                 factor=factor,
                 original_context=context,
                 low_frequency_factor=1.0,
                 high_frequency_factor=high,
             )
+            return RopeConfig(base=base, scaling=scaling)
     raise InputError(
         f"{where} is not the scaling of Llama 3.1, the only one that is supported as a tensor"
     )

@@ -11,7 +11,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from modbrick.config import RopeConfig
+from modbrick.config import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeConfig,
+    RopeScaling,
+    YarnScaling,
+)
 from modbrick.errors import InputError
 
 
@@ -64,7 +70,7 @@ def read_rope(fields: RopeFields, where: str, *, theta: float = 10_000.0) -> Rop
         if key != "truncate" and value is not None:
             _check_number(value, f"{key} of the rope scaling", where)
     try:
-        return RopeConfig(base=base, **_rope_options(kind, options, fields, where))
+        return RopeConfig(base=base, scaling=_scaling(kind, options, fields, where))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -112,12 +118,12 @@ _ROPE: Mapping[str, tuple[str, ...]] = {
 """Options of each kind of scaling."""
 
 
-def _rope_options(
+def _scaling(
     kind: str, options: dict[str, Any], fields: RopeFields, where: str
-) -> dict[str, Any]:
+) -> RopeScaling | None:
     """Translates the options of a scaling."""
     if kind == "default":
-        return {}
+        return None
     original = options.get("original_max_position_embeddings")
     original = fields.max_position_embeddings if original is None else original
     if original < 1 or original != int(original):
@@ -130,13 +136,14 @@ def _rope_options(
         if (factor if name == "factor" else options[name]) is None:
             raise InputError(f"{where}: {kind!r} rope scaling has no {name}")
     if kind == "linear":
-        return {"scaling": "linear", "factor": float(factor)}
-    stretched = {"scaling": kind, "factor": float(factor), "original_context": int(original)}
+        return LinearScaling(float(factor))
     if kind == "llama3":
-        return stretched | {
-            "low_frequency_factor": float(options["low_freq_factor"]),
-            "high_frequency_factor": float(options["high_freq_factor"]),
-        }
+        return Llama3Scaling(
+            factor=float(factor),
+            original_context=int(original),
+            low_frequency_factor=float(options["low_freq_factor"]),
+            high_frequency_factor=float(options["high_freq_factor"]),
+        )
     if options["truncate"] not in (None, True):
         raise InputError(
             f"{where}: truncate of 'yarn' rope scaling is {options['truncate']!r}: not supported"
@@ -148,25 +155,34 @@ def _rope_options(
     if attention_factor is None and one and all_dim:
         growth = 0.1 * math.log(factor) if factor > 1 else 0.0
         attention_factor = (growth * one + 1.0) / (growth * all_dim + 1.0)
-    return stretched | {
-        "beta_fast": float(options["beta_fast"] or 32.0),
-        "beta_slow": float(options["beta_slow"] or 1.0),
-        "attention_factor": None if attention_factor is None else float(attention_factor),
-    }
+    return YarnScaling(
+        factor=float(factor),
+        original_context=int(original),
+        beta_fast=float(options["beta_fast"] or 32.0),
+        beta_slow=float(options["beta_slow"] or 1.0),
+        attention_factor=None if attention_factor is None else float(attention_factor),
+    )
 
 
 def write_rope(rope: RopeConfig | None) -> dict[str, Any]:
     """Returns `rope_theta` and `rope_scaling`; the inverse of `read_rope`."""
     if rope is None:
         return {}
-    scaling: dict[str, Any] = {"rope_type": rope.scaling, "factor": rope.factor}
-    if rope.scaling in ("llama3", "yarn"):
-        scaling["original_max_position_embeddings"] = rope.original_context
-    if rope.scaling == "llama3":
-        scaling["low_freq_factor"] = rope.low_frequency_factor
-        scaling["high_freq_factor"] = rope.high_frequency_factor
-    if rope.scaling == "yarn":
-        scaling |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
-        if rope.attention_factor is not None:
-            scaling["attention_factor"] = rope.attention_factor
-    return {"rope_theta": rope.base, "rope_scaling": None if rope.scaling == "none" else scaling}
+    return {"rope_theta": rope.base, "rope_scaling": _written(rope.scaling)}
+
+
+def _written(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    options: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if isinstance(scaling, LinearScaling):
+        return options
+    options["original_max_position_embeddings"] = scaling.original_context
+    if isinstance(scaling, Llama3Scaling):
+        options["low_freq_factor"] = scaling.low_frequency_factor
+        options["high_freq_factor"] = scaling.high_frequency_factor
+        return options
+    options |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+    if scaling.attention_factor is not None:
+        options["attention_factor"] = scaling.attention_factor
+    return options

@@ -16,7 +16,7 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.errors import InputError
-from modbrick.layers.sites import SiteBricks
+from modbrick.layers.context import SiteBricks
 
 DENSE = LayerConfig(AttentionConfig(2, 4), FeedForwardConfig(12))
 SPARSE = LayerConfig(

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from modbrick.checkpoints import (
     CheckpointStore,
@@ -22,11 +21,12 @@ from modbrick.checkpoints import (
 from modbrick.config import SegmentConfig
 from modbrick.errors import InputError
 from modbrick.layers.decoder import Decoder
+from modbrick.layers.functional import parameters_of
 
 
 @pytest.fixture(scope="module")
 def parameters(model_config):
-    return nnx.to_pure_dict(nnx.state(Decoder(model_config)))
+    return parameters_of(Decoder(model_config))
 
 
 @pytest.fixture(scope="module")

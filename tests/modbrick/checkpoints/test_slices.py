@@ -17,8 +17,7 @@ from modbrick.checkpoints.leaves import checksums, slice_summary
 from modbrick.checkpoints.metadata import DamagedError
 from modbrick.checkpoints.slices import Layout, SliceReader, SliceWriter, piece_shape
 from modbrick.config.families import moduleformer
-from modbrick.layers.parameter_table import parameter_table
-from modbrick.parameters.addresses import flatten, unflatten
+from modbrick.layers.functional import parameter_table
 
 MODEL = moduleformer(
     vocabulary=101,
@@ -65,7 +64,7 @@ def test_the_ordinary_reader_restores_it(tmp_path: Path, dtype: type) -> None:
     found, description = load_parameters(written(tmp_path, dtype))
     assert description.step == 7
     for path, value in values_of(dtype).items():
-        restored = np.asarray(flatten(found)[path])
+        restored = np.asarray(found[path])
         assert restored.dtype == value.dtype
         assert restored.tobytes() == value.tobytes(), path
 
@@ -91,7 +90,7 @@ def test_slices_are_read_and_verified(checkpoint: Path) -> None:
 
 def test_checkpoints_written_whole_are_read_in_slices(tmp_path: Path) -> None:
     values = values_of(np.float32)
-    save_model(tmp_path / "m", unflatten(values), Metadata(model=MODEL), step=7)
+    save_model(tmp_path / "m", values, Metadata(model=MODEL), step=7)
     for path, value in read(tmp_path / "m").items():
         assert value.tobytes() == values[path].tobytes(), path
 
@@ -101,7 +100,7 @@ def test_large_stacks_are_stored_by_layers_and_experts(
 ) -> None:
     monkeypatch.setattr(files, "LARGEST_PIECE", 3000)
     values = values_of(np.float32)
-    save_model(tmp_path / "m", unflatten(values), Metadata(model=MODEL), step=7)
+    save_model(tmp_path / "m", values, Metadata(model=MODEL), step=7)
     path = epath.Path(tmp_path / "m" / "checkpoints" / "7")
     reader = SliceReader(path, describe(tmp_path / "m"))
     for name, piece in {
@@ -113,7 +112,7 @@ def test_large_stacks_are_stored_by_layers_and_experts(
     for path_, value in read(tmp_path / "m").items():
         assert value.tobytes() == values[path_].tobytes(), path_
     restored, _ = load_parameters(tmp_path / "m")
-    for path_, value in flatten(restored).items():
+    for path_, value in restored.items():
         assert np.asarray(value).tobytes() == values[path_].tobytes(), path_
 
 

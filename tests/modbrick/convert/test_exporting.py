@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from modbrick.checkpoints import Metadata, save_model
 from modbrick.config import ModelConfig, NormConfig
@@ -24,7 +23,7 @@ from modbrick.convert import (
     prepare_export,
 )
 from modbrick.errors import InputError
-from modbrick.layers.decoder import Decoder
+from modbrick.layers.functional import functional_decoder
 
 FIXTURES = Path(__file__).parents[2] / "fixtures/moduleformer"
 FORM = format_named("moduleformer")
@@ -42,10 +41,10 @@ MODEL = moduleformer(
 
 
 def saved(directory: Path, model: ModelConfig) -> Path:
-    state = nnx.state(nnx.eval_shape(lambda: Decoder(model)))
     draw = np.random.default_rng(0)
     parameters = jax.tree.map(
-        lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), nnx.as_pure(state)
+        lambda leaf: draw.normal(size=leaf.shape).astype(np.float32),
+        functional_decoder(model).abstract_parameters(),
     )
     save_model(directory, parameters, Metadata(model=model))
     return directory
@@ -143,7 +142,7 @@ def test_damaged_checkpoints_leave_nothing(tmp_path: Path) -> None:
 
 def test_values_beyond_a_dtype_are_refused(tmp_path: Path) -> None:
     values = Metadata(model=MODEL)
-    state = nnx.as_pure(nnx.state(nnx.eval_shape(lambda: Decoder(MODEL))))
+    state = functional_decoder(MODEL).abstract_parameters()
     parameters = jax.tree.map(lambda leaf: np.full(leaf.shape, 1e5, np.float32), state)
     save_model(tmp_path / "ours", parameters, values)
     export = prepare_export(tmp_path / "ours", FORM, dtype="float16")

@@ -17,7 +17,6 @@ from modbrick.checkpoints import load_parameters
 from modbrick.convert import import_checkpoint, load, open_checkpoint, read_parameters
 from modbrick.errors import InputError
 from modbrick.models import initial_weights
-from modbrick.parameters.addresses import flatten
 
 ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests/fixtures/moduleformer"
@@ -28,7 +27,7 @@ import json, sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 from jax.sharding import NamedSharding, PartitionSpec as P
-from modbrick.parameters.addresses import flatten, unflatten
+from modbrick.parameters import flatten, nest
 from modbrick.convert import open_checkpoint, read_parameters
 
 checkpoint = open_checkpoint(sys.argv[1])
@@ -48,7 +47,7 @@ for info in infos:  # the last two axes that two devices can share evenly
     even = [axis for axis, size in enumerate(info.shape) if size % 2 == 0][-2:]
     names = dict(zip(even, ("a", "b")))
     specs[info.path] = NamedSharding(mesh, P(*(names.get(i) for i in range(len(info.shape)))))
-parameters = flatten(read_parameters(checkpoint, shardings=unflatten(specs)))
+parameters = read_parameters(checkpoint, shardings=specs)
 for info in infos:
     value = parameters[info.path]
     assert value.sharding == specs[info.path]
@@ -60,7 +59,7 @@ print(json.dumps({info.path: [read[info.path], info.size] for info in infos}))
 def test_weights_are_as_stored_unless_asked_otherwise() -> None:
     checkpoint = open_checkpoint(HALF)
     for dtype, wanted in ((None, jnp.float16), ("float32", jnp.float32)):
-        for path, value in flatten(read_parameters(checkpoint, dtype=dtype)).items():
+        for path, value in read_parameters(checkpoint, dtype=dtype).items():
             assert value.dtype == wanted
             assert np.array_equal(value, checkpoint.read(path).astype(wanted)), path
     assert load(HALF, dtype="bfloat16").config.dtype == "bfloat16"
@@ -92,7 +91,7 @@ def test_runs_start_from_what_they_find(tmp_path: Path) -> None:
     ):
         parameters, origin = initial_weights(source, checkpoint.model)
         assert words in origin
-        for path, value in flatten(parameters).items():
+        for path, value in parameters.items():
             assert value.dtype == jnp.float32
             assert np.array_equal(value, checkpoint.read(path).astype(np.float32)), path
 

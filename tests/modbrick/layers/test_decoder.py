@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from modbrick.config import ExpertsConfig, FeedForwardConfig, LayerConfig, RouterConfig
-from modbrick.layers.parameter_table import parameter_table
-from modbrick.layers.sites import Bricks
+from modbrick.layers.context import Bricks
+from modbrick.layers.functional import parameter_table
 from tests.modbrick.layers import oracle
 from tests.modbrick.layers.tiny import (
     ATTENTIONS,

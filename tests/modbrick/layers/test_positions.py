@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modbrick.config import RopeConfig
+from modbrick.config import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 from modbrick.layers.positions import rope_frequencies, rope_multiplier, rotate
 
 PLAIN = RopeConfig(base=1e4)
-LINEAR = RopeConfig(scaling="linear", factor=4.0)
-LLAMA3 = RopeConfig(base=5e5, scaling="llama3", factor=8.0, original_context=8192)
-YARN = RopeConfig(scaling="yarn", factor=16.0, original_context=2048)
+LINEAR = RopeConfig(scaling=LinearScaling(4.0))
+LLAMA3 = RopeConfig(base=5e5, scaling=Llama3Scaling(factor=8.0, original_context=8192))
+YARN = RopeConfig(scaling=YarnScaling(factor=16.0, original_context=2048))
 
 
 def plain(base: float, width: int) -> np.ndarray:
@@ -66,9 +66,10 @@ def test_yarn_frequencies():
 
 def test_only_yarn_scales_what_it_rotates():
     assert rope_multiplier(YARN) == pytest.approx(0.1 * math.log(16) + 1)
-    assert rope_multiplier(RopeConfig(scaling="yarn", factor=1.0, original_context=8)) == 1.0
-    given = RopeConfig(scaling="yarn", factor=4.0, original_context=8, attention_factor=1.5)
-    assert rope_multiplier(given) == 1.5
+    unstretched = YarnScaling(factor=1.0, original_context=8)
+    assert rope_multiplier(RopeConfig(scaling=unstretched)) == 1.0
+    given = YarnScaling(factor=4.0, original_context=8, attention_factor=1.5)
+    assert rope_multiplier(RopeConfig(scaling=given)) == 1.5
     assert rope_multiplier(LLAMA3) == rope_multiplier(LINEAR) == 1.0
 
 

@@ -10,17 +10,12 @@ import pytest
 from flax import nnx
 
 from modbrick.config import ExpertsConfig, RouterConfig
+from modbrick.layers.context import Context
 from modbrick.layers.router import Router, RouterStatistics
-from modbrick.layers.stream import Stream
 from tests.modbrick.layers.oracle import softmax
 from tests.modbrick.layers.test_activations import erf
 
 WIDTH, EXPERTS = 6, 5
-
-
-def stream_of(x, counted=None) -> Stream:
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-    return Stream(positions, 0, None, None, None, counted, None)
 
 
 def router_of(experts: ExpertsConfig, width: int = WIDTH) -> Router:
@@ -28,7 +23,8 @@ def router_of(experts: ExpertsConfig, width: int = WIDTH) -> Router:
 
 
 def apply(graph, parameters, x, counted=None, keys=None):
-    return nnx.merge(graph, parameters)(x, "", stream_of(x, counted), {}, keys)
+    context = Context(counted=counted, random_keys=keys)
+    return nnx.merge(graph, parameters)(x, "attention", context)
 
 
 apply_compiled = jax.jit(apply, static_argnums=0)

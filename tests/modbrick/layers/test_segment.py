@@ -78,7 +78,7 @@ def test_layers_sample_their_own_experts():
 
     def chosen(key):
         keys = None if key is None else jax.random.split(key, len(TOKENS))
-        routing = run(model, TOKENS, keys=keys, capture=("routing",)).captured["routing"]
+        routing = run(model, TOKENS, random_keys=keys, capture=("routing",)).captured["routing"]
         return np.asarray(routing["segments.0.feed_forward"].indices)
 
     first, again, other = (chosen(jax.random.key(seed)) for seed in (0, 0, 1))

@@ -10,8 +10,9 @@ from flax import nnx
 
 from modbrick.bricks import LoRA, attach
 from modbrick.config import ExpertsConfig, LayerConfig, RouterConfig
+from modbrick.layers.context import Bricks
 from modbrick.layers.decoder import Decoder
-from modbrick.layers.sites import Bricks, decoder_sites, layer_sites
+from modbrick.layers.sites import model_sites
 from tests.modbrick.layers.tiny import (
     ATTENTIONS,
     DENSE,
@@ -39,9 +40,9 @@ SITES = [
     *(
         (name, f"layer.*.{s.name}")
         for name, layer in LAYERS.items()
-        for s in layer_sites(layer, WIDTH)
+        for s in model_sites(model_config(layer)).layers["0"]
     ),
-    *((name, s.name) for name in LAYERS for s in decoder_sites(model_config(DENSE))),
+    *((name, s.name) for name in LAYERS for s in model_sites(model_config(DENSE)).decoder),
 ]
 # Sites at a linear map, and where its weight lies; a bank adds the update to every expert.
 WEIGHTS = {
@@ -202,15 +203,16 @@ def test_bricks_at_one_site_apply_in_order():
 
 
 def test_widths_of_sites():
-    widths = {s.name: (s.input_width, s.output_width) for s in layer_sites(DENSE, WIDTH)}
+    dense = model_sites(model_config(DENSE))
+    widths = {s.name: (s.input_width, s.output_width) for s in dense.layers["0"]}
     assert widths["attention.query"] == (WIDTH, 16)
     assert widths["attention.key"] == widths["attention.value"] == (WIDTH, 8)
     assert widths["feed_forward.down"] == (24, WIDTH)
     assert "attention.router" not in widths
-    sparse = {s.name for s in layer_sites(LAYERS["experts"], WIDTH)}
+    sparse = {s.name for s in model_sites(model_config(LAYERS["experts"])).layers["0"]}
     assert {"attention.router", "feed_forward.router"} <= sparse
     assert "feed_forward.up" not in sparse
-    assert {s.name: s.output_width for s in decoder_sites(model_config(DENSE))} == {
+    assert {s.name: s.output_width for s in dense.decoder} == {
         "embedding": WIDTH,
         "head": VOCABULARY,
     }

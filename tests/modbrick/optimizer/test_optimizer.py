@@ -10,8 +10,7 @@ import pytest
 
 from modbrick.errors import InputError
 from modbrick.optimizer import GroupConfig, MuonConfig, Optimizer, OptimizerConfig, ScheduleConfig
-from modbrick.parameters.addresses import AddressTable, ParameterInfo, flatten, unflatten
-from modbrick.parameters.partition import Partition
+from modbrick.parameters import ParameterInfo, ParameterTable, Partition
 
 LAYERS, EXPERTS, WIDTH, HIDDEN = 3, 4, 8, 12
 UP = "segments.0.feed_forward.up.weight"
@@ -19,16 +18,20 @@ DOWN = "segments.0.feed_forward.down.weight"
 ROUTER = "segments.0.feed_forward.router.output.weight"
 NORM = "segments.0.feed_forward_norm.scale"
 KEY = "segments.0.attention.key.weight"
-TABLE = AddressTable(
+TABLE = ParameterTable(
     [
-        ParameterInfo("embedding", (16, WIDTH), ("vocabulary", "width")),
-        ParameterInfo("head.weight", (WIDTH, 16), ("width", "vocabulary")),
+        ParameterInfo("embedding", (16, WIDTH), ("vocabulary", "width"), role="embedding"),
+        ParameterInfo("head.weight", (WIDTH, 16), ("width", "vocabulary"), role="head"),
         ParameterInfo("norm.bias", (WIDTH,), ("width",)),
-        ParameterInfo(KEY, (LAYERS, WIDTH, WIDTH), ("layer", "width", "key_heads")),
-        ParameterInfo(NORM, (LAYERS, WIDTH), ("layer", "width")),
-        ParameterInfo(ROUTER, (LAYERS, WIDTH, EXPERTS), ("layer", "width", "router_expert")),
-        ParameterInfo(UP, (LAYERS, EXPERTS, WIDTH, HIDDEN), ("layer", "expert", "width", "hidden")),
-        ParameterInfo(
+        ParameterInfo.of_segment(KEY, (LAYERS, WIDTH, WIDTH), ("layer", "width", "key_heads")),
+        ParameterInfo.of_segment(NORM, (LAYERS, WIDTH), ("layer", "width")),
+        ParameterInfo.of_segment(
+            ROUTER, (LAYERS, WIDTH, EXPERTS), ("layer", "width", "router_expert"), role="router"
+        ),
+        ParameterInfo.of_segment(
+            UP, (LAYERS, EXPERTS, WIDTH, HIDDEN), ("layer", "expert", "width", "hidden")
+        ),
+        ParameterInfo.of_segment(
             DOWN, (LAYERS, EXPERTS, HIDDEN, WIDTH), ("layer", "expert", "hidden", "width")
         ),
     ]
@@ -41,12 +44,10 @@ PLAIN = OptimizerConfig(
 
 def values(seed, scale=1.0):
     random = np.random.default_rng(seed)
-    return unflatten(
-        {
-            info.path: jnp.asarray(scale * random.normal(size=info.shape), jnp.float32)
-            for info in TABLE
-        }
-    )
+    return {
+        info.path: jnp.asarray(scale * random.normal(size=info.shape), jnp.float32)
+        for info in TABLE
+    }
 
 
 def setup(config, total_steps=100):
@@ -61,7 +62,7 @@ def one_update(config, scale=1.0):
     partition, update, state, before = setup(config)
     gradients, _ = partition.split(values(1, scale))
     after, _, _ = update(gradients, state, before)
-    return {p: np.asarray(x) for p, x in flatten(jax.tree.map(jnp.subtract, after, before)).items()}
+    return {p: np.asarray(x) for p, x in jax.tree.map(jnp.subtract, after, before).items()}
 
 
 def assert_close(a, b, rtol=2e-6):
@@ -107,7 +108,7 @@ def test_muon_equals_muon_of_each_matrix():
     _, update, state, parameters = setup(config)
     reference = optax.contrib.muon(1e-2, weight_decay=0.1, consistent_rms=0.2)
     matrices = {
-        (path, *index): flatten(parameters)[path][index]
+        (path, *index): parameters[path][index]
         for path in (KEY, UP, DOWN)
         for index in np.ndindex(*TABLE[path].bank_shape)
     }
@@ -118,11 +119,11 @@ def test_muon_equals_muon_of_each_matrix():
         parameters, state, _ = update(gradients, state, parameters)
         for (path, *index), matrix in matrices.items():
             name = (path, *index)
-            gradient = flatten(gradients)[path][tuple(index)]
+            gradient = gradients[path][tuple(index)]
             change, states[name] = reference_update(gradient, states[name], matrix)
             matrices[name] = matrix + change
     for (path, *index), matrix in matrices.items():
-        got = flatten(parameters)[path][tuple(index)]
+        got = parameters[path][tuple(index)]
         np.testing.assert_allclose(got, matrix, rtol=1e-4, atol=1e-6)
 
 
@@ -181,7 +182,7 @@ def test_weight_decay_spares_its_exceptions():
     config = dataclasses.replace(PLAIN, weight_decay=decay)
     group = GroupConfig(("layer.0.feed_forward.expert.3",), weight_decay=0.25)
     base, got = one_update(PLAIN), one_update(dataclasses.replace(config, groups=(group,)))
-    before = flatten(values(0))
+    before = values(0)
     for path, change in got.items():
         factor = np.zeros(change.shape) if path in ("embedding", "norm.bias", NORM) else decay
         if path in (UP, DOWN):
@@ -195,7 +196,7 @@ def test_a_group_may_decay_what_its_class_excludes():
     group = GroupConfig(("embedding",), weight_decay=1.0)
     base = one_update(PLAIN)["embedding"]
     got = one_update(dataclasses.replace(PLAIN, groups=(group,)))["embedding"]
-    expected = -PLAIN.learning_rate * np.asarray(flatten(values(0))["embedding"])
+    expected = -PLAIN.learning_rate * np.asarray(values(0)["embedding"])
     np.testing.assert_allclose(got - base, expected, rtol=1e-3, atol=2e-6)
 
 
@@ -220,11 +221,11 @@ def test_non_finite_gradients_change_nothing_and_are_counted(kind, bad, path):
     _, update, state, parameters = setup(dataclasses.replace(PLAIN, kind=kind))
     parameters, state, metrics = update(values(1), state, parameters)
     assert not metrics.skipped
-    flat = flatten(values(2))
+    flat = values(2)
     flat[path] = flat[path].at[(0,) * flat[path].ndim].set(bad)
     before, moments = parameters, (state.adamw, state.muon)
     for count in (1, 2):
-        parameters, state, metrics = update(unflatten(flat), state, parameters)
+        parameters, state, metrics = update(flat, state, parameters)
         jax.tree.map(np.testing.assert_array_equal, parameters, before)
         jax.tree.map(np.testing.assert_array_equal, (state.adamw, state.muon), moments)
         assert metrics.skipped
@@ -261,12 +262,12 @@ def test_without_the_guard_non_finite_gradients_show():
 
 def test_one_nan_among_many_values_is_seen():
     """Wide reductions may lose NaN on a CPU; this one must not, wherever it stands."""
-    table = AddressTable([ParameterInfo("head.weight", (96, 4097), ("width", "vocabulary"))])
+    table = ParameterTable([ParameterInfo("head.weight", (96, 4097), ("width", "vocabulary"))])
     optimizer = Optimizer(PLAIN, Partition(table), 10)
-    parameters = {"head": {"weight": jnp.ones((96, 4097))}}
+    parameters = {"head.weight": jnp.ones((96, 4097))}
     state, update = optimizer.init(parameters), jax.jit(optimizer.update)
     for where in [(0, 0), (50, 2048), (95, 4096)]:
-        gradients = {"head": {"weight": jnp.ones((96, 4097)).at[where].set(jnp.nan)}}
+        gradients = {"head.weight": jnp.ones((96, 4097)).at[where].set(jnp.nan)}
         assert update(gradients, state, parameters)[2].skipped
 
 

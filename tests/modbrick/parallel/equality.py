@@ -20,12 +20,10 @@ import numpy as np
 
 from modbrick.config.families import moduleformer
 from modbrick.execution import ExecutionConfig, ExpertParallelism
-from modbrick.layers.parameter_table import parameter_table
+from modbrick.layers.functional import initial_parameters, parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.parallel import MeshConfig, make_mesh, parameter_shardings
 from modbrick.parallel.batch import batch_sharding
-from modbrick.parameters.addresses import flatten, unflatten
-from modbrick.training.state import initial_parameters
 from modbrick.training.step import loss_function
 
 ROWS, LENGTH, VOCABULARY = 16, 24, 48
@@ -72,7 +70,7 @@ def values(parameters: Any, data: Any, execution: ExecutionConfig) -> dict[str, 
     function = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options)
     (value, (parts, totals)), gradients = function(parameters, data, jnp.int32(0), None)
     dropped = sum(s.dropped.sum() for s in totals.router_statistics.values())
-    named = {"loss": value, "dropped": dropped, **parts, **flatten(gradients)}
+    named = {"loss": value, "dropped": dropped, **parts, **gradients}
     return {name: np.asarray(x, np.float64) for name, x in named.items()}
 
 
@@ -86,10 +84,10 @@ def on_mesh(sizes: str, parameters: Any, execution: ExecutionConfig) -> dict[str
     axes = {name: int(size) for name, _, size in (x.partition("=") for x in sizes.split(","))}
     mesh = make_mesh(MeshConfig(**{"data": 1, **axes}))
     shardings = parameter_shardings(parameter_table(CONFIG), mesh)
-    placed = {p: jax.device_put(x, shardings[p]) for p, x in flatten(parameters).items()}
+    placed = {p: jax.device_put(x, shardings[p]) for p, x in parameters.items()}
     with jax.set_mesh(mesh):
         data = jax.device_put(batch(), batch_sharding(mesh))
-        return values(unflatten(placed), data, execution)
+        return values(placed, data, execution)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from modbrick.errors import InputError
-from modbrick.layers.parameter_table import parameter_table
+from modbrick.layers.functional import parameter_table
 from modbrick.parallel import AXES, constrain, gathered, parameter_shardings, parameter_spec
 from modbrick.parallel.rules import (
     FSDP,

@@ -8,19 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modbrick.errors import InputError
-from modbrick.parameters.addresses import AddressTable, ParameterInfo, flatten, unflatten
+from modbrick.parameters import ParameterInfo, ParameterTable, flatten, nest
 
 LAYERS, EXPERTS = 3, 4
 BANK = "segments.0.feed_forward.up.weight"
 ROUTER = "segments.0.feed_forward.router.output.weight"
 LATE = "segments.1.feed_forward.up.weight"
-TABLE = AddressTable(
+TABLE = ParameterTable(
     [
         ParameterInfo("embedding", (6, 2), ("vocabulary", "width")),
         ParameterInfo("norm.scale", (2,), ("width",)),
-        ParameterInfo(BANK, (LAYERS, EXPERTS, 2, 3), ("layer", "expert", "width", "hidden")),
-        ParameterInfo(ROUTER, (LAYERS, 2, EXPERTS), ("layer", "width", "router_expert")),
-        ParameterInfo(LATE, (2, 2, 3), ("layer", "width", "hidden"), LAYERS),
+        ParameterInfo.of_segment(
+            BANK, (LAYERS, EXPERTS, 2, 3), ("layer", "expert", "width", "hidden")
+        ),
+        ParameterInfo.of_segment(ROUTER, (LAYERS, 2, EXPERTS), ("layer", "width", "router_expert")),
+        ParameterInfo.of_segment(LATE, (2, 2, 3), ("layer", "width", "hidden"), LAYERS),
     ]
 )
 
@@ -114,4 +116,4 @@ branches = st.dictionaries(keys, st.integers() | leaves, max_size=3)
 def test_flatten_and_unflatten_are_inverse(tree):
     flat = flatten(tree)
     assert all(isinstance(leaf, int) for leaf in flat.values())
-    assert flatten(unflatten(flat)) == flat
+    assert flatten(nest(flat)) == flat

@@ -8,21 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modbrick.errors import InputError
-from modbrick.parameters.addresses import AddressTable, ParameterInfo, flatten, unflatten
-from modbrick.parameters.partition import Partition
+from modbrick.parameters import ParameterInfo, ParameterTable, Partition
 
 LAYERS, EXPERTS = 3, 4
-TABLE = AddressTable(
+TABLE = ParameterTable(
     [
         ParameterInfo("embedding", (6, 2), ("vocabulary", "width")),
         ParameterInfo("norm.scale", (2,), ("width",)),
-        ParameterInfo("segments.0.attention_norm.scale", (LAYERS, 2), ("layer", "width")),
-        ParameterInfo(
+        ParameterInfo.of_segment(
+            "segments.0.attention_norm.scale", (LAYERS, 2), ("layer", "width")
+        ),
+        ParameterInfo.of_segment(
             "segments.0.feed_forward.up.weight",
             (LAYERS, EXPERTS, 2, 3),
             ("layer", "expert", "width", "hidden"),
         ),
-        ParameterInfo(
+        ParameterInfo.of_segment(
             "segments.1.feed_forward.up.weight", (1, 2, 3), ("layer", "width", "hidden"), LAYERS
         ),
     ]
@@ -32,9 +33,7 @@ BANK = "segments.0.feed_forward.up.weight"
 
 def parameters(seed=0):
     values = np.random.default_rng(seed)
-    return unflatten(
-        {info.path: jnp.asarray(values.normal(size=info.shape), jnp.float32) for info in TABLE}
-    )
+    return {info.path: jnp.asarray(values.normal(size=info.shape), jnp.float32) for info in TABLE}
 
 
 def mask_of(patterns_trainable, patterns_frozen):
@@ -73,12 +72,12 @@ def test_split_and_join_are_inverse_and_count_every_value_once(trainable, frozen
     partition = Partition(TABLE, trainable=trainable, frozen=frozen)
     whole = parameters()
     part, rest = partition.split(whole)
-    for path, leaf in flatten(part).items():
+    for path, leaf in part.items():
         members = partition.trainable[path]
         assert leaf.shape == members.shape
         assert len(members.axes) == leaf.ndim
         # The same values, in the order of layers and then experts.
-        expected = np.asarray(flatten(whole)[path])[masks[path]]
+        expected = np.asarray(whole[path])[masks[path]]
         np.testing.assert_array_equal(np.asarray(leaf).reshape(-1), expected)
     assert sum(leaf.size for leaf in jax.tree.leaves(part)) == count
     assert sum(x.size for x in jax.tree.leaves((part, rest))) == sum(info.size for info in TABLE)
@@ -109,7 +108,7 @@ def test_gradient_through_join_is_the_masked_full_gradient(trainable):
     [
         (("layer.1",), (2, EXPERTS, 2, 3), ("layer", "expert", "width", "hidden")),
         (("layer.*.feed_forward.expert.0",), (LAYERS, 3, 2, 3), TABLE[BANK].axes),
-        (("layer.1.feed_forward.expert.0",), (11, 2, 3), ("member", "width", "hidden")),
+        (("layer.1.feed_forward.expert.0",), (11, 2, 3), ("brick", "width", "hidden")),
         ((), (LAYERS, EXPERTS, 2, 3), TABLE[BANK].axes),
     ],
 )
@@ -126,7 +125,7 @@ def test_whole_leaves_are_passed_on_without_copies():
     part, rest = partition.split(whole)
     assert rest["embedding"] is whole["embedding"]
     joined = partition.join(part, rest)
-    before, after = flatten(whole), flatten(joined)
+    before, after = whole, joined
     assert all(after[path] is before[path] for path in before)
 
 
@@ -172,4 +171,4 @@ def test_parts_under_jit_with_abstract_values():
     """The shapes that a checkpoint is restored into come from an abstract split."""
     partition = Partition(TABLE, frozen=("layer.1.feed_forward.expert.0",))
     part, _ = jax.eval_shape(partition.split, parameters())
-    assert flatten(part)[BANK].shape == partition.trainable[BANK].shape
+    assert part[BANK].shape == partition.trainable[BANK].shape

@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from modbrick.config.families import moduleformer
 from modbrick.data import Dataset, evaluation_batches
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.decoder import Decoder
+from modbrick.layers.functional import functional_decoder
 from modbrick.training.evaluation import EvaluationResult, EvaluationStep, evaluate, evaluation_step
 from tests.modbrick.data.conftest import random_texts, write_dataset
 
@@ -44,9 +43,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def parameters() -> Any:
     """Random values large enough that no prediction is like another."""
     rng = np.random.default_rng(0)
-    state = nnx.state(nnx.eval_shape(lambda: Decoder(CONFIG)))
     return jax.tree.map(
-        lambda leaf: np.float32(rng.normal(0.0, 0.4, leaf.shape)), nnx.to_pure_dict(state)
+        lambda leaf: np.float32(rng.normal(0.0, 0.4, leaf.shape)),
+        functional_decoder(CONFIG).abstract_parameters(),
     )
 
 
@@ -105,8 +104,8 @@ def test_figures_are_those_of_each_document_alone(
     for row, text in zip(ids, texts, strict=True):
         encoded = list(text.encode())
         row[1 : len(encoded) + 1] = encoded
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(CONFIG)))
-    call = jax.jit(lambda parameters, ids: nnx.merge(graph, parameters)(ids).logits)
+    decoder = functional_decoder(CONFIG)
+    call = jax.jit(lambda parameters, ids: decoder.bind(parameters)(ids).logits)
     logits = np.asarray(call(parameters, ids[:, :-1]), np.float64)
     logarithms = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     result = run(step, parameters, dataset)

@@ -21,13 +21,14 @@ from modbrick.config.families import moduleformer
 from modbrick.data import DataConfig
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
+from modbrick.layers.functional import initial_parameters
 from modbrick.optimizer import OptimizerConfig
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.schema import from_mapping
 from modbrick.training.offload import check_host_memory
 from modbrick.training.program import train_program
 from modbrick.training.run_config import RunConfig, TrainingConfig
-from modbrick.training.state import TrainState, initial_parameters, initial_state
+from modbrick.training.state import TrainState, initial_state
 from pallas_kernels.compile_report.compilation import LIBTPU_ENVIRONMENT
 from tests.modbrick.training.compiled_memory import (
     DEVICES,

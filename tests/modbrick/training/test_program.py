@@ -10,12 +10,10 @@ from jax.sharding import AbstractMesh
 
 from modbrick.errors import InputError
 from modbrick.parallel import AXES, MeshConfig, make_mesh
-from modbrick.schema import from_mapping
 from modbrick.training.program import train_program
-from modbrick.training.run_config import RunConfig
 from tests.configs import tiny
 
-CONFIG = from_mapping(RunConfig, tiny.get_config().to_dict())
+CONFIG = tiny.get_config()
 
 
 def test_a_step_keeps_the_shapes_that_the_program_describes() -> None:

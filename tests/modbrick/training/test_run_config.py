@@ -17,6 +17,7 @@ from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import OptimizerConfig
+from modbrick.parallel import MeshConfig
 from modbrick.schema import from_mapping, to_mapping
 from modbrick.training.run_config import (
     EvaluationConfig,
@@ -72,6 +73,12 @@ def identity(**sections: Any) -> dict[str, Any]:
     [
         {"training": {"microbatches": 4}},
         {"execution": ExecutionConfig(rematerialisation="full", unroll=2)},
+        {"execution": ExecutionConfig(attention="xla", dispatch="xla", head_chunk=16)},
+        {"execution": ExecutionConfig(activation_memory="host", rematerialisation="full")},
+        {"execution": ExecutionConfig(optimizer_memory="host", expert_parallelism="exchange")},
+        # Nothing is exchanged, and nothing dropped.
+        {"execution": ExecutionConfig(exchange_capacity=1.5)},
+        {"mesh": MeshConfig(fsdp=2)},
         {"evaluation": EvaluationConfig(every=3)},
         {"checkpoint": CheckpointConfig(every=7)},
         {"logging": LoggingConfig(every=1, progress="none")},
@@ -92,6 +99,16 @@ def test_what_decides_no_parameter_is_no_part_of_the_identity(change: dict[str, 
         ({"optimizer": {"learning_rate": 0.2}}, "optimizer.learning_rate"),
         ({"objective": ObjectiveConfig(switch=0.1)}, "objective.switch"),
         ({"model": {"width": 32}}, "model.width"),
+        ({"optimizer": {"trainable": ("*", "head")}}, "optimizer.trainable"),
+        ({"optimizer": {"frozen": ("embedding",)}}, "optimizer.frozen"),
+        (
+            {"execution": ExecutionConfig(attention_tolerance=0.01)},
+            "execution.attention_tolerance",
+        ),
+        (
+            {"execution": ExecutionConfig(expert_parallelism="exchange", exchange_capacity=2.0)},
+            "execution.exchange_capacity",
+        ),
         ({"data": {"seed": 1}}, "data.seed"),
     ],
 )

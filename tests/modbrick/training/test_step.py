@@ -12,13 +12,12 @@ import pytest
 from modbrick.config import ModelConfig
 from modbrick.config.families import moduleformer
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.parameter_table import parameter_table
+from modbrick.layers.functional import initial_parameters, parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import Optimizer, OptimizerConfig
-from modbrick.parameters.addresses import flatten
-from modbrick.parameters.partition import Partition
+from modbrick.parameters import Partition
 from modbrick.schema import from_mapping
-from modbrick.training.state import initial_parameters, initial_state
+from modbrick.training.state import initial_state
 from modbrick.training.step import loss_function, train_step
 
 
@@ -70,8 +69,8 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(microbatches: int) ->
     whole_value, whole = gradient(1, batch())
     value, parts = gradient(microbatches, batch())
     assert value == pytest.approx(whole_value, rel=1e-6)
-    for path, want in flatten(whole).items():
-        got = np.asarray(flatten(parts)[path])
+    for path, want in whole.items():
+        got = np.asarray(parts[path])
         assert np.isfinite(got).all()
         assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want) + 1e-9, path
 
@@ -82,8 +81,8 @@ def test_router_losses_of_parts_would_give_another_gradient() -> None:
     _, whole = gradient(1, data)
     halves = [gradient(1, {k: v[part::2] for k, v in data.items()})[1] for part in range(2)]
     path = "segments.0.feed_forward.router.output.weight"
-    mean = sum(np.asarray(flatten(h)[path]) for h in halves) / 2
-    want = np.asarray(flatten(whole)[path])
+    mean = sum(np.asarray(h[path]) for h in halves) / 2
+    want = np.asarray(whole[path])
     assert np.linalg.norm(mean - want) > 1e-3 * np.linalg.norm(want)
 
 
@@ -103,7 +102,7 @@ def run(steps: int, *, seed: int = 0, frozen: tuple[str, ...] = (), sample: int 
     for _ in range(steps):
         state, report = step(state, batch())
         losses.append(float(report.parts["next_token"]))
-    return flatten(partition.join(state.trainable, state.frozen)), losses, state
+    return partition.join(state.trainable, state.frozen), losses, state
 
 
 def test_learns_a_batch_by_heart() -> None:
@@ -124,7 +123,7 @@ def test_sampled_routing_is_a_function_of_seed_and_step() -> None:
 
 
 def test_frozen_bricks_do_not_move_and_all_others_do() -> None:
-    start = flatten(initial_parameters(model(), jax.random.key(1)))
+    start = initial_parameters(model(), jax.random.key(1))
     frozen = ("layer.1.feed_forward.expert.2", "layer.*.attention.router", "embedding")
     trained, _, state = run(3, frozen=frozen)
     for path, value in trained.items():
@@ -137,4 +136,4 @@ def test_frozen_bricks_do_not_move_and_all_others_do() -> None:
             assert moved[1, [0, 1, 3]].any(axis=(1, 2)).all()
         else:
             assert moved.any(), path
-    assert "embedding" not in flatten(state.trainable)
+    assert "embedding" not in state.trainable

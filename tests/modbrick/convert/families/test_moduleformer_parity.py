@@ -13,18 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from modbrick import convert
 from modbrick.config import ModelConfig
 from modbrick.formats.safetensors import read_safetensors
 from modbrick.formats.strict_json import read_object
 from modbrick.layers.cache import Cache
-from modbrick.layers.decoder import Decoder
+from modbrick.layers.functional import FunctionalDecoder, functional_decoder, parameters_of
 from modbrick.layers.output import DecoderOutput
 from modbrick.next_token import token_losses
 from modbrick.objective import ObjectiveConfig, Totals, objective
-from modbrick.parameters.addresses import flatten, unflatten
 
 FIXTURES = sorted(
     path.parent
@@ -46,14 +44,13 @@ def expected(directory: Path) -> dict[str, np.ndarray]:
     return {name: tensor.read() for name, tensor in stored.items()}
 
 
-def imported(directory: Path) -> tuple[ModelConfig, dict[str, float], nnx.GraphDef, dict]:
+def imported(directory: Path) -> tuple[ModelConfig, dict[str, float], FunctionalDecoder, dict]:
     """The model in float32, whatever the files hold: that is how the fixtures were computed."""
     checkpoint = convert.open_checkpoint(directory)
     config = checkpoint.model.replace(dtype="float32")
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config)))
     paths = [info.path for info in checkpoint.correspondence.parameters]
     parameters = {path: checkpoint.read(path, dtype=np.float32) for path in paths}
-    return config, dict(checkpoint.translation.objective), graph, unflatten(parameters)
+    return config, dict(checkpoint.translation.objective), functional_decoder(config), parameters
 
 
 def relative_error(found: jax.typing.ArrayLike, wanted: np.ndarray) -> float:
@@ -79,12 +76,12 @@ def total_loss(
 @each_fixture
 def test_computes_what_the_original_does(directory: Path) -> None:
     want = expected(directory)
-    config, weights, graph, parameters = imported(directory)
+    config, weights, decoder, parameters = imported(directory)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     @functools.partial(jax.value_and_grad, has_aux=True)
     def run(parameters, tokens, mask, labels):
-        output = nnx.merge(graph, parameters)(
+        output = decoder.bind(parameters)(
             tokens,
             attention_mask=mask,
             capture=("hidden_states", "attention_weights", "routing"),
@@ -100,7 +97,7 @@ def test_computes_what_the_original_does(directory: Path) -> None:
     compare_hidden_states(output, want)
     compare_attention_weights(output, want, config)
     compare_routers(output, want, len(config.layers), directory)
-    compare_gradients(flatten(gradients), want, directory)
+    compare_gradients(gradients, want, directory)
     if weights:
         weighted = sum(weights[name] * float(parts[name]) for name in weights)
         weight = read_object(directory / "config.json")["aux_loss_weight"]
@@ -190,14 +187,14 @@ def compare_gradients(
 @each_fixture
 def test_greedy_continuation_with_a_cache(directory: Path) -> None:
     want = expected(directory)
-    config, _, graph, parameters = imported(directory)
+    config, _, decoder, parameters = imported(directory)
     wanted = want["greedy"]
     prompt = want["input_ids"].shape[1] // 2
     cache = Cache.empty(config, *wanted.shape)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def run(parameters, token, cache):
-        output = nnx.merge(graph, parameters)(token, cache=cache)
+        output = decoder.bind(parameters)(token, cache=cache)
         return output.logits.argmax(-1), output.cache
 
     tokens = np.zeros_like(wanted)
@@ -215,7 +212,7 @@ def test_load_returns_a_decoder_with_the_weights(directory: Path) -> None:
     model = convert.load(directory)
     checkpoint = convert.open_checkpoint(directory)
     assert model.config == checkpoint.model
-    found = flatten(nnx.to_pure_dict(nnx.state(model)))
+    found = parameters_of(model)
     assert found.keys() == {info.path for info in checkpoint.correspondence.parameters}
     for path, value in found.items():
         assert value.dtype == checkpoint.dtype(path), path

@@ -17,6 +17,7 @@ from modbrick.config import (
     ExpertsConfig,
     FeedForwardConfig,
     LayerConfig,
+    Llama3Scaling,
     ModelConfig,
     NormConfig,
     RopeConfig,
@@ -70,7 +71,7 @@ MODELS = {
                         key_value_heads=1,
                         biases=("query", "key", "value", "output"),
                         rope=RopeConfig(
-                            base=500.0, scaling="llama3", factor=4.0, original_context=64
+                            base=500.0, scaling=Llama3Scaling(factor=4.0, original_context=64)
                         ),
                     ),
                     FeedForwardConfig(48, "silu", gated=True, bias=True),

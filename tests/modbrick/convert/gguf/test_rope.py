@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modbrick.config import RopeConfig
+from modbrick.config import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 from modbrick.convert.gguf.keys import Keys
 from modbrick.convert.gguf.rope import rope_config
 from modbrick.errors import InputError
@@ -27,13 +27,13 @@ def config(divisors: np.ndarray | None = None, **settings: Any) -> RopeConfig:
         ({}, RopeConfig()),
         ({"freq_base": 5e5, "dimension_count": WIDTH}, RopeConfig(base=5e5)),
         ({"scaling__type": "none", "scaling__factor": 8.0}, RopeConfig()),
-        ({"scaling__factor": 2.0}, RopeConfig(scaling="linear", factor=2.0)),
-        ({"scale_linear": 2.0}, RopeConfig(scaling="linear", factor=2.0)),
+        ({"scaling__factor": 2.0}, RopeConfig(scaling=LinearScaling(2.0))),
+        ({"scale_linear": 2.0}, RopeConfig(scaling=LinearScaling(2.0))),
         ({"scaling__factor": 0.0}, RopeConfig()),
         ({"scaling__type": "linear", "scaling__factor": 1.0}, RopeConfig()),
         (
             {"scaling__type": "yarn", "scaling__factor": 4.0, "scaling__finetuned": True},
-            RopeConfig(scaling="yarn", factor=4.0, original_context=4096),
+            RopeConfig(scaling=YarnScaling(factor=4.0, original_context=4096)),
         ),
         (
             {
@@ -44,7 +44,9 @@ def config(divisors: np.ndarray | None = None, **settings: Any) -> RopeConfig:
                 "scaling__yarn_beta_slow": 2.0,
             },
             RopeConfig(
-                scaling="yarn", factor=4.0, original_context=1024, beta_fast=16.0, beta_slow=2.0
+                scaling=YarnScaling(
+                    factor=4.0, original_context=1024, beta_fast=16.0, beta_slow=2.0
+                )
             ),
         ),
     ],
@@ -83,11 +85,12 @@ def test_divisors_become_the_settings_that_made_them(
 ) -> None:
     wanted = RopeConfig(
         base=base,
-        scaling="llama3",
-        factor=factor,
-        original_context=context,
-        low_frequency_factor=1.0,
-        high_frequency_factor=high,
+        scaling=Llama3Scaling(
+            factor=factor,
+            original_context=context,
+            low_frequency_factor=1.0,
+            high_frequency_factor=high,
+        ),
     )
     assert config(divisors(wanted), freq_base=base) == wanted
 
@@ -97,7 +100,7 @@ def test_divisors_of_one_are_no_scaling() -> None:
 
 
 def scaled(change: Any) -> np.ndarray:
-    values = divisors(RopeConfig(scaling="llama3", factor=8.0, original_context=8192))
+    values = divisors(RopeConfig(scaling=Llama3Scaling(factor=8.0, original_context=8192)))
     change(values)
     return values
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modbrick.config import RopeConfig
+from modbrick.config import Llama3Scaling, RopeConfig, YarnScaling
 from modbrick.convert.huggingface.rope import RopeFields, read_rope, write_rope
 from modbrick.errors import InputError
 from modbrick.layers.positions import rope_frequencies, rope_multiplier
@@ -52,8 +52,11 @@ def test_defaults_are_the_librarys() -> None:
     assert rope_of() == RopeConfig(base=10_000.0)
     assert read_rope(RopeFields(), "config.json", theta=1e6).base == 1e6
     stretched = {key: v for key, v in LLAMA3.items() if not key.startswith("original")}
-    assert rope_of(rope_scaling=stretched, max_position_embeddings=96).original_context == 96
-    yarn = rope_of(rope_scaling=YARN | {"factor": None}, max_position_embeddings=160)
+    scaling = rope_of(rope_scaling=stretched, max_position_embeddings=96).scaling
+    assert isinstance(scaling, Llama3Scaling)
+    assert scaling.original_context == 96
+    yarn = rope_of(rope_scaling=YARN | {"factor": None}, max_position_embeddings=160).scaling
+    assert isinstance(yarn, YarnScaling)
     assert (yarn.factor, yarn.beta_fast, yarn.beta_slow) == (2.5, 32.0, 1.0)
     assert rope_of(partial_rotary_factor=1.0) == RopeConfig()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from modbrick.layers.sites import Bricks
+from modbrick.layers.context import Bricks
 from tests.modbrick.layers import oracle
 from tests.modbrick.layers.tiny import (
     ATTENTIONS,

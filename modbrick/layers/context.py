@@ -1,0 +1,195 @@
+"""What travels with the tokens of a forward pass, and the one call that a layer makes at a site.
+
+A *site* is a named place of a layer or of the decoder (`attention.query`, `feed_forward`,
+`residual`, `embedding`, ...), where bricks plug in and values are captured: the layer hands over
+what came in and what it computed, and goes on with what it gets back. Bricks are arguments of the
+forward pass, stacked over the layers of a segment like the layers themselves, so attaching,
+swapping or mixing them needs no new layer class, and no recompilation while shapes agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+from jax.random import fold_in
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from modbrick.execution import ExecutionConfig
+from modbrick.layers.cache import SegmentCache
+
+SUBLAYERS = ("attention", "feed_forward")
+
+
+class SiteBrick(Protocol):
+    """What can be attached at a site: a pytree with this call."""
+
+    def __call__(
+        self,
+        inputs: Float[Array, "B S ..."],
+        outputs: Float[Array, "B S ..."],
+        brick_ids: Int[Array, "B S"] | None,
+    ) -> Float[Array, "B S ..."]:
+        """Returns the new outputs, of the shape and dtype of `outputs`.
+
+        `outputs` may have more axes before its last than `inputs` (the expert slots of queries).
+        `brick_ids` chooses one of the brick's variants for each token, -1 none; None: variant 0.
+        """
+        ...
+
+
+SiteBricks = Mapping[str, tuple[SiteBrick, ...]]
+"""Bricks of one layer (or, stacked, of a segment), by site, in the order in which they apply."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Bricks:
+    """Everything attached to a decoder.
+
+    Attributes:
+      segments: for each segment by index as text, the bricks at its layers' sites; every array has
+        a leading axis over the segment's layers.
+      decoder: bricks at the decoder's own sites, `embedding` and `head`.
+    """
+
+    segments: Mapping[str, SiteBricks] = dataclasses.field(default_factory=dict)
+    decoder: SiteBricks = dataclasses.field(default_factory=dict)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Visibility:
+    """Which keys `[B, C]` the queries `[B, S]` of a call see.
+
+    Attributes:
+      offset: index among the keys at which query 0 stands.
+      key_mask: keys that are no padding; None: all.
+      query_segment_ids, key_segment_ids: documents, which do not see each other; None: one
+        document.
+    """
+
+    offset: Int[Array, ""] | int = 0
+    key_mask: Bool[Array, "B C"] | None = None
+    query_segment_ids: Int[Array, "B S"] | None = None
+    key_segment_ids: Int[Array, "B C"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Context:
+    """What the layers of one forward pass share about its tokens, and what they leave behind.
+
+    A layer reads it, calls `at` at each of its sites, and puts statistics and cache into it; a
+    segment makes one for each layer (`of_layer`).
+
+    Attributes:
+      positions: of each token in its document; None where no layer runs.
+      visibility: which keys the tokens see.
+      counted: tokens that count in router statistics; None: all.
+      random_keys: one for each sequence, for sampled routing; None: plain top-k.
+      bricks: attached to the decoder or to the layer at hand.
+      brick_ids: variant of each attached brick for each token; None: variant 0.
+      cache: keys and values of the segment; None: none is kept.
+      layer: index of the layer at hand in its segment.
+      statistics: totals of the routers that ran, by sublayer.
+      captured: what `capture` asked for, by name.
+      execution: which implementations to use.
+      capture: names of what is captured, see `Decoder.__call__`.
+    """
+
+    positions: Int[Array, "B S"] | None = None
+    visibility: Visibility = Visibility()
+    counted: Bool[Array, "B S"] | None = None
+    random_keys: Key[Array, "B"] | None = None
+    bricks: SiteBricks = dataclasses.field(default_factory=dict)
+    brick_ids: Int[Array, "B S"] | None = None
+    cache: SegmentCache | None = None
+    layer: Int[Array, ""] | None = None
+    statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    captured: dict[str, Any] = dataclasses.field(default_factory=dict)
+    execution: ExecutionConfig = dataclasses.field(
+        default=ExecutionConfig(), metadata={"static": True}
+    )
+    capture: frozenset[str] = dataclasses.field(default=frozenset(), metadata={"static": True})
+
+    def at(
+        self, site: str, inputs: Float[Array, "B S ..."], outputs: Float[Array, "B S ..."]
+    ) -> Float[Array, "B S ..."]:
+        """Returns the outputs of a site after the bricks attached there; captures them if asked.
+
+        Args:
+          site: its name within the layer or the decoder.
+          inputs: what the layer computed the outputs from.
+          outputs: what it computed.
+        """
+        for brick in self.bricks.get(site, ()):
+            outputs = brick(inputs, outputs, self.brick_ids)
+        self.record(site, outputs)
+        if "sites" in self.capture:
+            self.captured.setdefault("sites", {})[site] = (inputs, outputs)
+        return outputs
+
+    def looks_at(self, site: str) -> bool:
+        """Returns whether anything at a site needs its inputs, which may cost something to make."""
+        return site in self.bricks or site in self.capture or "sites" in self.capture
+
+    def record(self, name: str, value: Any) -> None:
+        """Captures a value if it was asked for."""
+        if name in self.capture:
+            self.captured[name] = value
+
+    def keys_of(self, sublayer: str) -> Key[Array, "B"] | None:
+        """Returns the random keys of a sublayer's router."""
+        if self.random_keys is None:
+            return None
+        keys = jax.vmap(jax.random.split, out_axes=1)(self.random_keys)
+        return keys[SUBLAYERS.index(sublayer)]
+
+    def remember(
+        self, keys: Float[Array, "B S G W"], values: Float[Array, "B S G W"]
+    ) -> tuple[Float[Array, "B C G W"], Float[Array, "B C G W"]]:
+        """Writes the tokens' keys and values into the cache; returns all that are known so far."""
+        if self.cache is None:
+            return keys, values
+        assert self.layer is not None, "a cache is of a segment's layers"
+        self.cache, known_keys, known_values = self.cache.write(
+            self.layer, self.visibility.offset, keys, values
+        )
+        return known_keys.astype(keys.dtype), known_values.astype(values.dtype)
+
+    def of_layer(
+        self,
+        layer: Int[Array, ""],
+        first_layer: int,
+        bricks: SiteBricks,
+        cache: SegmentCache | None,
+    ) -> Context:
+        """Returns the context of one layer, which has left nothing behind yet.
+
+        Args:
+          layer: its index in the segment.
+          first_layer: absolute index of the segment's first layer.
+          bricks: attached to the layer.
+          cache: of the segment.
+        """
+        keys = self.random_keys
+        if keys is not None:
+            keys = jax.vmap(fold_in, (0, None))(keys, first_layer + layer)
+        return dataclasses.replace(
+            self,
+            layer=layer,
+            random_keys=keys,
+            bricks=bricks,
+            cache=cache,
+            statistics={},
+            captured={},
+        )
+
+    def with_results(
+        self, cache: SegmentCache | None, statistics: dict[str, Any], captured: dict[str, Any]
+    ) -> Context:
+        """Returns the context of a segment that has run."""
+        return dataclasses.replace(self, cache=cache, statistics=statistics, captured=captured)
