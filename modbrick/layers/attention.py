@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.config import AttentionConfig
 from modbrick.config import Projection as ProjectionName
+from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.attention_weights import attention_weights
 from modbrick.layers.cache import SegmentCache
@@ -24,8 +25,8 @@ from modbrick.layers.sites import SiteBricks, attach
 from modbrick.layers.stream import Stream
 from modbrick.parallel.attention import Keys, Offset, attend_over_mesh
 from modbrick.parallel.dispatch import Dispatch, make_dispatch
-from pallas_kernels.attention.softmax.xla import softmax_attention
-from pallas_kernels.attention.stickbreaking import stickbreaking_attention
+from pallas_kernels.softmax_attention import softmax_attention
+from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,9 +230,12 @@ class Attention(nnx.Module):
             )
             tensors = (query, keys.key, keys.value)
             if not stickbreaking:
-                return softmax_attention(
-                    *tensors, scale=config.scale, implementation=execution.attention, **seen
-                )
+                try:
+                    return softmax_attention(
+                        *tensors, scale=config.scale, implementation=execution.attention, **seen
+                    )
+                except ValueError as error:
+                    raise InputError(f"execution.attention: {error}") from error
             return stickbreaking_attention(
                 *tensors,
                 scale=config.scale,

@@ -34,26 +34,23 @@ from pallas_kernels.grouped_matmul.gpu.products import (
     sum_products,
 )
 from pallas_kernels.grouped_matmul.gpu.rows import Epilogue
+from pallas_kernels.grouped_matmul.implementations import Case
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
 from pallas_kernels.grouped_matmul.rows import flatten_rows, gates_by_row, row_index, take_rows
-from pallas_kernels.grouped_matmul.target import Case, device_kind_in_force
 from pallas_kernels.grouped_matmul.xla.implementation import PRE_ACTIVATION_NAME
+from pallas_kernels.target import no_hopper_gpu
 
 Activation = Callable[[Array], Array]
 Banks = tuple[Array, ...]
 _DTYPES = ("bfloat16", "float16", "float32")
-_HOPPER = ("H100", "H200", "H800", "H20", "GH200")
 
 
-def why_not(case: Case | None, platform: str | None) -> str | None:
-    """Why these kernels cannot run a case on a platform, or None if they can."""
+def unsupported(case: Case | None, platform: str | None) -> str | None:
+    """Says why the kernels cannot run a case; see `pallas_kernels.implementations`."""
     if platform not in (None, "gpu"):
-        return f"its kernels are for NVIDIA Hopper GPUs, and the platform is {platform!r}"
-    if platform == "gpu" and not any(name in device_kind_in_force() for name in _HOPPER):
-        return (
-            "its kernels are for NVIDIA Hopper GPUs (wgmma, compute capability 9.0), and the "
-            f"device is {device_kind_in_force()!r}"
-        )
+        return f"its kernels are for NVIDIA's Hopper GPUs, and the platform is {platform!r}"
+    if (other := no_hopper_gpu()) is not None:
+        return other
     if case is None:
         return None
     for name, dtype in (("inputs", case.input_dtype), ("weights", case.weight_dtype)):

@@ -11,7 +11,7 @@ import contextvars
 import dataclasses
 from collections.abc import Iterator
 
-from pallas_kernels.grouped_matmul.target import device_kind_in_force
+from pallas_kernels.target import device_kind_in_force
 
 MEBI = 2**20
 

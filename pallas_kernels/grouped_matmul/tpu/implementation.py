@@ -21,9 +21,9 @@ from jax import Array
 from jax.custom_batching import sequential_vmap
 from jax.typing import DTypeLike
 
+from pallas_kernels.grouped_matmul.implementations import Case
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
 from pallas_kernels.grouped_matmul.rows import flatten_rows, row_index, take_rows
-from pallas_kernels.grouped_matmul.target import Case, device_kind_in_force
 from pallas_kernels.grouped_matmul.tpu.block_sizes import (
     TOO_SMALL,
     BlockSizes,
@@ -57,22 +57,23 @@ from pallas_kernels.grouped_matmul.tpu.tiles import Rows
 from pallas_kernels.grouped_matmul.tpu.ungroup import ungroup_rows
 from pallas_kernels.grouped_matmul.tpu.visits import Visits, visits
 from pallas_kernels.grouped_matmul.xla.loops import Activation, hidden_layer
+from pallas_kernels.target import device_kind_in_force
 
 Arrays = tuple[Array, ...]
 _DTYPES = ("float32", "bfloat16")
 
 
-def why_not(case: Case | None, platform: str | None) -> str | None:
-    """Why these kernels cannot run a case on a platform, or None; see `implementations`."""
+def unsupported(case: Case | None, platform: str | None) -> str | None:
+    """Says why the kernels cannot run a case; see `pallas_kernels.implementations`."""
     if platform not in (None, "tpu"):
-        return f"these kernels are for TPUs, and the platform is {platform!r}"
+        return f"its kernels are for TPUs, and the platform is {platform!r}"
     if platform is not None and device_kind_in_force() in TOO_SMALL:
-        return f"these kernels need more VMEM than a {device_kind_in_force()} has"
+        return f"its kernels need more VMEM than a {device_kind_in_force()} has"
     if case is None:
         return None
     for name, dtype in (("inputs", case.input_dtype), ("weights", case.weight_dtype)):
         if dtype.name not in _DTYPES:
-            return f"{name} must be {' or '.join(_DTYPES)} for these kernels, got {dtype.name}"
+            return f"{name} must be {' or '.join(_DTYPES)} for its kernels, got {dtype.name}"
     return _too_deep(case)
 
 

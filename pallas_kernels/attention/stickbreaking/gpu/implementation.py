@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.attention.shared.case import Case
 from pallas_kernels.attention.shared.masks import Visibility
 from pallas_kernels.attention.stickbreaking.gpu import registers as gpu_registers
 from pallas_kernels.attention.stickbreaking.gpu.block_sizes import (
@@ -25,8 +26,8 @@ from pallas_kernels.attention.stickbreaking.gpu.d_key_value import d_key_value
 from pallas_kernels.attention.stickbreaking.gpu.d_query import d_query
 from pallas_kernels.attention.stickbreaking.gpu.forward import forward
 from pallas_kernels.attention.stickbreaking.gpu.tiles import BLOCK_ROWS, ROWS_PER_GROUP, Problem
-from pallas_kernels.attention.stickbreaking.implementations import Case
 from pallas_kernels.attention.stickbreaking.residuals import named
+from pallas_kernels.target import no_hopper_gpu
 
 _LARGEST_WIDTH = 256
 _DTYPES = (jnp.bfloat16, jnp.float16)
@@ -34,16 +35,14 @@ _Results = tuple[jax.Array, jax.Array]
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, Visibility, jax.Array, jax.Array, jax.Array]
 
 
-def unsupported(case: Case, platform: str) -> str | None:
-    """Returns why the kernels cannot run a case on a platform, or None if they can."""
-    if platform != "cuda":
-        return f"its kernels are for NVIDIA's Hopper GPUs, and the platform is {platform}"
-    capability = _compute_capability()
-    if capability is not None and capability.split(".")[0] != "9":
-        return (
-            "its kernels use matrix instructions that only Hopper GPUs have (compute capability "
-            f"9.0), and this GPU has {capability}"
-        )
+def unsupported(case: Case | None, platform: str | None) -> str | None:
+    """Says why the kernels cannot run a case; see `pallas_kernels.implementations`."""
+    if platform not in (None, "gpu"):
+        return f"its kernels are for NVIDIA's Hopper GPUs, and the platform is {platform!r}"
+    if (other := no_hopper_gpu()) is not None:
+        return other
+    if case is None:
+        return None
     if case.query.dtype not in _DTYPES:
         return (
             f"{case.query.dtype} inputs are not supported: Hopper's matrix unit would round them "
@@ -311,10 +310,3 @@ def _padded(array: jax.Array, axis: int, multiple: int) -> jax.Array:
     padding = [(0, 0)] * array.ndim
     padding[axis] = (0, missing)
     return jnp.pad(array, padding)
-
-
-def _compute_capability() -> str | None:
-    """That of the GPU at hand; None if there is none (the kernels are compiled ahead of time)."""
-    if jax.default_backend() != "gpu":
-        return None
-    return str(jax.local_devices()[0].compute_capability)

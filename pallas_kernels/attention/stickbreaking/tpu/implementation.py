@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention.shared.block_sizes import BlockSizes
+from pallas_kernels.attention.shared.case import Case
 from pallas_kernels.attention.shared.masks import Visibility
-from pallas_kernels.attention.stickbreaking.implementations import Case
 from pallas_kernels.attention.stickbreaking.residuals import named
 from pallas_kernels.attention.stickbreaking.tpu import layout as tpu_layout
 from pallas_kernels.attention.stickbreaking.tpu.backward import backward
@@ -29,11 +29,11 @@ _Rows = tuple[jax.Array, jax.Array, jax.Array | None]
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, Visibility, _Rows, jax.Array | None]
 
 
-def unsupported(case: Case, platform: str) -> str | None:
-    """Returns why the kernels cannot run a case on a platform, or None if they can."""
-    if platform != "tpu":
-        return f"it runs on TPUs, not on {platform}"
-    if case.query.dtype == jnp.float64:
+def unsupported(case: Case | None, platform: str | None) -> str | None:
+    """Says why the kernels cannot run a case; see `pallas_kernels.implementations`."""
+    if platform not in (None, "tpu"):
+        return f"its kernels are for TPUs, and the platform is {platform!r}"
+    if case is not None and case.query.dtype == jnp.float64:
         return "TPU kernels do not compute in float64"
     return None
 

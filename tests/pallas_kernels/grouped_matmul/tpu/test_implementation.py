@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import grouped_matmul as op
 from pallas_kernels.compile_report import lower_for_tpu
-from pallas_kernels.grouped_matmul.target import Case
+from pallas_kernels.grouped_matmul.implementations import Case
 from pallas_kernels.grouped_matmul.tpu import feed_forward as tpu_feed_forward
 from pallas_kernels.grouped_matmul.tpu import implementation as tpu
 from pallas_kernels.grouped_matmul.tpu import matmul as tpu_matmul
@@ -293,19 +293,19 @@ def test_outside_of_interpret_mode_a_cpu_refuses():
 
 def test_what_cannot_run_says_why():
     case = Case("grouped_matmul", jnp.dtype("float32"), jnp.dtype("float32"), 6, 2, 3, 4, 5)
-    assert tpu.why_not(case, None) is None
-    assert tpu.why_not(case, "tpu") is None
+    assert tpu.unsupported(case, None) is None
+    assert tpu.unsupported(case, "tpu") is None
     deep = dataclasses.replace(case, width=50_000)
-    assert "D=50000 above" in (tpu.why_not(deep, "tpu") or "")
-    assert tpu.why_not(dataclasses.replace(deep, width=50 * 1024), "tpu") is None
+    assert "D=50000 above" in (tpu.unsupported(deep, "tpu") or "")
+    assert tpu.unsupported(dataclasses.replace(deep, width=50 * 1024), "tpu") is None
     wide = dataclasses.replace(deep, operation="grouped_feed_forward", width=50 * 1024)
-    assert "the most that VMEM holds" in (tpu.why_not(wide, "tpu") or "")
-    assert "for TPUs" in (tpu.why_not(case, "cpu") or "")
+    assert "the most that VMEM holds" in (tpu.unsupported(wide, "tpu") or "")
+    assert "for TPUs" in (tpu.unsupported(case, "cpu") or "")
     half = jnp.dtype("float16")
     for narrow in (
         dataclasses.replace(case, input_dtype=half),
         dataclasses.replace(case, weight_dtype=half),
     ):
-        assert "float32 or bfloat16" in (tpu.why_not(narrow, "tpu") or "")
+        assert "float32 or bfloat16" in (tpu.unsupported(narrow, "tpu") or "")
         with pytest.raises(ValueError, match=r"'tpu' cannot run: .* must be float32 or bfloat16"):
             op.choose_implementation("tpu", narrow)
