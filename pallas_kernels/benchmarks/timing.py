@@ -52,7 +52,7 @@ def relative_error(actual: Any, expected: Any) -> float:
     return worst
 
 
-def take_turns(
+def time_interleaved(
     contenders: Mapping[str, Callable[..., Any]],
     inputs: Callable[[int], Sequence[Any]],
     *,

@@ -214,7 +214,7 @@ def _key_steps[Carry](
     repeats: int,
     sizes: BlockSizes,
 ) -> tuple[Callable[[jax.Array, Carry], Carry], jax.Array]:
-    """Returns the visit of the block of keys with an index, and how many blocks are in sight."""
+    """Returns the step to the block of keys with an index, and how many blocks are in sight."""
     _, stop = visibility.key_range(query_start, sizes.query, key_length)
 
     def step(index: jax.Array, carry: Carry) -> Carry:

@@ -80,8 +80,8 @@ def softmax_attention(
         return output
 
     scaled = (query * scale).astype(query.dtype)
-    arrays = (jnp.swapaxes(_fill(x, block), 1, 2) for x in (scaled, key, value))
-    output = jax.vmap(attend)(*arrays, ids)
+    by_head = [jnp.swapaxes(_fill(x, block), 1, 2) for x in (scaled, key, value)]
+    output = jax.vmap(attend)(by_head[0], by_head[1], by_head[2], ids)
     return jnp.swapaxes(output, 1, 2)[:, :queries].astype(value.dtype)
 
 

@@ -35,7 +35,7 @@ class Blocks:
         stages: steps in the ring of shared memory buffers.
         reads_in_flight: groups of row reads that the producer leaves under way, at most
             `stages - 2`: with more it would wait for a buffer that waits for its arrival.
-        band: columns of tiles that neighbouring blocks share (`gpu_tiles.in_bands`).
+        band: columns of tiles that neighbouring blocks share (`tiles.in_bands`).
         staged_columns: columns of an output that are staged in shared memory at once.
         staging_buffers: as many as there are outputs, and two for one output, so that one of them
             is filled while the other is copied out.

@@ -1,6 +1,6 @@
 """Stick-breaking attention on Hopper GPUs, by Pallas kernels for Mosaic GPU.
 
-See `gpu_forward` for the kernel and `gpu_registers` for how a stick is broken in the registers of a
+See `forward` for the kernel and `registers` for how a stick is broken in the registers of a
 warpgroup.
 """
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention.shared.case import Case
 from pallas_kernels.attention.shared.masks import Visibility
-from pallas_kernels.attention.stickbreaking.gpu import registers as gpu_registers
+from pallas_kernels.attention.stickbreaking.gpu import registers
 from pallas_kernels.attention.stickbreaking.gpu.block_sizes import (
     ROWS_AT_A_TIME,
     GPUBlockSizes,
@@ -196,8 +196,8 @@ def _attend_backward(
         else add_rows(jnp.int32(0), start)
     )
     d_queries = _heads(d_queries, length, problem.repeats)
-    d_keys = gpu_registers.restore_keys(scale * d_keys, problem.keys)
-    d_values = gpu_registers.restore_keys(d_values, problem.keys)
+    d_keys = registers.restore_keys(scale * d_keys, problem.keys)
+    d_values = registers.restore_keys(d_values, problem.keys)
     return (
         d_queries,
         d_keys[:, : key.shape[1], :, :width].astype(key.dtype),
@@ -291,7 +291,7 @@ def _heads(array: jax.Array, length: int, folded: int) -> jax.Array:
 
 def _key_blocks(array: jax.Array, size: int) -> jax.Array:
     """`[B, S, ...]` padded to blocks of keys, each in the order of the kernels."""
-    return gpu_registers.permute_keys(_padded(array, 1, size), size)
+    return registers.permute_keys(_padded(array, 1, size), size)
 
 
 def _padded_width(array: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-from pallas_kernels.attention.stickbreaking.gpu import registers as registers
+from pallas_kernels.attention.stickbreaking.gpu import registers
 
 # Rows of a tile: what a warpgroup multiplies at a time.
 ROWS_PER_GROUP = 64

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention.stickbreaking.tpu import tile as tpu_tile
+from pallas_kernels.attention.stickbreaking.tpu import tile
 from pallas_kernels.attention.stickbreaking.tpu.block_sizes import generation_in_force
 from pallas_kernels.attention.stickbreaking.tpu.layout import (
     COLUMNS,
@@ -187,14 +187,14 @@ def _kernel(
         )
 
     def add_outputs(n: jax.Array) -> None:
-        sums[...] += tpu_tile.dot("dk,kq->dq", values[n & 1], weights[...])
+        sums[...] += tile.dot("dk,kq->dq", values[n & 1], weights[...])
 
     def compute(n: jax.Array, kind: jax.Array) -> None:
-        products = tpu_tile.dot("kd,qd->kq", nearest_first(keys[n & 1]), query[...])
+        products = tile.dot("kd,qd->kq", nearest_first(keys[n & 1]), query[...])
         add_outputs(n + 1)
         behind = spent[...]
         for strip, stored in strips(key_block):
-            weights[stored], behind = tpu_tile.weights(
+            weights[stored], behind = tile.weights(
                 products[strip], bounds[kind, strip], behind, scale, weights.dtype
             )
         spent[...] = behind
@@ -239,7 +239,7 @@ def strips(key_block: int) -> list[tuple[slice, slice]]:
 
 def clear_bounds(bounds: Any) -> None:
     """Fills what logits are bounded to where rows see all keys: the first of the two bounds."""
-    bounds[0] = jnp.full(bounds.shape[1:], tpu_tile.LARGEST_LOGIT)
+    bounds[0] = jnp.full(bounds.shape[1:], tile.LARGEST_LOGIT)
 
 
 def kind_of_bounds(
@@ -263,7 +263,7 @@ def kind_of_bounds(
 
     def fill(strip: jax.Array, carry: jax.Array) -> jax.Array:
         start = pl.multiple_of(strip * STRIP, STRIP)
-        bounds[1, pl.ds(start, STRIP)] = tpu_tile.bounds_of_strip(
+        bounds[1, pl.ds(start, STRIP)] = tile.bounds_of_strip(
             index * key_block + (key_block - STRIP - start),
             inputs["last"][...],
             None if first is None else first[...],

@@ -65,7 +65,7 @@ def nearest_first(block: jax.Array) -> jax.Array:
     """Keys `[block, d]` from the nearest strip on, and within it from the nearest keys of the runs.
 
     Two keys of a run stay as they are, because a register of bfloat16 holds both:
-    `tpu_tile.registers` tells them apart.
+    `tile.registers` tells them apart.
     """
     pair = 2 * SUBLANES
     starts = range(block.shape[0] - pair, -1, -pair)

@@ -178,7 +178,7 @@ def _assert_feed_forward(
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_feed_forward_with_resident_matrices():
+def test_feed_forward_with_stationary_weights():
     _assert_feed_forward(_Resident(), "silu", True, np.float32, 5e-6)
 
 
@@ -199,7 +199,7 @@ def _kernels_of_layers(wrap: Callable[..., Any]) -> collections.Counter[str]:
 def _assert_computed_again(gradients: dict[str, int]) -> None:
     """Forward kernels once more, but those that no gradient reads; those of gradients once."""
     kept, again = _kernels_of_layers(lambda layer: layer), _kernels_of_layers(jax.checkpoint)
-    # Inputs and cotangents of three operations are brought into words, once each.
+    # Inputs and cotangents of three operations are packed, once each.
     assert kept["grouped_matmul_row_words"] == 6
     assert again - kept == {
         "grouped_matmul_row_words": 3,
@@ -231,11 +231,11 @@ def test_streamed_layers_that_are_computed_again_lower():
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_inputs_are_brought_into_words_one_after_the_other():
+def test_inputs_are_packed_one_after_the_other():
     p = problem(BRIEF)
     both = jnp.asarray(np.stack([p.tokens, 2 * p.tokens]), jnp.float32)
-    words = jax.vmap(functools.partial(tpu._readable, layout="tokens"))(both)
-    for mine, rows in zip(words, both, strict=True):
+    packed = jax.vmap(functools.partial(tpu._readable, layout="tokens"))(both)
+    for mine, rows in zip(packed, both, strict=True):
         width = rows.shape[1]
         np.testing.assert_array_equal(mine[0, :, :width], rows)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.attention.stickbreaking.gpu import implementation as gpu
-from pallas_kernels.attention.stickbreaking.gpu import registers as gpu_registers
+from pallas_kernels.attention.stickbreaking.gpu import registers
 from pallas_kernels.compile_report import lower_for_h100
 from pallas_kernels.stickbreaking_attention import (
     Case,
@@ -25,7 +25,7 @@ from tests.contracts import stickbreaking_attention as contract
 
 @pytest.fixture
 def _simulated() -> Iterator[None]:
-    with gpu_registers.simulated(detect_races=True):
+    with registers.simulated(detect_races=True):
         yield
 
 

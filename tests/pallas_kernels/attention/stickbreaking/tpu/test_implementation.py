@@ -16,7 +16,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention.shared.block_sizes import BlockSizes
 from pallas_kernels.attention.shared.masks import Visibility
-from pallas_kernels.attention.stickbreaking.tpu import block_sizes as tpu_block_sizes
 from pallas_kernels.attention.stickbreaking.tpu import implementation as tpu
 from pallas_kernels.attention.stickbreaking.tpu.block_sizes import TpuBlockSizes, compiling_for
 from tests.contracts.stickbreaking_attention import (

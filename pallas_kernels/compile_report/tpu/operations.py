@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pallas_kernels.compile_report.hlo import HloProgram, Instruction
-from pallas_kernels.compile_report.schedule import Schedule
+from pallas_kernels.compile_report.tpu.schedule import Schedule
 
 _NAMES = re.compile(r"%[^\s,(){}]+")
 _NOTES = re.compile(r",? ?(?:metadata|backend_config|frontend_attributes)=.*", re.DOTALL)

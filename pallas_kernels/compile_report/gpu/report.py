@@ -130,7 +130,7 @@ def _compiled(
     with tempfile.TemporaryDirectory(prefix="h100_report_") as name:
         folder = Path(name)
         run_worker(
-            "pallas_kernels.compile_report.h100_worker",
+            "pallas_kernels.compile_report.gpu.worker",
             folder,
             [program],
             request={},

@@ -21,8 +21,8 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from pallas_kernels.compile_report.compilation import abstract_device, trace_for
 from pallas_kernels.compile_report.hlo import HloProgram, Instruction
-from pallas_kernels.compile_report.interpreter import UNKNOWN, Interpreter
-from pallas_kernels.compile_report.kernel_steps import KernelSteps, Memory, count_steps
+from pallas_kernels.compile_report.traffic.interpreter import UNKNOWN, Interpreter
+from pallas_kernels.compile_report.traffic.kernel_steps import KernelSteps, Memory, count_steps
 
 
 @dataclasses.dataclass(frozen=True)

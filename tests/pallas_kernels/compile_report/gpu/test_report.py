@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas.ops.gpu import hopper_matmul_mgpu
 
-from pallas_kernels.compile_report import h100_report
+from pallas_kernels.compile_report.gpu import report as h100_report
 from pallas_kernels.compile_report.program import Program, ProgramReference
 from pallas_kernels.compile_report.worker_process import CompileError
 
