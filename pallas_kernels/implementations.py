@@ -30,7 +30,7 @@ DEFAULT = "xla"
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """Where an implementation is, and what it is for.
+    """One implementation: the module that has it, and the platform that it is for.
 
     Attributes:
         module: the import path of its module.

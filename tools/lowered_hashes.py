@@ -1,6 +1,6 @@
 """Prints a hash of what each kernel lowers to, so that a change of names shows that it is no more.
 
-    python tools/lowered_hashes.py [--only=TEXT]
+    python -m tools.lowered_hashes [--only=TEXT]
 
 Run it before and after, and compare the lines. Every operation is lowered for TPUs, an H100 and the
 CPU, forward and backward, at shapes that take each of its kernels. The hash is of the program as

@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Of one contender.
+    """Times of one contender.
 
     Attributes:
         seconds: of a call, one figure a round.

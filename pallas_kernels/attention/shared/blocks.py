@@ -231,6 +231,6 @@ def _key_steps[Carry](
 def blocks_in_sight(
     visibility: Visibility, query_start: jax.Array, key_length: int, sizes: BlockSizes
 ) -> jax.Array:
-    """How many blocks of keys a block of queries may see."""
+    """Counts the blocks of keys that a block of queries may see."""
     low, stop = visibility.key_range(query_start, sizes.query, key_length)
     return jnp.maximum(stop - low + sizes.key - 1, 0) // sizes.key

@@ -20,7 +20,7 @@ _NOTES = re.compile(r",? ?(?:metadata|backend_config|frontend_attributes)=.*", r
 
 
 class OperationBundles(NamedTuple):
-    """What one execution of an operation runs on a core.
+    """Bundles that one execution of an operation runs on a core.
 
     Attributes:
         bundles: of its schedule, as often as its loops run.

@@ -109,7 +109,7 @@ class TpuReport:
     exact: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """Returns the report as plain data."""
         return dataclasses.asdict(self)
 
 

@@ -42,7 +42,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class KernelSteps:
-    """What happens over the whole grid.
+    """Counts over the whole grid of a kernel.
 
     Attributes:
         read: bytes that copies read from HBM, by operand (None for HBM scratch).

@@ -26,7 +26,7 @@ _MAX_STAGES = 6
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """What a block of the grid works on at once.
+    """Sizes of what a block of the grid works on at once.
 
     Attributes:
         rows: height of an output tile; both consumers' together.
@@ -83,7 +83,7 @@ def row_blocks(
     outputs: int = 1,
     beside: int = 0,
 ) -> Blocks:
-    """For rows by experts' weights.
+    """Sizes for the products of rows by experts' weights.
 
     Args:
         columns: of the output, a multiple of 64.
@@ -106,7 +106,7 @@ def row_blocks(
 
 
 def weight_gradient_blocks(columns: int, itemsize: int, output_itemsize: int) -> Blocks:
-    """For the gradients of weights; `rows` and `columns` are those of a weight."""
+    """Sizes for the gradients of weights; `rows` and `columns` are those of a weight."""
     width = _width(columns, 256)
     rows, depth = CONSUMERS * CONSUMER_ROWS, 64
     staged = 128 // output_itemsize

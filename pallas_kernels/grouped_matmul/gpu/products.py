@@ -68,7 +68,7 @@ def operand_dtype(*dtypes: DTypeLike) -> jnp.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Operands:
-    """How operands of a call are prepared.
+    """The form that operands of a call are prepared in.
 
     Attributes:
         dtype: of parts, two bytes wide.
@@ -98,7 +98,7 @@ class Operands:
         return tuple(parts)
 
     def pairs(self, a: Parts, b: Parts) -> list[tuple[int, int]]:
-        """Which parts are multiplied, small products first."""
+        """The pairs of parts that are multiplied, small products first."""
         most = _PARTS[self.precision] - 1
         found = [(i, j) for i in range(len(a)) for j in range(len(b)) if i + j <= most]
         return sorted(found, key=lambda pair: -sum(pair))
@@ -106,7 +106,7 @@ class Operands:
 
 @dataclasses.dataclass(frozen=True)
 class RowOutputs:
-    """What becomes of the products of rows.
+    """The outputs that the products of rows are made into.
 
     Attributes:
         dtype: of the outputs.
@@ -228,7 +228,7 @@ def sum_products(
     right_index: Array | None,
     scale: Array | None = None,
 ) -> Array:
-    """For each expert, left.T @ right over its rows, [E, D, F].
+    """Sums left.T @ right over the rows of each expert, [E, D, F].
 
     Args:
         plan: the routing plan.

@@ -52,7 +52,7 @@ Term = tuple[int, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class RowProducts:
-    """What `multiply_rows` computes, apart from the arrays.
+    """Settings of `multiply_rows`, apart from the arrays.
 
     Attributes:
         blocks: the block sizes.

@@ -41,7 +41,7 @@ _WRITING_COST = 2
 
 @dataclasses.dataclass(frozen=True)
 class WeightGradients:
-    """What `sum_products` computes, apart from the arrays.
+    """Settings of `sum_products`, apart from the arrays.
 
     Attributes:
         blocks: the block sizes.
@@ -66,7 +66,7 @@ def sum_products(
     right_index: Array | None = None,
     scale: Array | None = None,
 ) -> Array:
-    """For each expert, the sum over its rows of the outer products of left and right rows.
+    """Sums the outer products of left and right rows over the rows of each expert.
 
     Args:
         settings: the rest of the problem.

@@ -18,7 +18,7 @@ MEBI = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class BlockSizes:
-    """How a kernel cuts its work.
+    """Sizes that a kernel cuts its work into.
 
     Attributes:
         height: rows of a tile.
@@ -46,7 +46,7 @@ class BlockSizes:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What a generation of TPUs has.
+    """Resources of a generation of TPUs, and the block sizes for it.
 
     Attributes:
         vmem: bytes of vector memory that a kernel may use; the rest is left to the compiler.

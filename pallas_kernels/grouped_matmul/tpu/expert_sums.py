@@ -41,14 +41,14 @@ class ExpertSums:
 
     @property
     def results(self) -> list[tuple[jax.ShapeDtypeStruct, Block | None]]:
-        """Of the kernel; for `Sums.of`."""
+        """The kernel's further results, for `Sums.of`."""
         whole = jax.ShapeDtypeStruct((self.experts, *self.shape), self.dtype)
         part = jax.ShapeDtypeStruct(self.shape, jnp.float32)
         return [(whole, None), *([(part, None)] * (self.cores if self.cores > 1 else 0))]
 
     @property
     def scratch(self) -> list[Any]:
-        """Of the kernel; for `Sums.of`."""
+        """The kernel's further scratch memory, for `Sums.of`."""
         return [
             pltpu.VMEM(self.shape, jnp.float32),
             pltpu.VMEM(self.shape, self.dtype),
@@ -121,14 +121,14 @@ class Sums:
         pltpu.make_async_copy(self._staged, self._result.at[0], self._semaphore).wait()
 
     def open(self) -> None:
-        """Before an expert's first rows are added."""
+        """Clears the sum before an expert's first rows are added."""
 
         @pl.when(self.item.opens_expert)
         def _() -> None:
             self.total[...] = jnp.zeros_like(self.total)
 
     def stage(self) -> None:
-        """After an expert's last rows are added: rounds, once the copy before is done."""
+        """Rounds the sum after an expert's last rows are added, once the copy before is done."""
 
         @pl.when(self._closes & self._copies_earlier)
         def _() -> None:
@@ -139,7 +139,7 @@ class Sums:
             self._staged[...] = self.total[...].astype(self._staged.dtype)
 
     def copy(self) -> None:
-        """After `stage`: starts the copy, which runs while the next expert's rows are added."""
+        """Starts the copy of what was staged, which runs while the next expert's rows are added."""
         closes, item = self._closes, self.item
         remains = jnp.where(closes, True, self._copies_earlier)
         whole = closes

@@ -49,7 +49,7 @@ def hidden_pieces(width: int) -> list[Piece]:
 def hidden_gradients(
     pre: Sequence[Array], dhidden: Array, gate: Array, activation: Activation
 ) -> tuple[Array, Array, Arrays]:
-    """What follows from a tile of the hidden layer.
+    """Gradients that follow from a tile of the hidden layer.
 
     Args:
         pre: float32 [M, C] each, (up,) or (up, gate).

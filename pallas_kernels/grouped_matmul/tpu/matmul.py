@@ -95,7 +95,7 @@ class Chunks:
 
     @property
     def iterations(self) -> int:
-        """Of the inner loop."""
+        """How often the inner loop runs."""
         return self.width // self.size
 
     def at(self, c: Any) -> Any:
@@ -164,7 +164,7 @@ def own_lanes(item: WorkItem) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Some columns of an array, whose blocks are cut so that they begin where one does.
+    """A range of columns of an array, cut where a block begins.
 
     Attributes:
         first: column.

@@ -34,7 +34,7 @@ from pallas_kernels.grouped_matmul.tpu.work_list import WorkList
 
 
 def footprint(weights: Array, itemsize: int, height: int) -> Footprint:
-    """What `matmul_gradients` needs of VMEM; `itemsize` is that of the wider of `x` and `dy`."""
+    """VMEM that `matmul_gradients` needs; `itemsize` is that of the wider of `x` and `dy`."""
     _, depth, width = weights.shape
     elements = round_up(depth, 16) * round_up(width, LANES)
     matrix = elements * weights.dtype.itemsize

@@ -63,7 +63,7 @@ class Rows:
 
     @property
     def dtype(self) -> Any:
-        """Of the rows."""
+        """The dtype of the rows."""
         return self.rows.dtype if self.index is None else unpacked_dtype(self.rows)
 
     def buffer(self, height: int) -> tuple[int, int, int]:
@@ -74,7 +74,7 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Division:
-    """How the grid's axes (core, column block, item) divide the work.
+    """The division of the work over the grid's axes (core, column block, item).
 
     Attributes:
         length: of a core's work list; 0 if both have the same one.
@@ -108,7 +108,7 @@ class Block:
     buffers: int = 2
 
     def spec(self, division: Division) -> pl.BlockSpec:
-        """As Pallas takes it: grid indices, then the scalars of `WorkList`."""
+        """The block as Pallas takes it: grid indices, then the scalars of `WorkList`."""
 
         def place(c: Any, n: Any, v: Any, expert: Any, tile: Any, *rest: Any) -> Any:
             del rest
@@ -204,7 +204,7 @@ class _Fetch:
                 self.flat[buffer, rows, place] = values[:, :some].astype(self.flat.dtype)
 
     def begin(self, first: Any, second: Any) -> None:
-        """Before the first step: its tile is made ready, and that of the second is fetched.
+        """Makes the tile of the first step ready, and fetches that of the second.
 
         Args:
             first: the column block of the first step.

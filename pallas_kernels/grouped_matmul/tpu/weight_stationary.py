@@ -49,7 +49,7 @@ Arrays = tuple[Array, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """What a pass needs of VMEM, in bytes.
+    """VMEM that a pass needs, in bytes.
 
     Attributes:
         banks: one expert's matrices.
@@ -65,7 +65,7 @@ class Footprint:
     def of(
         cls, banks: Arrays, width: int, dtype: DTypeLike, height: int, chunk: int, *, backward: bool
     ) -> Footprint:
-        """For `banks` (down, up[, gate]) and inputs of `width` columns."""
+        """Computes it for `banks` (down, up[, gate]) and inputs of `width` columns."""
         size = jnp.dtype(dtype).itemsize
         elements = [round_up(b.shape[1], 16) * round_up(b.shape[2], LANES) for b in banks]
         matrices = sum(n * b.dtype.itemsize for n, b in zip(elements, banks, strict=True))
@@ -80,7 +80,7 @@ class Footprint:
         )
 
     def buffers(self, budget: int) -> int | None:
-        """How many buffers the matrices can have, or None if they do not fit."""
+        """The number of buffers that the matrices can have, or None if they do not fit."""
         for count in (2, 1):
             if count * self.banks + self.sums + self.tiles <= budget:
                 return count
@@ -108,7 +108,7 @@ def pipelined(
     make: Callable[[Any], None],
     use: Callable[[Any], None],
 ) -> None:
-    """For each chunk `make`, then `use`; in the loop, the use of one beside the next's making."""
+    """Runs `make`, then `use`, for each chunk; in the loop, one use beside the next making."""
     make(chunks.at(0))
     # It writes a buffer that the first products read: before them, they would wait for it.
     prepare(0 if chunks.parts == 1 else chunks.iterations - 1)

@@ -52,7 +52,7 @@ class WorkList:
 
     @property
     def scalars(self) -> tuple[Array, Array, Array, Array, Array]:
-        """What the kernel keeps in scalar memory."""
+        """The arrays that the kernel keeps in scalar memory."""
         return self.expert, self.tile, self.offsets, self.count, self.partial
 
 

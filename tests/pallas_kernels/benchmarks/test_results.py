@@ -8,7 +8,6 @@ import pytest
 
 from pallas_kernels.benchmarks.results import PARTS, add_run, read_results
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
 OP = "grouped_matmul"
 FIRST, SECOND = {"commit": "aaa", "date": "2026-01-01"}, {"commit": "bbb", "date": "2026-01-02"}
 

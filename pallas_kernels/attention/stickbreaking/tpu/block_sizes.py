@@ -50,7 +50,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What a generation of TPUs has.
+    """Resources of a generation of TPUs, and the block sizes for it.
 
     Attributes:
       vmem: bytes of vector memory that a kernel may use; the rest is left to the compiler.

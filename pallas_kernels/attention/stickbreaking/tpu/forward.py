@@ -149,7 +149,7 @@ def walk_inputs(walk: Walk, block: int) -> dict[str, tuple[jax.Array, pl.BlockSp
 
 
 def walk_strides(walk: Walk, groups: int, row_blocks: int) -> tuple[int, int]:
-    """How far apart the entries of two batch rows, and of two heads, lie in a walk's table."""
+    """Strides of a walk's table, from one batch row to the next and from one head to the next."""
     entries = walk.table.size // (row_blocks * COLUMNS)
     of_heads = walk.first is not None and walk.first.shape[1] > 1
     of_batch = entries > (groups if of_heads else 1)
@@ -245,7 +245,7 @@ def clear_bounds(bounds: Any) -> None:
 def kind_of_bounds(
     bounds: Any, inputs: dict[str, Any], table: Any, entry: jax.Array, index: jax.Array
 ) -> jax.Array:
-    """Which of the two bounds holds for the key block of that index; computes the second if so.
+    """Tells which of the two bounds holds for that key block; computes the second if it does.
 
     One code for tiles with and without a mask: a load and no more, where masks that are computed
     on the way would cost operations and registers in every tile.
