@@ -19,6 +19,7 @@ from pallas_kernels.grouped_matmul.tpu.rows import (
     pack_rows,
     packed_shape,
     padded_width,
+    round_packed,
     store_columns,
     unpacked_dtype,
 )
