@@ -29,7 +29,7 @@ from modbrick.execution import ExecutionConfig
 from modbrick.hardware import enable_compilation_cache
 from modbrick.models import load_model
 from modbrick.training.evaluation import evaluation_step
-from pallas_kernels.attention.stickbreaking import stickbreaking_attention
+from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's or a model's directory.")
 DATA = flags.DEFINE_string("data", None, "Directory of a prepared data set.")

@@ -67,13 +67,19 @@ def tree() -> Iterator[Path]:
 
 FILES = list(tree())
 PYTHON_FILES = [path for path in FILES if path.suffix == ".py"]
+SHIPPED = ("modbrick", "pallas_kernels", "scripts", "tools", "configs")
 LIBRARY = [
     path
     for path in PYTHON_FILES
-    if path.relative_to(ROOT).parts[0] in ("modbrick", "pallas_kernels", "scripts", "configs")
-    and path != ROOT / FOREIGN
+    if path.relative_to(ROOT).parts[0] in SHIPPED and path != ROOT / FOREIGN
 ]
 SCRIPTS = [path for path in LIBRARY if path.parent == ROOT / "scripts"]
+# Other files of tools/ serve these.
+TOOLS = [
+    path
+    for path in LIBRARY
+    if path.is_relative_to(ROOT / "tools") and '__name__ == "__main__"' in path.read_text()
+]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 PAGES = [path for path in FILES if path.suffix == ".md" and path.parent == ROOT]
 
@@ -119,7 +125,7 @@ def own_module(name: str) -> str | None:
 def outside(paths: list[Path]) -> set[str]:
     """The top-level packages that files import and that are neither Python's nor this project's."""
     tops = {name.partition(".")[0] for path in paths for name in imports(path)}
-    known = {"modbrick", "pallas_kernels", "scripts", "configs", "tests", "__future__"}
+    known = {"modbrick", "pallas_kernels", "scripts", "tools", "configs", "tests", "__future__"}
     return tops - known - sys.stdlib_module_names
 
 
@@ -174,7 +180,7 @@ def test_imports_make_no_circle() -> None:
 
 
 def test_libraries_import_no_entry_points() -> None:
-    entries = ("scripts", "configs", "tests")
+    entries = ("scripts", "tools", "configs", "tests")
     assert not [
         f"{module} imports {name}"
         for module, path in MODULES.items()
@@ -273,9 +279,11 @@ def test_pages_name_only_commands_that_exist() -> None:
     assert named > 0
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=relative)
+@pytest.mark.parametrize("path", SCRIPTS + TOOLS, ids=relative)
 def test_script_explains_itself(path: Path) -> None:
-    command = [sys.executable, str(path), "--help"]
+    # Tools use each other, as modules of the repository's root.
+    started = ["-m", module_name(path)] if path in TOOLS else [str(path)]
+    command = [sys.executable, *started, "--help"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]
     assert path.name in run.stdout or "usage" in run.stdout.lower()

@@ -9,8 +9,8 @@ import pytest
 from modbrick.config import AttentionConfig
 from modbrick.layers.attention_weights import attention_weights
 from modbrick.layers.context import Visibility
-from pallas_kernels.attention.softmax.xla import softmax_attention
-from pallas_kernels.attention.stickbreaking import stickbreaking_attention
+from pallas_kernels.softmax_attention import softmax_attention
+from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 
 RANDOM = np.random.default_rng(0)
 QUERY, KEY, VALUE = (

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from pallas_kernels.compile_report.interpreter import UNKNOWN, Interpreter, inner_jaxpr
+from pallas_kernels.compile_report.traffic.interpreter import UNKNOWN, Interpreter, inner_jaxpr
 
 _PRODUCTS = ("dot_general", "matmul_acc_lhs", "matmul_lhs_fifo")
 _REF_READS = ("get", "masked_load")
@@ -42,7 +42,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class KernelSteps:
-    """What happens over the whole grid.
+    """Counts over the whole grid of a kernel.
 
     Attributes:
         read: bytes that copies read from HBM, by operand (None for HBM scratch).

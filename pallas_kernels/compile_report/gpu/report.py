@@ -96,7 +96,7 @@ class H100Report:
     compile_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """Returns the report as plain data."""
         return dataclasses.asdict(self)
 
 
@@ -130,7 +130,7 @@ def _compiled(
     with tempfile.TemporaryDirectory(prefix="h100_report_") as name:
         folder = Path(name)
         run_worker(
-            "pallas_kernels.compile_report.h100_worker",
+            "pallas_kernels.compile_report.gpu.worker",
             folder,
             [program],
             request={},
@@ -177,7 +177,7 @@ def _kernel(path: Path) -> H100KernelReport:
 
 
 def resources_of(path: Path) -> str:
-    """What Mosaic GPU says of a kernel's shared memory.
+    """Reads what Mosaic GPU says of a kernel's shared memory.
 
     Its files are numbered apart from the assembler's. Where the numbers differ, kernels of the same
     name are taken in order; if there is not one file for each, all of them must agree.

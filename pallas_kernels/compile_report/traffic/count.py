@@ -21,13 +21,13 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from pallas_kernels.compile_report.compilation import abstract_device, trace_for
 from pallas_kernels.compile_report.hlo import HloProgram, Instruction
-from pallas_kernels.compile_report.interpreter import UNKNOWN, Interpreter
-from pallas_kernels.compile_report.kernel_steps import KernelSteps, Memory, count_steps
+from pallas_kernels.compile_report.traffic.interpreter import UNKNOWN, Interpreter
+from pallas_kernels.compile_report.traffic.kernel_steps import KernelSteps, Memory, count_steps
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelTraffic:
-    """What one kernel moves in one call.
+    """Bytes that one kernel moves in one call, and the runs of its parts.
 
     Attributes:
         name: given to the kernel, or "".
@@ -85,7 +85,7 @@ class _Finder(Interpreter):
 def kernel_traffic(
     function: Callable[..., Any], *arguments: Any, device: jax.Device | None = None
 ) -> list[KernelTraffic]:
-    """What each kernel of `function` moves, in the order in which they run.
+    """Counts what each kernel of `function` moves, in the order in which they run.
 
     Args:
         function: takes `arguments`.
@@ -259,7 +259,7 @@ class _IndexMap(Interpreter):
 
 @dataclasses.dataclass(frozen=True)
 class ProgramTraffic:
-    """What a whole program moves.
+    """Bytes that a whole program moves.
 
     Attributes:
         total: bytes from and to HBM.

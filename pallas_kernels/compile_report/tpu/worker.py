@@ -1,6 +1,6 @@
 """The process that compiles for one TPU generation: libtpu reads its flags when it loads.
 
-Called by `tpu_report` as `python -m pallas_kernels.compile_report.tpu_worker FOLDER`, with what to
+Called by `report` as `python -m pallas_kernels.compile_report.tpu.worker FOLDER`, with what to
 do in FOLDER/request.json. Of each program it leaves FOLDER/N/program.json with the compiler's
 schedules beside it.
 """

@@ -1,6 +1,6 @@
 """The compile-time report of a program for a TPU that is not there.
 
-Each generation is compiled in a process of its own (`tpu_worker`), because libtpu reads its flags
+Each generation is compiled in a process of its own (`worker`), because libtpu reads its flags
 when it loads. The report joins the compiler's schedule of each kernel (`schedule`), the bytes that
 move (`traffic`) and what is public about the chip (`chips`).
 """
@@ -18,7 +18,7 @@ from typing import Any
 from pallas_kernels.compile_report.chips import TpuChip, find_chip
 from pallas_kernels.compile_report.hlo import HloProgram
 from pallas_kernels.compile_report.program import ProgramReference
-from pallas_kernels.compile_report.schedule import (
+from pallas_kernels.compile_report.tpu.schedule import (
     DUMP_FLAGS,
     LONGEST_WAIT,
     Region,
@@ -109,7 +109,7 @@ class TpuReport:
     exact: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """Returns the report as plain data."""
         return dataclasses.asdict(self)
 
 
@@ -141,7 +141,7 @@ def tpu_reports(
         (folder / "dump").mkdir()
         flags = " ".join(flag.format(folder=folder / "dump") for flag in DUMP_FLAGS)
         run_worker(
-            "pallas_kernels.compile_report.tpu_worker",
+            "pallas_kernels.compile_report.tpu.worker",
             folder,
             programs,
             request={"topology": chip.topology},

@@ -1,4 +1,4 @@
-"""The work list of a kernel: which row tile is visited for which expert, and in which order."""
+"""The work list of a kernel: which row tiles hold rows of which expert, in which order."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from pallas_kernels.grouped_matmul.plan import RoutingPlan
     meta_fields=["height", "tiles", "cores"],
 )
 @dataclasses.dataclass(frozen=True)
-class Visits:
-    """Visits of tiles of `height` grouped rows, in ascending order of experts, then of rows.
+class WorkList:
+    """WorkList of tiles of `height` grouped rows, in ascending order of experts, then of rows.
 
-    A tile that several experts share is visited once for each, one visit after the other, so an
+    A tile that several experts share is an item for each, one item after the other, so an
     output block that stays in VMEM collects them all.
 
     With two cores, the list is cut in two where a tile ends, as near to the middle as that allows:
     no tile belongs to both. The expert at the cut may: see `partial`.
 
     Attributes:
-        expert: int32 [cores * V]; the expert of each visit, E for rows that have none.
+        expert: int32 [cores * V]; the expert of each item, E for rows that have none.
         tile: int32 [cores * V]; its tile.
         offsets: int32 [E+2]; expert `e` owns the grouped rows `offsets[e]:offsets[e + 1]`.
-        count: int32 [1 + cores]; the steps that every core makes, at least 1, then the visits of
-            each. Steps beyond a core's visits repeat its last one and own no rows. A core without
-            visits is given expert E and a tile of its own.
+        count: int32 [1 + cores]; the steps that every core makes, at least 1, then the items of
+            each. Steps beyond a core's items repeat its last one and own no rows. A core without
+            items is given expert E and a tile of its own.
         partial: int32 [cores]; with two cores, the last expert of the first one, and the same again
             if the second one goes on with it, or else -1; with one core, -1.
         height: rows of a tile.
@@ -52,20 +52,20 @@ class Visits:
 
     @property
     def scalars(self) -> tuple[Array, Array, Array, Array, Array]:
-        """What the kernel keeps in scalar memory."""
+        """The arrays that the kernel keeps in scalar memory."""
         return self.expert, self.tile, self.offsets, self.count, self.partial
 
 
-def visits(
+def work_list(
     plan: RoutingPlan, height: int, *, every_row: bool, every_expert: bool, cores: int = 1
-) -> Visits:
+) -> WorkList:
     """The work list of a plan.
 
     Args:
         plan: the routing plan.
         height: rows of a tile.
-        every_row: also visit the rows that have no expert, as expert E.
-        every_expert: also visit experts without rows, once each, on any tile.
+        every_row: also list the rows that have no expert, as expert E.
+        every_expert: also list experts without rows, once each, on any tile.
         cores: that share the work, 1 or 2; if all rows fit one tile, there is but one.
     """
     experts, tiles = plan.num_experts, -(-plan.num_slots // height)
@@ -78,7 +78,7 @@ def visits(
         needed = needed.at[:experts].max(1)
     if not every_row:
         needed = needed.at[experts].set(0)
-    # At least one visit, be it to nothing: a grid without steps would leave its copies unmatched.
+    # At least one item, be it of no rows: a grid without steps would leave its copies unmatched.
     needed = needed.at[0].max(jnp.where(jnp.sum(needed) == 0, 1, 0))
     # A tile and its successor meet at most once for each expert, and each expert adds at most one.
     limit = tiles + experts + 1
@@ -90,14 +90,14 @@ def visits(
     total = jnp.sum(needed, dtype=jnp.int32)
     if cores == 1 or tiles == 1:
         count, nobody = jnp.stack([total, total]), jnp.full((1,), -1, jnp.int32)
-        return Visits(expert, tile, offsets, count, nobody, height, tiles, 1)
-    return Visits(*_halves(expert, tile, offsets, total, experts, tiles), height, tiles, 2)
+        return WorkList(expert, tile, offsets, count, nobody, height, tiles, 1)
+    return WorkList(*_halves(expert, tile, offsets, total, experts, tiles), height, tiles, 2)
 
 
 def _halves(
     expert: Array, tile: Array, offsets: Array, total: Array, experts: int, tiles: int
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """Cuts a list of `total` visits in two; the arrays of `Visits`."""
+    """Cuts a list of `total` items in two; the arrays of `WorkList`."""
     numbers = jnp.arange(expert.shape[0], dtype=jnp.int32)
     opens_tile = (numbers > 0) & (numbers < total) & (tile != jnp.roll(tile, 1))
     from_middle = jnp.where(opens_tile, jnp.abs(2 * numbers - total), 2 * expert.shape[0])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas.ops.gpu import hopper_matmul_mgpu
 
-from pallas_kernels.compile_report import h100_report
+from pallas_kernels.compile_report.gpu import report as gpu_report
 from pallas_kernels.compile_report.program import Program, ProgramReference
 from pallas_kernels.compile_report.worker_process import CompileError
 
@@ -46,7 +46,7 @@ def broken() -> Program:
 
 
 def test_what_the_assembler_says_is_read() -> None:
-    kernel = h100_report.parse_kernel("k", PTX, LOG, RESOURCES, SASS)
+    kernel = gpu_report.parse_kernel("k", PTX, LOG, RESOURCES, SASS)
     assert (kernel.threads, kernel.registers, kernel.register_changes) == (256, 90, (40,))
     assert (kernel.stack_bytes, kernel.spill_store_bytes, kernel.spill_load_bytes) == (16, 24, 8)
     assert kernel.shared_bytes == 65537
@@ -56,7 +56,7 @@ def test_what_the_assembler_says_is_read() -> None:
     # 90 registers are given as 96: 24,576 of 65,536 a block; shared memory allows 3 blocks.
     assert (kernel.blocks_per_multiprocessor, kernel.warps_per_multiprocessor) == (2, 16)
     with pytest.raises(ValueError, match="kernel k: no registers"):
-        h100_report.parse_kernel("k", PTX, LOG.replace("Used", "Had"), RESOURCES, SASS)
+        gpu_report.parse_kernel("k", PTX, LOG.replace("Used", "Had"), RESOURCES, SASS)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_what_the_assembler_says_is_read() -> None:
 def test_occupancy_is_that_of_the_scarcest_resource(
     threads: int, registers: int, shared: int, blocks: int
 ) -> None:
-    assert h100_report.occupancy(threads, registers, shared) == blocks
+    assert gpu_report.occupancy(threads, registers, shared) == blocks
 
 
 def test_shared_memory_is_that_of_the_kernel_in_the_same_place(tmp_path: Path) -> None:
@@ -80,19 +80,19 @@ def test_shared_memory_is_that_of_the_kernel_in_the_same_place(tmp_path: Path) -
         (tmp_path / f"body_{number}.resources.txt").write_text(f"smem_scratch_bytes={size}")
     for number in (3, 11):
         (tmp_path / f"body_{number}.ptx").touch()
-    said = [h100_report.resources_of(tmp_path / f"body_{number}.ptx") for number in (3, 11)]
+    said = [gpu_report.resources_of(tmp_path / f"body_{number}.ptx") for number in (3, 11)]
     assert said == ["smem_scratch_bytes=1024", "smem_scratch_bytes=2048"]
     (tmp_path / "body_12.ptx").touch()
     with pytest.raises(ValueError, match="is not known, of"):
-        h100_report.resources_of(tmp_path / "body_12.ptx")
+        gpu_report.resources_of(tmp_path / "body_12.ptx")
 
 
 def test_reports_of_a_kernel_and_of_a_refusal() -> None:
     programs = [ProgramReference(f"{__file__}:{name}") for name in ("hopper_matmul", "broken")]
-    report, refusal = h100_report.h100_reports(programs)
+    report, refusal = gpu_report.h100_reports(programs)
     assert isinstance(refusal, CompileError)
     assert "there is no such kernel" in str(refusal)
-    assert isinstance(report, h100_report.H100Report)
+    assert isinstance(report, gpu_report.H100Report)
     [kernel] = report.kernels
     assert kernel.wgmma == {"m64n128k16.f32.bf16.bf16": kernel.instructions["HGMMA"]}
     assert kernel.spill_store_bytes == 0

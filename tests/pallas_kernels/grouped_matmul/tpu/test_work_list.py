@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.grouped_matmul.plan import routing_plan
-from pallas_kernels.grouped_matmul.tpu.visits import Visits, visits
+from pallas_kernels.grouped_matmul.tpu.work_list import WorkList, work_list
 
 HEIGHT = 16
 # Tokens by expert, -1 for none: even, one expert for all, empty ones, no expert at all, one row.
@@ -25,7 +25,7 @@ LOADS = {
 EXPERTS = 5
 
 
-def _lists(work: Visits) -> list[list[tuple[int, int]]]:
+def _lists(work: WorkList) -> list[list[tuple[int, int]]]:
     """For each core, its (expert, tile) pairs, idle steps left out."""
     length = work.expert.shape[0] // work.cores
     pairs = list(zip(work.expert.tolist(), work.tile.tolist(), strict=True))
@@ -45,19 +45,19 @@ def _needed(slots: list[int], every_row: bool) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("every_expert", [False, True])
 @pytest.mark.parametrize("every_row", [False, True])
 @pytest.mark.parametrize("load", LOADS)
-def test_visits(load, every_row, every_expert, cores):
+def test_every_tile_of_every_expert_once(load, every_row, every_expert, cores):
     # One length where it does not matter: each is compiled anew.
     slots = LOADS[load] + [-1] * (80 - len(LOADS[load]) if len(LOADS[load]) > HEIGHT else 0)
     plan = routing_plan(jnp.asarray(slots, jnp.int32)[:, None], EXPERTS)
-    work = visits(plan, HEIGHT, every_row=every_row, every_expert=every_expert, cores=cores)
+    work = work_list(plan, HEIGHT, every_row=every_row, every_expert=every_expert, cores=cores)
     lists = _lists(work)
     made = collections.Counter(pair for own in lists for pair in own)
-    assert max(made.values()) == 1, "no visit twice"
+    assert max(made.values()) == 1, "no item twice"
     assert _needed(slots, every_row) <= set(made)
     if every_expert:
         assert set(range(EXPERTS)) <= {e for e, _ in made}
     assert int(work.count[0]) == max(len(own) for own in lists) >= 1
-    # A core's steps beyond its visits stay where it is, so that they write nothing elsewhere.
+    # A core's steps beyond its items stay where it is, so that they write nothing elsewhere.
     length = work.expert.shape[0] // work.cores
     for core, own in enumerate(lists):
         steps = slice(core * length, core * length + int(work.count[0]))
@@ -80,5 +80,5 @@ def test_visits(load, every_row, every_expert, cores):
 def test_halves_are_even():
     slots = np.arange(4096) % 8
     plan = routing_plan(jnp.asarray(slots, jnp.int32)[:, None], 8)
-    work = visits(plan, HEIGHT, every_row=False, every_expert=True, cores=2)
+    work = work_list(plan, HEIGHT, every_row=False, every_expert=True, cores=2)
     assert abs(int(work.count[1] - work.count[2])) <= 1

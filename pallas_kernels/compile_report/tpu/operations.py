@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pallas_kernels.compile_report.hlo import HloProgram, Instruction
-from pallas_kernels.compile_report.schedule import Schedule
+from pallas_kernels.compile_report.tpu.schedule import Schedule
 
 _NAMES = re.compile(r"%[^\s,(){}]+")
 _NOTES = re.compile(r",? ?(?:metadata|backend_config|frontend_attributes)=.*", re.DOTALL)
 
 
 class OperationBundles(NamedTuple):
-    """What one execution of an operation runs on a core.
+    """Bundles that one execution of an operation runs on a core.
 
     Attributes:
         bundles: of its schedule, as often as its loops run.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pallas_kernels.compile_report import schedule
+from pallas_kernels.compile_report.tpu import schedule
 
 UNITS = "MXU, XLU, VALU, VPOP, EUP, VLOAD, VLOAD:FILL, VSTORE, VSTORE:SPILL, SALU"
 CAPACITY = "4 3 4 2 1 3 3 1 1 2"

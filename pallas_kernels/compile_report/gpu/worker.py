@@ -1,6 +1,6 @@
 """The process that compiles for an H100 and leaves what the assemblers say of each kernel.
 
-Called by `h100_report` as `python -m pallas_kernels.compile_report.h100_worker FOLDER`, with what
+Called by `report` as `python -m pallas_kernels.compile_report.gpu.worker FOLDER`, with what
 to do in FOLDER/request.json. In a process of its own, because Mosaic GPU assembles a kernel that it
 has seen before no second time.
 """

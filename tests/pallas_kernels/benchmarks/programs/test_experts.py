@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.benchmarks import expert_programs
 from pallas_kernels.benchmarks.cases import ExpertCase
 from pallas_kernels.benchmarks.numerics import expert_inputs
+from pallas_kernels.benchmarks.programs import experts
 from pallas_kernels.benchmarks.timing import relative_error
 
 SMALL = ExpertCase("small", "feed_forward", 32, 2, 16, 24, 4)
@@ -19,11 +19,11 @@ def test_contenders_compute_the_same(kind: str) -> None:
     case = dataclasses.replace(SMALL, kind=kind)
     arguments = expert_inputs(case, 0, jnp.float32)
     runs = {
-        name: jax.jit(expert_programs.forward_and_backward(layer))
+        name: jax.jit(experts.forward_and_backward(layer))
         for name, layer in (
-            ("reference", expert_programs.ours("reference", kind)),
-            ("xla", expert_programs.contender("xla", kind)),
-            ("ragged_dot", expert_programs.contender("ragged_dot", kind)),
+            ("reference", experts.ours("reference", kind)),
+            ("xla", experts.contender("xla", kind)),
+            ("ragged_dot", experts.contender("ragged_dot", kind)),
         )
     }
     right = runs.pop("reference")(*arguments)
@@ -34,7 +34,7 @@ def test_contenders_compute_the_same(kind: str) -> None:
 @pytest.mark.parametrize("direction", ["forward", "forward_backward"])
 def test_programs_hold_concrete_plans_and_shapes_of_the_rest(direction: str) -> None:
     overrides = {"tokens": 64, "width": 16, "hidden": 16}
-    program = expert_programs.expert_program("molm", "ragged_dot", direction, overrides)
+    program = experts.expert_program("molm", "ragged_dot", direction, overrides)
     leaves = jax.tree.leaves(program.arguments)
     concrete = [leaf for leaf in leaves if not isinstance(leaf, jax.ShapeDtypeStruct)]
     assert len(concrete) == 4

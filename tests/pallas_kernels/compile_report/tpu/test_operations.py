@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from pallas_kernels.compile_report.hlo import HloProgram
-from pallas_kernels.compile_report.operations import operation_bundles
-from pallas_kernels.compile_report.schedule import Region, Schedule
+from pallas_kernels.compile_report.tpu.operations import operation_bundles
+from pallas_kernels.compile_report.tpu.schedule import Region, Schedule
 
 PROGRAM = """\
 HloModule jit_f, is_scheduled=true

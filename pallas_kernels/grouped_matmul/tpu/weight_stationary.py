@@ -1,8 +1,8 @@
 """Feed-forward experts whose matrices stay in VMEM while all of an expert's rows pass.
 
 One kernel then does a whole pass: hidden layers never reach HBM, rows are fetched once, and every
-expert's matrices are read once. The inner loop runs over chunks of the hidden layer. A turn
-multiplies what the turn before made, so that the matrix units have work while the activation of its
+expert's matrices are read once. The inner loop runs over chunks of the hidden layer. An iteration
+multiplies what the one before made, so that the matrix units have work while the activation of its
 own chunk is computed.
 """
 
@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
+from pallas_kernels.grouped_matmul.hidden_layer import Activation, hidden_layer
 from pallas_kernels.grouped_matmul.tpu.block_sizes import BlockSizes, vmem_limit
 from pallas_kernels.grouped_matmul.tpu.expert_sums import ExpertSums, Sums, joined
 from pallas_kernels.grouped_matmul.tpu.feed_forward import hidden_gradients
@@ -34,22 +35,21 @@ from pallas_kernels.grouped_matmul.tpu.matmul import (
 )
 from pallas_kernels.grouped_matmul.tpu.rows import (
     LANES,
+    packed_dtype,
+    packed_shape,
     padded_width,
     round_up,
     store_columns,
-    word_dtype,
-    words_shape,
 )
-from pallas_kernels.grouped_matmul.tpu.tiles import Block, Rows, Visit, tile_call
-from pallas_kernels.grouped_matmul.tpu.visits import Visits
-from pallas_kernels.grouped_matmul.xla.loops import Activation, hidden_layer
+from pallas_kernels.grouped_matmul.tpu.tiles import Block, Rows, WorkItem, tile_call
+from pallas_kernels.grouped_matmul.tpu.work_list import WorkList
 
 Arrays = tuple[Array, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """What a pass needs of VMEM, in bytes.
+    """VMEM that a pass needs, in bytes.
 
     Attributes:
         banks: one expert's matrices.
@@ -65,7 +65,7 @@ class Footprint:
     def of(
         cls, banks: Arrays, width: int, dtype: DTypeLike, height: int, chunk: int, *, backward: bool
     ) -> Footprint:
-        """For `banks` (down, up[, gate]) and inputs of `width` columns."""
+        """Computes it for `banks` (down, up[, gate]) and inputs of `width` columns."""
         size = jnp.dtype(dtype).itemsize
         elements = [round_up(b.shape[1], 16) * round_up(b.shape[2], LANES) for b in banks]
         matrices = sum(n * b.dtype.itemsize for n, b in zip(elements, banks, strict=True))
@@ -80,7 +80,7 @@ class Footprint:
         )
 
     def buffers(self, budget: int) -> int | None:
-        """How many buffers the matrices can have, or None if they do not fit."""
+        """The number of buffers that the matrices can have, or None if they do not fit."""
         for count in (2, 1):
             if count * self.banks + self.sums + self.tiles <= budget:
                 return count
@@ -97,9 +97,9 @@ def rows_result(
     num_rows: int, width: int, height: int, dtype: DTypeLike
 ) -> tuple[jax.ShapeDtypeStruct, Block]:
     """Shape and block of results that rows are fetched from."""
-    shape = words_shape(num_rows, width, dtype)
+    shape = packed_shape(num_rows, width, dtype)
     block = Block((shape[0], height, LANES), lambda n, e, t: (0, t, 0))
-    return jax.ShapeDtypeStruct(shape, word_dtype(dtype)), block
+    return jax.ShapeDtypeStruct(shape, packed_dtype(dtype)), block
 
 
 def pipelined(
@@ -108,23 +108,23 @@ def pipelined(
     make: Callable[[Any], None],
     use: Callable[[Any], None],
 ) -> None:
-    """For each chunk `make`, then `use`; in the loop, the use of one beside the next's making."""
+    """Runs `make`, then `use`, for each chunk; in the loop, one use beside the next making."""
     make(chunks.at(0))
     # It writes a buffer that the first products read: before them, they would wait for it.
-    prepare(0 if chunks.parts == 1 else chunks.turns - 1)
+    prepare(0 if chunks.parts == 1 else chunks.iterations - 1)
 
-    def turn(c: Any) -> None:
+    def compute(c: Any) -> None:
         if chunks.parts > 1:
             prepare(c - 1)
         use(chunks.at(c - 1))
         make(chunks.at(c))
 
-    chunks.loop(1, turn)
-    use(chunks.at(chunks.turns - 1))
+    chunks.loop(1, compute)
+    use(chunks.at(chunks.iterations - 1))
 
 
 def feed_forward(
-    visits: Visits,
+    work: WorkList,
     x: Rows,
     banks: Arrays,
     *,
@@ -134,10 +134,10 @@ def feed_forward(
     activation: Activation,
     precision: jax.lax.Precision,
 ) -> Array:
-    """The experts' outputs as grouped rows in words, for fetching rows from.
+    """The experts' outputs as packed grouped rows, for fetching rows from.
 
     Args:
-        visits: the work list.
+        work: the work list.
         x: inputs.
         banks: (down, up[, gate]).
         num_rows: R.
@@ -147,11 +147,11 @@ def feed_forward(
         precision: of the products.
     """
     hidden_width, width = banks[0].shape[1:]
-    height, dtype = visits.height, x.dtype
+    height, dtype = work.height, x.dtype
     chunks = Chunks.of(hidden_width, sizes, height, width)
 
     def body(
-        visit: Visit, tiles: Any, bank_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
+        item: WorkItem, tiles: Any, bank_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
     ) -> None:
         down, *ups = bank_refs
         hidden, total = scratch_refs
@@ -165,11 +165,11 @@ def feed_forward(
             total[:, :width] += dot(hidden[...], down[at, :], (1, 0), precision)
 
         pipelined(chunks, prepare, make, use)
-        store_columns(outs[0], total, dtype, visit.own())
+        store_columns(outs[0], total, dtype, item.own())
 
     return tile_call(
         body,
-        visits,
+        work,
         name="grouped_feed_forward_resident",
         columns=1,
         rows=[x],
@@ -191,7 +191,7 @@ def feed_forward(
 
 
 def feed_forward_gradients(
-    visits: Visits,
+    work: WorkList,
     x: Rows,
     dy: Rows,
     banks: Arrays,
@@ -206,7 +206,7 @@ def feed_forward_gradients(
     """All gradients in one pass, computing the hidden layer again.
 
     Args:
-        visits: the work list, for every expert.
+        work: the work list, for every expert.
         x: inputs.
         dy: gradients of the outputs, before the gates.
         banks: (down, up[, gate]).
@@ -218,31 +218,31 @@ def feed_forward_gradients(
         precision: of the products.
 
     Returns:
-        The gradients of the inputs as grouped rows in words, those of the banks, and those of the
-        gates, float32 [R]. Rows that are not visited hold anything.
+        The gradients of the inputs as packed grouped rows, those of the banks, and those of the
+        gates, float32 [R]. Rows in no item of the list hold anything.
     """
     hidden_width, width = banks[0].shape[1:]
-    height, dtype = visits.height, x.dtype
+    height, dtype = work.height, x.dtype
     chunks = Chunks.of(hidden_width, sizes, height, width)
     lanes = LANES if chunks.size % LANES == 0 else chunks.size
     count = len(banks)
-    specs = [ExpertSums(b.shape[0], b.shape[1:], b.dtype, visits.cores) for b in banks]
+    specs = [ExpertSums(b.shape[0], b.shape[1:], b.dtype, work.cores) for b in banks]
 
     def body(
-        visit: Visit, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
+        item: WorkItem, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
     ) -> None:
         down, *ups = block_refs[:count]
         factor = as_column(block_refs[count][...])[:, :1]
         dx, dgates, *rest = outs
-        sums = [Sums.of(spec, visit, rest, scratch_refs) for spec in specs]
-        x_own, x_turned, dy_own, terms, total, hidden, *dpre = scratch_refs
-        own = visit.own()
+        sums = [Sums.of(spec, item, rest, scratch_refs) for spec in specs]
+        x_own, x_transposed, dy_own, terms, total, hidden, *dpre = scratch_refs
+        own = item.own()
         for kept in sums:
             kept.open()
         # Rows of other experts must not reach the sums over rows, whatever they hold.
         for tile, kept in ((tiles[0], x_own), (tiles[1], dy_own)):
             kept[...] = jnp.where(own, tile[...], jnp.zeros_like(tile))
-        x_turned[...] = x_own[...].T
+        x_transposed[...] = x_own[...].T
         total[...] = jnp.zeros_like(total)
         terms[...] = jnp.zeros_like(terms)
 
@@ -255,18 +255,18 @@ def feed_forward_gradients(
                 ref[...] = jnp.where(own, new, 0).astype(dtype)
 
         def use(at: Any) -> None:
-            # First what the end of the visit waits for, so that it runs beside the others.
+            # First what the end of the item waits for, so that it runs beside the others.
             parts = [
                 dot(d[...], up[:, at], (1, 1), precision) for d, up in zip(dpre, ups, strict=True)
             ]
             total[:, :width] += sum(parts[1:], parts[0])
             sums[0].total[at, :] += dot(hidden[...], dy_own[...], (0, 0), precision)
             for d, dup in zip(dpre, sums[1:], strict=True):
-                dup.total[:, at] += dot(x_turned[...], d[...], (1, 0), precision)
+                dup.total[:, at] += dot(x_transposed[...], d[...], (1, 0), precision)
 
         pipelined(chunks, prepare, make, use)
         store_columns(dx, total, dtype, own)
-        dgates[...] = jnp.where(own_lanes(visit), row_sums(terms[...]), dgates[...])
+        dgates[...] = jnp.where(own_lanes(item), row_sums(terms[...]), dgates[...])
         for done in sums:
             done.stage()
         for done in sums:
@@ -274,7 +274,7 @@ def feed_forward_gradients(
 
     dx, dgates, *parts = tile_call(
         body,
-        visits,
+        work,
         name="grouped_feed_forward_resident_gradients",
         columns=1,
         rows=[x, dy],
@@ -285,7 +285,7 @@ def feed_forward_gradients(
         results=[
             rows_result(num_rows, width, height, dtype),
             (
-                jax.ShapeDtypeStruct((visits.tiles, 1, height), jnp.float32),
+                jax.ShapeDtypeStruct((work.tiles, 1, height), jnp.float32),
                 vector_block(height),
             ),
             *(result for spec in specs for result in spec.results),
@@ -308,5 +308,5 @@ def feed_forward_gradients(
             transcendentals=num_rows * hidden_width,
         ),
     )
-    dx, dbanks = joined(specs, parts, visits, dx)
+    dx, dbanks = joined(specs, parts, work, dx)
     return dx, tuple(dbanks), dgates.reshape(-1)[:num_rows]

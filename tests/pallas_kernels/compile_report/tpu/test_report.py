@@ -8,8 +8,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.compile_report import chips
 from pallas_kernels.compile_report.program import Program, ProgramReference
-from pallas_kernels.compile_report.schedule import Region, Schedule
-from pallas_kernels.compile_report.tpu_report import TpuReport, executed_bundles, tpu_reports
+from pallas_kernels.compile_report.tpu.report import TpuReport, executed_bundles, tpu_reports
+from pallas_kernels.compile_report.tpu.schedule import Region, Schedule
 from pallas_kernels.compile_report.traffic import KernelTraffic
 from pallas_kernels.compile_report.worker_process import CompileError
 
