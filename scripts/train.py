@@ -27,7 +27,7 @@ from modbrick.data import Dataset, check_vocabulary, evaluation_batches, trainin
 from modbrick.data.batches import Batch
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache, peak_flops
-from modbrick.models import initial_weights
+from modbrick.models import StoredModel, open_model
 from modbrick.parallel import make_mesh
 from modbrick.parallel.batch import check_rows, local_rows, place_batch
 from modbrick.parallel.processes import (
@@ -39,6 +39,7 @@ from modbrick.parallel.processes import (
     say,
     start_processes,
 )
+from modbrick.parameters.addresses import unflatten
 from modbrick.schema import from_mapping, to_json, to_mapping
 from modbrick.training.evaluation import evaluate, evaluation_step
 from modbrick.training.observe.metrics import MetricsWindow, MetricsWriter, useful_flops
@@ -274,11 +275,12 @@ def start_state(program: TrainProgram, store: CheckpointStore) -> tuple[TrainSta
     if training.initial_checkpoint is None:
         parameters = initial_parameters(model, jax.random.key(training.seed), of_parameters)
     else:
-        origin_path = training.initial_checkpoint
-        parameters, origin = everywhere(
-            lambda: initial_weights(origin_path, model, shardings=of_parameters)
+        stored: StoredModel = everywhere(lambda: open_model(training.initial_checkpoint))
+        flat = everywhere(
+            lambda: stored.read(config=model, dtype="float32", shardings=of_parameters)
         )
-        say(f"starting from {origin}")
+        say(f"starting from {stored.origin}")
+        parameters = unflatten(flat)
     return initial_state(parameters, program.partition, program.optimizer, shardings), 0
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground floor up; a module imports only what stands before it.
 FLOORS = [
     "errors",
+    "staging",
     "schema",
     "command_line",
     "hardware",
@@ -69,12 +70,23 @@ PYTHON_FILES = [path for path in FILES if path.suffix == ".py"]
 LIBRARY = [
     path
     for path in PYTHON_FILES
-    if path.relative_to(ROOT).parts[0] in ("modbrick", "pallas_kernels", "scripts", "configs")
+    if path.relative_to(ROOT).parts[0]
+    in ("modbrick", "pallas_kernels", "scripts", "tools", "configs")
     and path != ROOT / FOREIGN
 ]
 SCRIPTS = [path for path in LIBRARY if path.parent == ROOT / "scripts"]
+# Other files of tools/ serve these.
+TOOLS = [
+    path
+    for path in LIBRARY
+    if path.is_relative_to(ROOT / "tools") and '__name__ == "__main__"' in path.read_text()
+]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
-PAGES = [path for path in FILES if path.suffix == ".md" and path.parent == ROOT]
+PAGES = [
+    path
+    for path in FILES
+    if path.suffix == ".md" and (path.parent == ROOT or path.is_relative_to(ROOT / "docs"))
+]
 
 
 def relative(path: Path) -> str:
@@ -118,7 +130,7 @@ def own_module(name: str) -> str | None:
 def outside(paths: list[Path]) -> set[str]:
     """The top-level packages that files import and that are neither Python's nor this project's."""
     tops = {name.partition(".")[0] for path in paths for name in imports(path)}
-    known = {"modbrick", "pallas_kernels", "scripts", "configs", "tests", "__future__"}
+    known = {"modbrick", "pallas_kernels", "scripts", "tools", "configs", "tests", "__future__"}
     return tops - known - sys.stdlib_module_names
 
 
@@ -173,7 +185,7 @@ def test_imports_make_no_circle() -> None:
 
 
 def test_libraries_import_no_entry_points() -> None:
-    entries = ("scripts", "configs", "tests")
+    entries = ("scripts", "tools", "configs", "tests")
     assert not [
         f"{module} imports {name}"
         for module, path in MODULES.items()
@@ -264,7 +276,8 @@ def test_pages_name_only_commands_that_exist() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         commands = re.findall(r"(?m)(?:`|^)make ([a-z]+)", text)
-        files = re.findall(r"\b((?:scripts|configs)/\w+\.py)\b", text)
+        files = re.findall(r"(?<![\w/])((?:scripts|tools|configs)/\w+\.py)\b", text)
+        files += [f"tools/{name}.py" for name in re.findall(r"python -m tools\.(\w+)", text)]
         named += len(commands) + len(files)
         assert set(commands) <= targets, f"{page.name} names make targets that do not exist"
         missing = {name for name in files if "NAME" not in name and not (ROOT / name).exists()}
@@ -272,9 +285,11 @@ def test_pages_name_only_commands_that_exist() -> None:
     assert named > 0
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=relative)
+@pytest.mark.parametrize("path", SCRIPTS + TOOLS, ids=relative)
 def test_script_explains_itself(path: Path) -> None:
-    command = [sys.executable, str(path), "--help"]
+    # Tools use each other, as modules of the repository's root.
+    started = ["-m", module_name(path)] if path in TOOLS else [str(path)]
+    command = [sys.executable, *started, "--help"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]
     assert path.name in run.stdout or "usage" in run.stdout.lower()

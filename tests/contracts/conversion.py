@@ -16,9 +16,9 @@ from modbrick.convert import (
     prepare_export,
 )
 from modbrick.convert.correspondence import correspondence
-from modbrick.convert.export_config import foreign_config
 from modbrick.convert.format import Format
 from modbrick.convert.huggingface.directory import open_directory
+from modbrick.convert.huggingface.exported_config import foreign_config
 from modbrick.formats.stored_tensor import StoredTensor
 from modbrick.parameters.addresses import flatten
 

@@ -1,6 +1,6 @@
 """How GGUF files store numbers: plainly, or as blocks that share a scale.
 
-Layouts as in github.com/ggml-org/ggml, src/ggml-common.h. A block of 32 neighbouring values along
+Blocks as in github.com/ggml-org/ggml, src/ggml-common.h. A block of 32 neighbouring values along
 the last axis holds a scale d in float16, for Q4_1 also a minimum m, and 32 small integers q. The
 halves of a byte of a Q4 block are the values i (low) and i + 16 (high).
 

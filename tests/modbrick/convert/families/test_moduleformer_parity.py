@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from modbrick import convert
+from modbrick import convert, load_model
 from modbrick.config import ModelConfig
 from modbrick.formats.safetensors import read_safetensors
 from modbrick.formats.strict_json import read_object
@@ -212,7 +212,7 @@ def test_greedy_continuation_with_a_cache(directory: Path) -> None:
 
 @each_fixture
 def test_load_returns_a_decoder_with_the_weights(directory: Path) -> None:
-    model = convert.load(directory)
+    model = load_model(directory)
     checkpoint = convert.open_checkpoint(directory)
     assert model.config == checkpoint.model
     found = flatten(nnx.to_pure_dict(nnx.state(model)))

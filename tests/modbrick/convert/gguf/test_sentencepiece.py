@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modbrick.convert.gguf.file import read_gguf
+from modbrick.convert.gguf.header import read_gguf
 from modbrick.convert.gguf.sentencepiece import LONGEST_PIECE, SPACE, sentencepiece_parts
 from modbrick.convert.gguf.tokenizer import tokenizer_files, unsupported
 from modbrick.data import Tokenizer

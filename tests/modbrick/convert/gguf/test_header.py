@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modbrick.convert.gguf.file import (
+from modbrick.convert.gguf.header import (
     LARGEST_ALIGNMENT,
     LONGEST_NAME,
     MOST_KEYS,
