@@ -213,7 +213,7 @@ def _read_foreign(
 
 
 def _is_foreign(path: epath.Path) -> bool:
-    """Whether a path is a source of an import: a run's directory has a `config.json` too."""
+    """Returns whether a path is a foreign checkpoint: a run's directory has a `config.json` too."""
     if not is_local(path) or (path / CHECKPOINTS).is_dir() or (path / METADATA).is_dir():
         return False
     return path.is_file() or (path / "config.json").is_file()

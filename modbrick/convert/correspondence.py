@@ -1,4 +1,4 @@
-"""Which tensor of a format holds which values of a model: a format's rows, spelled out."""
+"""Correspondence of tensors and values of a model: a format's rows, spelled out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from modbrick.parameters.addresses import AddressTable, ParameterInfo
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A parameter here, or one layer's share of it, or one expert's.
+    """Part of a tensor: a parameter here, one layer's share of it, or one expert's.
 
     Attributes:
       path: of the stored parameter, stacked over layers.
@@ -34,7 +34,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """One tensor of a format, and the parts of parameters that it holds.
+    """Place of parts of parameters: one tensor of a format, and what it holds.
 
     Attributes:
       name: of the tensor.
@@ -107,7 +107,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Correspondence:
-    """The tensors of a model in a format; each value of the model is in exactly one of them.
+    """Correspondence of a model and its tensors in a format; each value is in exactly one.
 
     Attributes:
       parameters: of the model.

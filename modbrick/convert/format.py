@@ -84,7 +84,7 @@ class Row:
 
     @property
     def by_expert(self) -> bool:
-        """Whether every expert has a tensor of its own."""
+        """True if every expert has a tensor of its own."""
         return "{expert}" in self.name
 
 

@@ -113,5 +113,5 @@ def rate(size: int, seconds: float) -> float:
 
 
 def say(text: str) -> None:
-    """Tells how far it is."""
+    """Prints how far it is, on standard error."""
     print(text, file=sys.stderr, flush=True)

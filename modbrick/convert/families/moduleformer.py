@@ -140,7 +140,7 @@ class ModuleFormerConfig:
 
     @property
     def has_key_value(self) -> bool:
-        """Whether keys and values are projected: a single head of full width has none of it."""
+        """True if keys and values are projected: a single head of full width has none of it."""
         return not (self.n_head == 1 and self.att_hidden == self.n_embd)
 
 

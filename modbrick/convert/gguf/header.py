@@ -35,7 +35,7 @@ LARGEST_ALIGNMENT = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class GgufFile:
-    """What a GGUF file holds.
+    """Contents of a GGUF file.
 
     Attributes:
       path: of the file.
@@ -65,7 +65,7 @@ class _Entry:
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Tells whether a file begins as GGUF files do; False if there is no such file."""
+    """Returns whether a file begins as GGUF files do; False if there is no such file."""
     path = Path(path)
     if not path.is_file():
         return False

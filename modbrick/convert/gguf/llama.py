@@ -217,7 +217,7 @@ def _feed_forward(keys: Keys, tensors: Mapping[str, StoredTensor]) -> FeedForwar
 
 
 def _has(tensors: Mapping[str, StoredTensor], ending: str) -> bool:
-    """Whether any layer has a tensor; one that others then lack is reported as missing."""
+    """Returns whether any layer has a tensor; one that others then lack is reported as missing."""
     return any(re.fullmatch(rf"blk\.\d+\.{re.escape(ending)}", name) for name in tensors)
 
 

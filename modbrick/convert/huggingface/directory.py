@@ -21,7 +21,7 @@ WEIGHTS: Mapping[str, Reader] = {
     "pytorch_model.bin": read_torch_file,
     "pytorch_model.bin.index.json": read_torch_file,
 }
-"""Where weights are looked for, the preferred place first, as `transformers` does."""
+"""Files in which weights are looked for, the preferred one first, as `transformers` does."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,7 +34,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-"""What comes along with the weights, byte for byte."""
+"""Files that come along with the weights, byte for byte."""
 
 
 def open_directory(directory: Path) -> Source:

@@ -94,5 +94,5 @@ def read_shards(index: Path, reader: Reader) -> dict[str, StoredTensor]:
 
 
 def _is_plain(file: str) -> bool:
-    """Whether a name is that of a file in the same directory, on any system."""
+    """Returns whether a name is that of a file in the same directory, on any system."""
     return bool(file) and file not in (".", "..") and not set(file) & set("/\\:\0")
