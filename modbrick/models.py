@@ -20,7 +20,6 @@ from modbrick.convert.finite import NotFinite
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.decoder import Decoder
-from modbrick.layers.parameter_table import parameter_table
 from modbrick.parameters.addresses import flatten, unflatten
 from modbrick.schema import differences, nearest, to_mapping
 
@@ -109,11 +108,13 @@ class StoredModel:
     Attributes:
       config: the model.
       origin: where it lies and what it is, in words.
+      paths: of its parameters.
       contents: the path of a checkpoint, or an opened foreign one.
     """
 
     config: ModelConfig
     origin: str
+    paths: tuple[str, ...]
     contents: epath.Path | OpenedSource
 
     def read(
@@ -125,12 +126,10 @@ class StoredModel:
         shardings: Shardings = None,
     ) -> dict[str, jax.Array]:
         """Returns parameters by path; arguments and errors as for `load_parameters`."""
-        table = parameter_table(self.config if config is None else config)
-        every = [info.path for info in table]
-        if unknown := sorted(set(paths or ()) - set(every)):
-            remark = nearest(unknown[0], every)
+        if unknown := sorted(set(paths or ()) - set(self.paths)):
+            remark = nearest(unknown[0], self.paths)
             raise InputError(f"{self.origin} has no parameter {', '.join(unknown)}; {remark}")
-        wanted = [path for path in every if paths is None or path in paths]
+        wanted = [path for path in self.paths if paths is None or path in paths]
         dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(wanted, dtype)
         placed: Shardings = flatten(shardings) if isinstance(shardings, Mapping) else shardings
         if isinstance(self.contents, OpenedSource):
@@ -138,14 +137,14 @@ class StoredModel:
                 self._require_same(config)
             return _read_foreign(self.contents, wanted, dtypes, placed)
         nested, _ = checkpoints.load_parameters(
-            self.contents, config=config, paths=wanted, shardings=placed
+            self.contents, config=config, paths=paths, shardings=placed
         )
         arrays = flatten(nested)
         del nested
         for name, wanted_dtype in dtypes.items():  # one at a time: only one exists twice
             if name in arrays and wanted_dtype is not None:
                 arrays[name] = arrays[name].astype(wanted_dtype)
-        return {name: arrays[name] for name in wanted}
+        return arrays
 
     def _require_same(self, config: ModelConfig) -> None:
         """Compares what two models compute; equal shapes do not make them equal."""
@@ -171,14 +170,16 @@ def open_model(path: epath.PathLike, step: int | None = None) -> StoredModel:
       InputError: there is no model, it is damaged, or of a format that is not read.
     """
     if not _is_foreign(as_path(path)):
+        description = checkpoints.describe(path, step)
         found = checkpoints.locate(path, step)
-        description = checkpoints.describe(found)
-        return StoredModel(description.metadata.model, f"{path}, step {description.step}", found)
+        origin, paths = f"{path}, step {description.step}", tuple(description.parameters)
+        return StoredModel(description.metadata.model, origin, paths, found)
     if step is not None:
         raise InputError(f"{path} is a single checkpoint, without steps: ask for none")
     opened = open_checkpoint(path)
     origin = f"{path}, a checkpoint of the format {opened.form.name}"
-    return StoredModel(opened.model, origin, opened)
+    paths = tuple(info.path for info in opened.correspondence.parameters)
+    return StoredModel(opened.model, origin, paths, opened)
 
 
 def _read_foreign(

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     dataset = Dataset.open(DATA.value)
     split: Split = "train" if SPLIT.value == "train" else "held_out"
     description = describe(CHECKPOINT.value, STEP.value)
-    parameters = unflatten(load_parameters(CHECKPOINT.value, description.step))
+    parameters = unflatten(load_parameters(CHECKPOINT.value, STEP.value))
     config = description.metadata.model
     if description.metadata.tokenizer:
         trained = from_mapping(TokenizerIdentity, description.metadata.tokenizer)

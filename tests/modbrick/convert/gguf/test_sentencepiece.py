@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def test_ids_are_those_of_sentencepiece() -> None:
 
 def test_a_tokenizer_of_the_library_needs_the_merges() -> None:
     """GGUF files have no merges, and without them no model of the library finds the same ids."""
-    metadata = read_gguf(FIXTURES / "sentencepiece.gguf").metadata
+    metadata: Mapping[str, Any] = read_gguf(FIXTURES / "sentencepiece.gguf").metadata
     pieces, scores = (list(metadata[f"tokenizer.ggml.{name}"]) for name in ("tokens", "scores"))
     text, ids = json.loads((FIXTURES / "sentencepiece.json").read_text(encoding="utf-8"))[0]
     spaced = SPACE + text.replace(" ", SPACE)
