@@ -52,6 +52,8 @@ EXTRAS = {
     "convert": ["huggingface-hub>=1.0"],
     "test": [
         "fsspec>=2025.3",
+        # Only to show what its reader takes for true.
+        "gguf>=0.19",
         "hypothesis>=6.130",
         "pytest>=9",
         "pytest-timeout>=2.4",

@@ -1,5 +1,8 @@
 """Errors that a user can cause and can mend."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """Bad input from outside: a config, a file, a flag, an environment.
@@ -7,3 +10,13 @@ class InputError(ValueError):
     The message is one line that names the offending thing and the remedy. Scripts print it without
     a traceback and exit with status 2.
     """
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts `where` in front of the message of an `InputError`, unless it stands there already."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if message.startswith(where) else f"{where}: {message}") from None

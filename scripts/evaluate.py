@@ -18,12 +18,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from modbrick import command_line
-from modbrick.checkpoints import load_parameters
+from modbrick.checkpoints import describe
 from modbrick.data import Dataset, TokenizerIdentity, check_vocabulary, evaluation_batches
 from modbrick.data.dataset import Split
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.hardware import enable_compilation_cache
+from modbrick.models import load_parameters
 from modbrick.schema import from_mapping
 from modbrick.training.evaluation import EvaluationResult, evaluate, evaluation_step
 
@@ -58,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
     enable_compilation_cache()
     dataset = Dataset.open(DATA.value)
     split: Split = "train" if SPLIT.value == "train" else "held_out"
-    parameters, description = load_parameters(CHECKPOINT.value, STEP.value)
+    description = describe(CHECKPOINT.value, STEP.value)
+    parameters = load_parameters(CHECKPOINT.value, STEP.value)
     config = description.metadata.model
     if description.metadata.tokenizer:
         trained = from_mapping(TokenizerIdentity, description.metadata.tokenizer)

@@ -28,7 +28,7 @@ from modbrick.data.batches import Batch
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache, peak_flops
 from modbrick.layers.functional import initial_parameters
-from modbrick.models import initial_weights
+from modbrick.models import StoredModel, open_model
 from modbrick.parallel import make_mesh
 from modbrick.parallel.batch import check_rows, local_rows, place_batch
 from modbrick.parallel.processes import (
@@ -275,11 +275,11 @@ def start_state(program: TrainProgram, store: CheckpointStore) -> tuple[TrainSta
     if training.initial_checkpoint is None:
         parameters = initial_parameters(model, jax.random.key(training.seed), of_parameters)
     else:
-        origin_path = training.initial_checkpoint
-        parameters, origin = everywhere(
-            lambda: initial_weights(origin_path, model, shardings=of_parameters)
+        stored: StoredModel = everywhere(lambda: open_model(training.initial_checkpoint))
+        parameters = everywhere(
+            lambda: stored.read(config=model, dtype="float32", shardings=of_parameters)
         )
-        say(f"starting from {origin}")
+        say(f"starting from {stored.origin}")
     return initial_state(parameters, program.partition, program.optimizer, shardings), 0
 
 

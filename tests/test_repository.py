@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground floor up; a module imports only what stands before it.
 FLOORS = [
     "errors",
+    "staging",
     "schema",
     "command_line",
     "hardware",
@@ -81,7 +82,11 @@ TOOLS = [
     if path.is_relative_to(ROOT / "tools") and '__name__ == "__main__"' in path.read_text()
 ]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
-PAGES = [path for path in FILES if path.suffix == ".md" and path.parent == ROOT]
+PAGES = [
+    path
+    for path in FILES
+    if path.suffix == ".md" and (path.parent == ROOT or path.is_relative_to(ROOT / "docs"))
+]
 
 
 def relative(path: Path) -> str:
@@ -271,7 +276,8 @@ def test_pages_name_only_commands_that_exist() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         commands = re.findall(r"(?m)(?:`|^)make ([a-z]+)", text)
-        files = re.findall(r"\b((?:scripts|configs)/\w+\.py)\b", text)
+        files = re.findall(r"(?<![\w/])((?:scripts|tools|configs)/\w+\.py)\b", text)
+        files += [f"tools/{name}.py" for name in re.findall(r"python -m tools\.(\w+)", text)]
         named += len(commands) + len(files)
         assert set(commands) <= targets, f"{page.name} names make targets that do not exist"
         missing = {name for name in files if "NAME" not in name and not (ROOT / name).exists()}

@@ -1,4 +1,4 @@
-"""The `config.json` of a model for the transformers library, as far as all families share it."""
+"""Writing the `config.json` of a decoder of the transformers library: what all families share."""
 
 from __future__ import annotations
 

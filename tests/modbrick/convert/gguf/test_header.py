@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import struct
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from modbrick.convert.gguf.file import (
+from modbrick.convert.gguf.header import (
     LARGEST_ALIGNMENT,
     LONGEST_NAME,
     MOST_KEYS,
@@ -273,3 +274,37 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
         files.overwrite(short, content[:size])
         with pytest.raises(InputError):
             read_gguf(short)
+
+
+# Why headers are not read by the format's own library (gguf 0.19).
+
+LIES: dict[str, tuple[dict[str, Any], Callable[[Any], bool], str]] = {
+    "two tensors in one place": (
+        {"tensors": entry(axes(3), name="x") + entry(axes(3), name="y"), "count": 2},
+        lambda found: np.array_equal(found.tensors[0].data, found.tensors[1].data),
+        "overlaps another tensor",
+    ),
+    "a text longer than the file": (
+        {"metadata": files.string("a") + struct.pack("<I", files.STRING) + files.string("b", 99)},
+        lambda found: found.get_field("a").contents().startswith("b\0"),
+        "truncated, or lengths that lie",
+    ),
+    # An object for each value that is claimed, there or not: 4 GiB and minutes for 4 million.
+    "an array longer than the file": (
+        {"metadata": files.string("a") + struct.pack("<IIQ", files.ARRAY, files.U8, 20_000)},
+        lambda found: len(found.get_field("a").parts) > 20_000,
+        "claims 20000 values",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_the_library_believes_every_header(tmp_path: Path, lie: str) -> None:
+    library = pytest.importorskip("gguf", reason="the format's own library is not installed")
+    options, is_believed, message = LIES[lie]
+    path = files.write(
+        tmp_path / "a.gguf", **{"metadata": {"a": 1}, "keys": 1, "body": bytes(12)} | options
+    )
+    assert is_believed(library.GGUFReader(path))
+    with pytest.raises(InputError, match=message):
+        read_gguf(path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modbrick.convert.huggingface.config import (
+from modbrick.convert.huggingface.reading import (
     BalancedFields,
     HeadFields,
     read_attention,

@@ -1,4 +1,4 @@
-"""The `config.json` of an export: what a format can say of a model, and whether that is all."""
+"""The `config.json` of an export, which reads back as the same model or is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the `config.json` of every decoder of the transformers library has in common."""
+"""Reading the `config.json` of a decoder of the transformers library: what all families share."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ from modbrick.config import (
     RouterConfig,
     SegmentConfig,
 )
-from modbrick.convert.huggingface.fields import ACTIVATIONS, choice, computation_dtype, read_fields
+from modbrick.convert.huggingface.fields import (
+    ACTIVATIONS,
+    choice,
+    computation_dtype,
+    read_fields,
+    refuse_unless_zero,
+)
 from modbrick.convert.huggingface.keys import IGNORED, REFUSED_IF_SET
 from modbrick.convert.huggingface.rope import RopeFields, read_rope
-from modbrick.errors import InputError
+from modbrick.errors import InputError, located
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,29 +133,14 @@ def read_decoder[T: DecoderFields](
     return fields
 
 
-def refuse_unless_zero(value: float | None, name: str, where: str) -> None:
-    """Refuses what the original does at random in training.
-
-    Raises:
-      InputError: the value is neither None nor 0.
-    """
-    if value:
-        raise InputError(
-            f"{where}: {name} is {value}, but there is no such thing here; "
-            "set it to 0 to use the model as it runs in evaluation"
-        )
-
-
 def rms_norm(epsilon: float, where: str) -> NormConfig:
     """Returns the norm of all families.
 
     Raises:
       InputError: an epsilon that is not positive.
     """
-    try:
+    with located(f"{where}: rms_norm_eps"):
         return NormConfig(kind="rms", epsilon=epsilon, bias=False)
-    except InputError as error:
-        raise InputError(f"{where}: rms_norm_eps: {error}") from None
 
 
 def read_attention(
@@ -173,7 +164,7 @@ def read_attention(
       InputError: heads that do not fit, or positions that are not supported.
     """
     width, rope = fields.head_width(where), read_rope(fields, where, theta=theta)
-    try:
+    with located(where):
         return AttentionConfig(
             heads=fields.num_attention_heads,
             head_width=width,
@@ -183,8 +174,6 @@ def read_attention(
             rope=rope,
             **options,
         )
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def read_layer(
@@ -209,15 +198,13 @@ def read_layer(
     """
     activation = choice(fields.hidden_act, ACTIVATIONS, "hidden_act", where)
     norm = rms_norm(fields.rms_norm_eps, where)
-    try:
+    with located(where):
         feed_forward = FeedForwardConfig(
             hidden=fields.intermediate_size if hidden is None else hidden,
             activation=activation,
             gated=True,
             **options,
         )
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
     return LayerConfig(attention, feed_forward, norm)
 
 
@@ -238,10 +225,8 @@ def read_experts(
       InputError: numbers that cannot be.
     """
     router = RouterConfig(kind="linear", gates="renormalised" if renormalised else "probability")
-    try:
+    with located(where):
         return ExpertsConfig(count, top_k, router, output_bias)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def segment(layer: LayerConfig, repeats: int, where: str) -> tuple[SegmentConfig, ...]:
@@ -250,10 +235,8 @@ def segment(layer: LayerConfig, repeats: int, where: str) -> tuple[SegmentConfig
     Raises:
       InputError: there are none.
     """
-    try:
+    with located(f"{where}: num_hidden_layers"):
         return (SegmentConfig(layer, repeats),)
-    except InputError as error:
-        raise InputError(f"{where}: num_hidden_layers: {error}") from None
 
 
 def read_model(
@@ -266,10 +249,17 @@ def read_model(
 ) -> ModelConfig:
     """Returns the model around its segments of layers.
 
+    Args:
+      fields: of the config.
+      segments: the layers.
+      where: begins every message.
+      embedding_multiplier: see `ModelConfig`.
+      logit_multiplier: see `ModelConfig`.
+
     Raises:
       InputError: sizes that cannot be.
     """
-    try:
+    with located(where):
         return ModelConfig(
             vocabulary=fields.vocab_size,
             width=fields.hidden_size,
@@ -283,6 +273,11 @@ def read_model(
             initial_scale=fields.initializer_range,
             expert_initialiser="normal",
         )
-    except InputError as error:
-        message = str(error)
-        raise InputError(message if message.startswith(where) else f"{where}: {error}") from None
+
+
+def read_equal_layers(
+    fields: DecoderFields, layer: LayerConfig, where: str, **multipliers: float
+) -> ModelConfig:
+    """Returns the model whose `num_hidden_layers` layers are all the same; see `read_model`."""
+    segments = segment(layer, fields.num_hidden_layers, where)
+    return read_model(fields, segments, where, **multipliers)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,33 +13,22 @@ from absl.testing import flagsaver
 from safetensors.numpy import load_file, save_file
 
 from modbrick.errors import InputError
+from tools import check_conversion
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    before, path = set(flags.FLAGS), str(ROOT / "scripts")
-    sys.path.insert(0, path)
-    module = importlib.import_module("check_conversion")
+def measured(fixtures: Path) -> dict:
     flags.FLAGS.mark_as_parsed()
-    yield module
-    sys.path.remove(path)
-    del sys.modules["check_conversion"]
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-
-
-def measured(script: ModuleType, fixtures: Path) -> dict:
     with flagsaver.flagsaver(fixtures=str(fixtures), json=str(fixtures / "result.json")):
-        script.main([])
+        check_conversion.main([])
     return json.loads((fixtures / "result.json").read_text())
 
 
-def test_right_and_wrong_figures(script: ModuleType, tmp_path: Path) -> None:
+def test_right_and_wrong_figures(tmp_path: Path) -> None:
     name = "moduleformer/gmm_top3_left_padded"
     shutil.copytree(ROOT / "tests/fixtures" / name, tmp_path / name)
-    result = measured(script, tmp_path)[name]
+    result = measured(tmp_path)[name]
     assert result["logits_relative_error"] <= 1e-5
     assert result["same_experts"]
     assert result["tensors_byte_equal"]
@@ -52,11 +37,11 @@ def test_right_and_wrong_figures(script: ModuleType, tmp_path: Path) -> None:
     router = "router.transformer.h.1.mlpf.gate.indices"
     stored |= {"logits": stored["logits"] * np.float32(1.01), router: stored[router][::-1].copy()}
     save_file(stored, tmp_path / name / "expected.safetensors")
-    result = measured(script, tmp_path)[name]
+    result = measured(tmp_path)[name]
     assert result["logits_relative_error"] == pytest.approx(0.01, rel=0.1)
     assert not result["same_experts"]
 
 
-def test_no_models(script: ModuleType, tmp_path: Path) -> None:
+def test_no_models(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no models"):
-        measured(script, tmp_path)
+        measured(tmp_path)

@@ -35,7 +35,7 @@ LARGEST_ALIGNMENT = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class GgufFile:
-    """What a GGUF file holds.
+    """Contents of a GGUF file.
 
     Attributes:
       path: of the file.
@@ -65,7 +65,7 @@ class _Entry:
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Tells whether a file begins as GGUF files do; False if there is no such file."""
+    """Returns whether a file begins as GGUF files do; False if there is no such file."""
     path = Path(path)
     if not path.is_file():
         return False
@@ -101,7 +101,7 @@ def read_gguf(path: str | Path) -> GgufFile:
     entries = _entries(cursor, count)
     alignment = _alignment(metadata, path)
     start = -(-cursor.position // alignment) * alignment
-    _check_layout(entries, len(data) - start, alignment, path)
+    _check_offsets(entries, len(data) - start, alignment, path)
     tensors = {entry.name: _tensor(entry, data, start) for entry in entries}
     return GgufFile(path, metadata, tensors, {entry.name: entry.encoding for entry in entries})
 
@@ -169,7 +169,7 @@ def _alignment(metadata: Mapping[str, Value], path: Path) -> int:
     return alignment
 
 
-def _check_layout(entries: list[_Entry], available: int, alignment: int, path: Path) -> None:
+def _check_offsets(entries: list[_Entry], available: int, alignment: int, path: Path) -> None:
     """Refuses tensors that overlap, leave gaps, lie at odd places or beyond the file's end.
 
     What follows the last tensor may be padding, or missing padding, and nothing else.

@@ -28,7 +28,7 @@ from modbrick.convert import (
     prepare_export,
 )
 from modbrick.convert.format import Translation
-from modbrick.convert.huggingface.export import write_experts, write_heads, write_objective
+from modbrick.convert.huggingface.writing import write_experts, write_heads, write_objective
 from modbrick.convert.registry import FORMATS, recognise
 from modbrick.errors import InputError
 from modbrick.formats.safetensors import read_safetensors

@@ -21,7 +21,7 @@ def require_new(target: Path) -> None:
       InputError: it is neither, or on a remote store.
     """
     if "://" in str(target):
-        raise InputError(f"{target}: conversion writes to local disks; copy the result from there")
+        raise InputError(f"{target}: only local disks are written to; copy the result from there")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} holds something already: name a new or empty directory")
 

@@ -1,65 +1,25 @@
-r"""Measures what conversion keeps: logits, choices of experts, and every byte on the way back.
-
-    python scripts/check_conversion.py --json=docs/figures/conversion_parity.json
-
-For each small model below --fixtures (random weights, with what the original library computed with
-them in expected.safetensors): the relative error of the imported model's logits in float32 (norm of
-the difference over norm, real tokens only), whether the routers choose the same experts, and
-whether an import and an export give back every tensor byte for byte and the same config.
-
-The last line of standard output is one JSON object.
-"""
+"""Parity of imported models with what the original library computed, and what comes back."""
 
 from __future__ import annotations
 
 import functools
-import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from flax import nnx
 
-from modbrick.command_line import check_output, run
-from modbrick.convert import (
-    OpenedSource,
-    export_checkpoint,
-    import_checkpoint,
-    load,
-    open_checkpoint,
-    prepare_export,
-)
+from modbrick import load_model
+from modbrick.config import ModelConfig
+from modbrick.convert import OpenedSource, export_checkpoint, import_checkpoint, prepare_export
 from modbrick.convert.huggingface.directory import open_directory
 from modbrick.errors import InputError
 from modbrick.formats.safetensors import read_safetensors
-
-FIXTURES = flags.DEFINE_string("fixtures", "tests/fixtures", "Directory of FORMAT/MODEL.")
-JSON = flags.DEFINE_string("json", None, "File for the result too.")
-
-
-def main(argv: Sequence[str]) -> None:
-    """Measures every model and prints a line for each."""
-    del argv
-    check_output(JSON)
-    found = sorted(path.parent for path in Path(FIXTURES.value).glob("*/*/expected.safetensors"))
-    found = [path for path in found if (path / "config.json").is_file()]
-    if not found:
-        raise InputError(f"{FIXTURES.value} holds no models")
-    results = {}
-    for directory in found:
-        checkpoint = open_checkpoint(directory)
-        result = parity(checkpoint, directory) | round_trip(checkpoint)
-        results[f"{checkpoint.form.name}/{directory.name}"] = result
-        print(f"{checkpoint.form.name}/{directory.name}: {result}", flush=True)
-    if JSON.value is not None:
-        Path(JSON.value).write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results))
 
 
 def parity(checkpoint: OpenedSource, directory: Path) -> dict[str, Any]:
@@ -71,7 +31,7 @@ def parity(checkpoint: OpenedSource, directory: Path) -> dict[str, Any]:
         if name in ("input_ids", "attention_mask", "logits") or name.endswith(".indices")
     }
     mask = want.get("attention_mask", np.ones_like(want["input_ids"])) == 1
-    graph, parameters = nnx.split(load(directory, dtype="float32"))
+    graph, parameters = nnx.split(load_model(directory, dtype="float32"))
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def forward(parameters: Any) -> tuple[jax.Array, Any]:
@@ -92,18 +52,24 @@ def parity(checkpoint: OpenedSource, directory: Path) -> dict[str, Any]:
         router_of(name): tensor for name, tensor in want.items() if name.endswith(".indices")
     }
     if wanted_choices:
-        found = {}
-        for number, segment in enumerate(checkpoint.model.segments):
-            first = sum(s.repeats for s in checkpoint.model.segments[:number])
-            for sublayer in ("attention", "feed_forward"):
-                if (chosen := routing.get(f"segments.{number}.{sublayer}")) is not None:
-                    for layer in range(segment.repeats):
-                        found[first + layer, sublayer] = np.asarray(chosen.indices[layer])
+        found = choices(checkpoint.model, routing)
         result["same_experts"] = found.keys() == wanted_choices.keys() and all(
             np.array_equal(of_real_tokens(found[key], mask), of_real_tokens(value, mask))
             for key, value in wanted_choices.items()
         )
     return result
+
+
+def choices(model: ModelConfig, routing: Mapping[str, Any]) -> dict[tuple[int, str], np.ndarray]:
+    """Returns the experts that each router chose, by layer and sublayer."""
+    found, first = {}, 0
+    for number, segment in enumerate(model.segments):
+        for sublayer in ("attention", "feed_forward"):
+            if (chosen := routing.get(f"segments.{number}.{sublayer}")) is not None:
+                for layer in range(segment.repeats):
+                    found[first + layer, sublayer] = np.asarray(chosen.indices[layer])
+        first += segment.repeats
+    return found
 
 
 def router_of(name: str) -> tuple[int, str]:
@@ -136,7 +102,3 @@ def round_trip(checkpoint: OpenedSource) -> dict[str, Any]:
             "tensors_byte_equal": equal,
             "config_equal": written.config == checkpoint.source.config,
         }
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,4 +1,4 @@
-"""Layouts: what each says of the other format, and that it loses nothing."""
+"""Transforms: what each says of the other format, and that it loses nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from modbrick.config import AttentionConfig, FeedForwardConfig, LayerConfig
-from modbrick.convert.layouts import SAME, TRANSPOSED, InterleavedRotary, Layout, Reshaped
+from modbrick.convert.transforms import SAME, TRANSPOSED, InterleavedRotary, Reshaped, Transform
 
 LAYER = LayerConfig(AttentionConfig(heads=2, head_width=4), FeedForwardConfig(6))
 ROTARY = InterleavedRotary(lambda layer: layer.attention.heads)
@@ -14,7 +14,7 @@ COLUMN = Reshaped(lambda shape: (*shape, 1), lambda shape: shape[:-1])
 
 
 @pytest.mark.parametrize(
-    ("layout", "ours", "theirs"),
+    ("transform", "ours", "theirs"),
     [
         (SAME, (3, 5), (3, 5)),
         (SAME, (), ()),
@@ -26,24 +26,24 @@ COLUMN = Reshaped(lambda shape: (*shape, 1), lambda shape: shape[:-1])
         (COLUMN, (), (1,)),
     ],
 )
-def test_layouts_are_invertible(layout: Layout, ours: tuple, theirs: tuple) -> None:
+def test_transforms_are_invertible(transform: Transform, ours: tuple, theirs: tuple) -> None:
     values = np.arange(np.prod(ours, dtype=int)).reshape(ours)
-    stored = layout.theirs(values, LAYER)
-    assert layout.shape(ours) == stored.shape == theirs
-    assert np.array_equal(layout.ours(stored, LAYER), values)
-    if (axis := layout.leading_axis(len(ours))) is not None:  # rows there are slices here
+    stored = transform.theirs(values, LAYER)
+    assert transform.shape(ours) == stored.shape == theirs
+    assert np.array_equal(transform.ours(stored, LAYER), values)
+    if (axis := transform.leading_axis(len(ours))) is not None:  # rows there are slices here
         for row in range(theirs[0]):
             assert np.array_equal(
-                layout.theirs(values, LAYER)[row].reshape(-1),
-                layout.theirs(np.take(values, [row], axis), LAYER).reshape(-1),
+                transform.theirs(values, LAYER)[row].reshape(-1),
+                transform.theirs(np.take(values, [row], axis), LAYER).reshape(-1),
             )
 
 
-def test_plain_layouts_copy_nothing() -> None:
+def test_plain_transforms_copy_nothing() -> None:
     values = np.arange(30).reshape(2, 3, 5)
-    for layout in (SAME, TRANSPOSED):
-        assert np.shares_memory(layout.ours(values, None), values)
-        assert np.shares_memory(layout.theirs(values, None), values)
+    for transform in (SAME, TRANSPOSED):
+        assert np.shares_memory(transform.ours(values, None), values)
+        assert np.shares_memory(transform.theirs(values, None), values)
 
 
 def test_interleaved_pairs_are_neighbours() -> None:

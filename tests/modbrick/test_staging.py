@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from modbrick.convert.staging import staging
 from modbrick.errors import InputError
+from modbrick.staging import staging
 
 
 def test_everything_appears_at_the_end(tmp_path: Path) -> None:
