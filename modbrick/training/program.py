@@ -1,4 +1,4 @@
-"""What a run compiles: its state laid out on a mesh, and the step that changes it."""
+"""Program of a run: its state laid out on a mesh, and the compiled step that changes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run starts from: new parameters, a model's, or the run's own last checkpoint."""
+"""Start of a run: from new parameters, from a model's, or from its own last checkpoint."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How fast a step of training is: cases, their measurement, and another code to compare with."""
+"""Benchmark of a training step: cases, their measurement, and another code to compare with."""

@@ -1,4 +1,4 @@
-"""What observers of a run are told: one protocol for files, terminals, profiles and services.
+"""Protocol of observers of a run: files, terminals, profiles and services alike.
 
 A new observer is a subclass with the methods that it needs; it joins the others in `Observers`.
 """

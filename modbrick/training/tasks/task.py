@@ -1,4 +1,4 @@
-"""What a task offers: batches, the loss of a batch, and evaluation.
+"""Protocol of a task: batches, the loss of a batch, and evaluation.
 
 Gradients, microbatches and the division by global sums are the step's, not the task's; fetching,
 logging, saving and stopping are the loop's. A new task is a class with these methods:
@@ -88,7 +88,7 @@ told to stop. Every process makes this call, and all get the same."""
 
 
 class Task(Protocol):
-    """What a run is trained for.
+    """Task of a run: what it is trained for.
 
     A task may be made without its data: the methods that need them open them.
     """

@@ -10,7 +10,11 @@ from modbrick.parallel.processes import ProcessConfig
 
 def test_flags_say_which_process_this_is() -> None:
     with flagsaver.as_parsed(
-        coordinator="host:1234", processes="3", process="2", silence_timeout="7"
+        coordinator="host:1234",
+        processes="3",
+        process="2",
+        start_timeout="9",
+        silence_timeout="7",
     ):
         found = process_flags.process_config()
-    assert found == ProcessConfig("host:1234", 3, 2, start_timeout=300, silence_timeout=7)
+    assert found == ProcessConfig("host:1234", 3, 2, start_timeout=9, silence_timeout=7)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -26,7 +27,7 @@ from tests.modbrick.training.tasks.regression import Regression
 CONFIG = from_mapping(RunConfig, tiny.get_config().to_dict())
 
 
-def changed(**training: object) -> RunConfig:
+def changed(**training: Any) -> RunConfig:
     return dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, **training))
 
 

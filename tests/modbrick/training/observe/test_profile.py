@@ -69,7 +69,7 @@ def test_a_profile_is_written(
     with Profiler(directory, ProfiledSteps(2, 2)) as profiler:
         for step in (1, 2, 3):
             profiler.step_begins(step)
-            profiler.step_started(step, step_metrics(jnp.ones(8) @ jnp.ones(8)))
+            profiler.step_started(step, step_metrics(float(jnp.ones(8) @ jnp.ones(8))))
     (time,) = (directory / "profile" / "plugins" / "profile").iterdir()
     (trace,) = [path for path in time.iterdir() if path.name.endswith(".xplane.pb")]
     assert trace.stat().length > 0

@@ -32,7 +32,7 @@ def row(number: int, length: int, vocabulary: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(number)
     tokens = np.where(rng.uniform(size=length) < rng.uniform(), 2, 1)
     tokens = (tokens + 2 * rng.integers(0, vocabulary // 2 - 1, length)).astype(np.int32)
-    return {"tokens": tokens, "share": np.float32((tokens % 2 == 0).mean())}
+    return {"tokens": tokens, "share": np.asarray((tokens % 2 == 0).mean(), np.float32)}
 
 
 @dataclasses.dataclass
