@@ -53,7 +53,7 @@ def run(
 
 def parameters(workdir: Path) -> dict[str, Any]:
     """The parameters after the last step, by path."""
-    return {path: np.asarray(x) for path, x in load_parameters(workdir).items()}
+    return {path: np.asarray(x) for path, x in load_parameters(workdir)[0].items()}
 
 
 def told(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
