@@ -51,7 +51,10 @@ EXTRAS = {
     # Checkpoints fetched by their name on the Hugging Face hub.
     "convert": ["huggingface-hub>=1.0"],
     "test": [
+        "chex>=0.1.92",
         "fsspec>=2025.3",
+        # Only to show what its reader takes for true.
+        "gguf>=0.19",
         "hypothesis>=6.130",
         "pytest>=9",
         "pytest-timeout>=2.4",

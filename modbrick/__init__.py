@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from modbrick import bricks, families
     from modbrick.analysis.summary import summarise
-    from modbrick.checkpoints import load_parameters, save_model
+    from modbrick.checkpoints import save_model
     from modbrick.config import ModelConfig
     from modbrick.convert import (
         export_checkpoint,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from modbrick.layers.cache import Cache
     from modbrick.layers.decoder import Decoder
     from modbrick.layers.functional import parameter_table
-    from modbrick.models import load_model
+    from modbrick.models import load_model, load_parameters
     from modbrick.parallel import MeshConfig
     from modbrick.parameters import Partition
     from modbrick.training.run_config import RunConfig
@@ -59,7 +59,7 @@ _HOMES = {
     "generate": "modbrick.inference",
     "import_checkpoint": "modbrick.convert",
     "load_model": "modbrick.models",
-    "load_parameters": "modbrick.checkpoints",
+    "load_parameters": "modbrick.models",
     "open_checkpoint": "modbrick.convert",
     "parameter_table": "modbrick.layers.functional",
     "prepare_export": "modbrick.convert",

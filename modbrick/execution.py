@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modbrick.errors import InputError
-from pallas_kernels import grouped_matmul, stickbreaking_attention
+from pallas_kernels import grouped_matmul, softmax_attention, stickbreaking_attention
 
 Rematerialisation = Literal["none", "full", "dots", "dots_without_batch", "sublayers", "kernels"]
 ExpertParallelism = Literal["gather", "exchange"]
@@ -32,8 +32,9 @@ class ExecutionConfig:
       activation_memory: where what the forward pass of a layer keeps waits for the backward pass;
         `host` is for `full` and `sublayers`, and moves the layer's input too.
       optimizer_memory: where the optimizer's moments lie between updates.
-      attention: implementation of attention (`reference`, `xla`, ...); None: the best that runs
-        here.
+      attention: implementation of attention; None: the best that runs here. `reference` and `xla`
+        are of both kinds, `tpu` and `gpu` of stick-breaking attention, `splash` and `cudnn` of
+        softmax attention.
       attention_tolerance: of the early exit of stick-breaking attention, from 0 (off, exact) to
         below 1: far keys are skipped where less than this of the stick is left for them. The output
         is off by at most that share of the largest value (`pallas_kernels.stickbreaking_attention`
@@ -92,14 +93,14 @@ class ExecutionConfig:
                 "attention_tolerance must be from 0 (no early exit) to below 1, "
                 f"got {self.attention_tolerance}"
             )
-        for name, check in (
-            ("attention", stickbreaking_attention.selected_implementation),
-            ("dispatch", grouped_matmul.choose_implementation),
+        # Whether an implementation can run is said where it is called: to ask for the best here
+        # would start the backend.
+        for name, operations in (
+            ("attention", (stickbreaking_attention, softmax_attention)),
+            ("dispatch", (grouped_matmul,)),
         ):
             choice = getattr(self, name)
-            if choice is None:
-                continue  # Picked where it runs: to ask here would start the backend.
-            try:
-                check(choice)
-            except ValueError as error:
-                raise InputError(f"execution.{name}: {error}") from None
+            known = dict.fromkeys(n for operation in operations for n in operation.IMPLEMENTATIONS)
+            if choice is not None and choice not in known:
+                names = ", ".join(map(repr, known))
+                raise InputError(f"execution.{name}: {choice!r} is unknown; known are {names}")

@@ -7,6 +7,11 @@ activations, and anything that an implementation recomputes or pads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Int32
+
 from modbrick.config import ExpertsConfig, LayerConfig, ModelConfig
 
 
@@ -32,6 +37,19 @@ def forward_flops(config: ModelConfig, keys_per_token: float) -> dict[str, float
 def training_flops(config: ModelConfig, keys_per_token: float) -> float:
     """Returns the operations of one token forward and backward: three times the forward pass."""
     return 3.0 * sum(forward_flops(config, keys_per_token).values())
+
+
+def packed_flops(config: ModelConfig, batch: Mapping[str, Int32[np.ndarray, "B S"]]) -> float:
+    """Returns the operations of training on a packed batch; padding counts as none.
+
+    Args:
+      config: the model.
+      batch: `segment_ids`, 0 on padding, and `positions` within each segment.
+    """
+    real = batch["segment_ids"] != 0
+    tokens = int(real.sum())
+    keys_per_token = (batch["positions"] + 1)[real].mean() if tokens else 0.0
+    return tokens * training_flops(config, float(keys_per_token))
 
 
 def _layer_flops(layer: LayerConfig, width: int, keys_per_token: float) -> dict[str, float]:

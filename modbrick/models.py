@@ -1,23 +1,26 @@
-"""Models with their weights, from a directory."""
+"""Models and parameters from a directory, of this library's checkpoints and of others' alike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
-from modbrick.checkpoints import load_parameters
+from modbrick import checkpoints
 from modbrick.checkpoints.directory import CHECKPOINTS, as_path, is_local
 from modbrick.checkpoints.files import METADATA
 from modbrick.config import ModelConfig
-from modbrick.convert import open_checkpoint, read_parameters
+from modbrick.convert import OpenedSource, open_checkpoint
+from modbrick.convert.finite import NotFinite
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.decoder import Decoder
 from modbrick.layers.functional import functional_decoder
-from modbrick.schema import differences, to_mapping
+from modbrick.schema import differences, nearest, to_mapping
 
 TRAINING_ONLY = (
     "context",
@@ -29,29 +32,36 @@ TRAINING_ONLY = (
 )
 """Fields that a run may choose for itself without making another model of the same weights."""
 
+Dtypes = jax.typing.DTypeLike | Mapping[str, jax.typing.DTypeLike] | None
+"""One for all, or by path; None: as stored."""
+
+Shardings = jax.sharding.Sharding | Mapping[str, Any] | None
+"""One for all, or by path; None: the first device."""
+
 
 def load_model(
-    directory: epath.PathLike,
+    path: epath.PathLike,
     step: int | None = None,
     *,
     dtype: str | None = None,
     execution: ExecutionConfig = ExecutionConfig(),
-    shardings: jax.sharding.Sharding | None = None,
+    shardings: Shardings = None,
 ) -> Decoder:
     """Loads a model with its weights.
 
     Calling it with token ids `[B, S]` returns logits `[B, S, V]` and more, see `Decoder`.
 
     Args:
-      directory: a run's or model's directory, its `checkpoints`, or a single checkpoint.
-      step: which checkpoint; None: the newest complete one.
+      path: as for `open_model`.
+      step: as for `open_model`.
       dtype: of the computation and of the weights in memory (`float32`, `bfloat16`); None: the
         computation is as the model's config says, the weights as stored.
       execution: how to run it.
-      shardings: of the weights, one for all; None: the first device.
+      shardings: of the weights, one for all, or by path; None: the first device.
 
     Raises:
-      InputError: there is no such checkpoint, it is damaged, or does not fit its own config.
+      InputError: there is no model, it is damaged, does not fit its own config, or has weights that
+        are not finite in a foreign format.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -63,53 +73,160 @@ def load_model(
         >>> sorted(output.router_statistics)
         ['segments.0.attention', 'segments.0.feed_forward']
     """
-    parameters, description = load_parameters(directory, step, dtype=dtype, shardings=shardings)
-    config = description.metadata.model
-    if dtype is not None:
-        config = config.replace(dtype=dtype)
+    stored = open_model(path, step)
+    config = stored.config if dtype is None else stored.config.replace(dtype=dtype)
+    parameters = stored.read(dtype=dtype, shardings=shardings)
     return functional_decoder(config, execution).bind(parameters)
 
 
-def initial_weights(
-    source: epath.PathLike,
-    config: ModelConfig,
+def load_parameters(
+    path: epath.PathLike,
+    step: int | None = None,
     *,
-    shardings: jax.sharding.Sharding | Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Any], str]:
-    """Loads the parameters that a run starts from, float32, whatever is stored.
+    config: ModelConfig | None = None,
+    paths: Collection[str] | None = None,
+    dtype: Dtypes = None,
+    shardings: Shardings = None,
+) -> dict[str, jax.Array]:
+    """Loads a model's parameters, or some of them, by path.
+
+    Args:
+      path: as for `open_model`.
+      step: as for `open_model`.
+      config: the model that they must fit; None: their own.
+      paths: of the parameters to read; None: all.
+      dtype: one for all, or by path; None: each as stored.
+      shardings: one for all, or by path; None: the first device. Each device reads its share only.
+
+    Returns:
+      The parameters `segments.0.feed_forward.up.weight` and so on, stacked over layers and experts.
+
+    Raises:
+      InputError: as `load_model`; a path that the model does not have; or it is another model.
+
+    Examples:
+        >>> import modbrick
+        >>> parameters = modbrick.load_parameters("run", paths=["embedding"])
+        >>> parameters["embedding"].shape
+        (256, 16)
+        >>> len(modbrick.load_parameters("their_llama", dtype="bfloat16")) > 10
+        True
+    """
+    stored = open_model(path, step)
+    return stored.read(config=config, paths=paths, dtype=dtype, shardings=shardings)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredModel:
+    """A model on disk; its values are read when they are asked for.
+
+    Attributes:
+      config: the model.
+      origin: where it lies and what it is, in words.
+      paths: of its parameters.
+      contents: the path of a checkpoint, or an opened foreign one.
+    """
+
+    config: ModelConfig
+    origin: str
+    paths: tuple[str, ...]
+    contents: epath.Path | OpenedSource
+
+    def read(
+        self,
+        *,
+        config: ModelConfig | None = None,
+        paths: Collection[str] | None = None,
+        dtype: Dtypes = None,
+        shardings: Shardings = None,
+    ) -> dict[str, jax.Array]:
+        """Returns parameters by path; arguments and errors as for `load_parameters`."""
+        if unknown := sorted(set(paths or ()) - set(self.paths)):
+            remark = nearest(unknown[0], self.paths)
+            raise InputError(f"{self.origin} has no parameter {', '.join(unknown)}; {remark}")
+        wanted = [path for path in self.paths if paths is None or path in paths]
+        dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(wanted, dtype)
+        if isinstance(self.contents, OpenedSource):
+            if config is not None:
+                self._require_same(config)
+            return _read_foreign(self.contents, wanted, dtypes, shardings)
+        arrays, _ = checkpoints.load_parameters(
+            self.contents, config=config, paths=paths, shardings=shardings
+        )
+        for name, wanted_dtype in dtypes.items():  # one at a time: only one exists twice
+            if name in arrays and wanted_dtype is not None:
+                arrays[name] = arrays[name].astype(wanted_dtype)
+        return arrays
+
+    def _require_same(self, config: ModelConfig) -> None:
+        """Compares what two models compute; equal shapes do not make them equal."""
+        ours, theirs = (_computed(to_mapping(model)) for model in (config, self.config))
+        if changed := differences(theirs, ours):
+            raise InputError(
+                f"{self.origin} is another model than the config's: {'; '.join(changed)} "
+                "(modbrick.models.open_model(PATH).config is its config)"
+            )
+
+
+def open_model(path: epath.PathLike, step: int | None = None) -> StoredModel:
+    """Finds a model on disk and reads what it says about itself, no values.
 
     Foreign checkpoints (see `modbrick.convert`) are read in place, without a second copy on disk.
 
     Args:
-      source: a run's or model's directory, a single checkpoint, or a foreign checkpoint.
-      config: the model of the run, which the parameters must fit.
-      shardings: one for all, or by path; None: the first device. Of a foreign
-        checkpoint each device reads its share only.
-
-    Returns:
-      The parameters by path, and what they are, in words.
+      path: a run's or model's directory, its `checkpoints`, a single checkpoint, or a foreign
+        checkpoint: a directory with `config.json` and weights, or a GGUF file.
+      step: which checkpoint of a run; None: the newest complete one.
 
     Raises:
-      InputError: there is nothing to load, it is damaged, or it is another model.
+      InputError: there is no model, it is damaged, or of a format that is not read.
     """
-    if not _is_foreign(as_path(source)):
-        parameters, description = load_parameters(
-            source, config=config, dtype="float32", shardings=shardings
-        )
-        return parameters, f"{source}, step {description.step}"
-    checkpoint = open_checkpoint(source)
-    ours, theirs = (_computed(to_mapping(model)) for model in (config, checkpoint.model))
-    if changed := differences(theirs, ours):
-        raise InputError(
-            f"{source} is another model than the config's: {'; '.join(changed)} "
-            "(modbrick.convert.open_checkpoint(PATH).model is its config)"
-        )
-    parameters = read_parameters(checkpoint, dtype="float32", shardings=shardings)
-    return parameters, f"{source}, a checkpoint of the format {checkpoint.form.name}"
+    if not _is_foreign(as_path(path)):
+        description = checkpoints.describe(path, step)
+        found = checkpoints.locate(path, step)
+        origin, paths = f"{path}, step {description.step}", tuple(description.parameters)
+        return StoredModel(description.metadata.model, origin, paths, found)
+    if step is not None:
+        raise InputError(f"{path} is a single checkpoint, without steps: ask for none")
+    opened = open_checkpoint(path)
+    origin = f"{path}, a checkpoint of the format {opened.form.name}"
+    paths = tuple(info.path for info in opened.correspondence.parameters)
+    return StoredModel(opened.model, origin, paths, opened)
+
+
+def _read_foreign(
+    checkpoint: OpenedSource,
+    paths: Collection[str],
+    dtypes: Mapping[str, jax.typing.DTypeLike | None],
+    shardings: Shardings,
+) -> dict[str, jax.Array]:
+    """Reads parameters onto devices, each device's share only, slice by slice."""
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    broken = NotFinite(checkpoint)
+    parameters: dict[str, jax.Array] = {}
+    for path in paths:
+        shape = checkpoint.correspondence.parameters[path].shape
+        chosen = dtypes.get(path)
+        dtype = checkpoint.dtype(path) if chosen is None else chosen
+
+        def read(
+            index: tuple[slice, ...] | None, path: str = path, dtype: Any = dtype
+        ) -> np.ndarray:
+            assert index is not None, "None stands for all of an array without shape"
+            values = checkpoint.read(path, index, dtype=dtype)
+            if not np.isfinite(values).all():
+                broken.add(path, index, values)
+            return values
+
+        sharding = shardings[path] if isinstance(shardings, Mapping) else shardings or default
+        parameters[path] = jax.make_array_from_callback(shape, sharding, read, dtype=dtype)
+    if broken:
+        raise InputError(broken.complaint())
+    return parameters
 
 
 def _is_foreign(path: epath.Path) -> bool:
-    """Whether a path is a source of an import: a run's directory has a `config.json` too."""
+    """Returns whether a path is a foreign checkpoint: a run's directory has a `config.json` too."""
     if not is_local(path) or (path / CHECKPOINTS).is_dir() or (path / METADATA).is_dir():
         return False
     return path.is_file() or (path / "config.json").is_file()

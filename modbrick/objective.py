@@ -1,4 +1,4 @@
-"""What training minimises: next-token loss plus scheduled router losses.
+"""Objective of training: the loss of its task plus scheduled router losses.
 
 Routers report sums over tokens (`RouterStatistics`); losses are functions of those sums over the
 *global* batch: all microbatches, all devices. Losses of routers are computed per layer and summed
@@ -75,18 +75,40 @@ class ObjectiveConfig:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Totals:
-    """Sums over a batch, all additive over microbatches and devices.
+class Mean:
+    """A mean as two sums, both of which add up over microbatches and devices.
 
     Attributes:
-      loss: negative log-likelihood of the targets in nats, weighted and summed; float32.
-      weight: sum of the targets' weights.
+      total: sum of the weighted values.
+      weight: sum of their weights.
+    """
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    @property
+    def value(self) -> Float[Array, ""]:
+        """The mean; 0 if nothing was counted."""
+        return self.total / _at_least_one(self.weight)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """Sums over a batch; they add up over microbatches and devices.
+
+    Attributes:
+      loss: of the task, weighted and summed, such as the negative log-likelihood of the targets in
+        nats; float32.
+      weight: sum of the weights, such as the number of targets.
       router_statistics: of each router.
+      metrics: what else to report, by name, each a mean of its own.
     """
 
     loss: Float[Array, ""]
     weight: Float[Array, ""]
     router_statistics: dict[str, RouterStatistics]
+    metrics: dict[str, Mean] = dataclasses.field(default_factory=dict)
 
 
 def load_balancing_loss(statistics: RouterStatistics) -> Float[Array, "..."]:
@@ -157,20 +179,22 @@ LEAST_PROBABILITY = 1e-8
 
 
 def objective(
-    totals: Totals, weights: Mapping[str, Float[Array, ""]]
+    totals: Totals, weights: Mapping[str, Float[Array, ""]], loss_name: str = "next_token"
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the value to minimise and its parts.
 
     Args:
       totals: over the global batch.
       weights: of the router losses by name (the fields of `ObjectiveConfig`), at this step.
+      loss_name: of the task's mean loss among the parts.
 
     Returns:
-      The mean next-token loss plus each router loss, summed over layers, times its weight; and the
-      parts by name: `next_token` (nats per target) and each router loss before weighting.
+      The task's mean loss plus each router loss, summed over layers, times its weight; and the
+      parts by name: the task's mean loss (nats per target for `next_token`), each router loss
+      before weighting, and the means of `totals.metrics`.
     """
-    parts = {"next_token": totals.loss / _at_least_one(totals.weight)}
-    value = parts["next_token"]
+    value = totals.loss / _at_least_one(totals.weight)
+    parts = {loss_name: value}
     for name, weight in weights.items():
         if name == "pooled_switch":
             parts[name] = pooled_switch_loss(totals.router_statistics)
@@ -178,7 +202,7 @@ def objective(
             per_layer = [ROUTER_LOSSES[name](s).sum() for s in totals.router_statistics.values()]
             parts[name] = sum(per_layer, jnp.float32(0.0))
         value = value + weight * parts[name]
-    return value, parts
+    return value, parts | {name: mean.value for name, mean in totals.metrics.items()}
 
 
 def _tokens(statistics: RouterStatistics) -> Float[Array, "..."]:

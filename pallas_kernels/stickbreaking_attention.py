@@ -7,6 +7,8 @@ from pallas_kernels.attention.stickbreaking import (
     RESIDUAL,
     Case,
     StickbreakingOutput,
+    available_implementations,
+    choose_implementation,
     selected_implementation,
     stickbreaking_attention,
 )
@@ -16,6 +18,8 @@ __all__ = [
     "RESIDUAL",
     "Case",
     "StickbreakingOutput",
+    "available_implementations",
+    "choose_implementation",
     "selected_implementation",
     "stickbreaking_attention",
 ]

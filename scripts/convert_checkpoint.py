@@ -22,24 +22,13 @@ goes on with it.
 from __future__ import annotations
 
 import json
-import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 from absl import flags
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from modbrick.command_line import run
 from modbrick.convert import (
@@ -50,6 +39,7 @@ from modbrick.convert import (
     prepare_export,
     stored_bytes,
 )
+from modbrick.convert.terminal import byte_progress, byte_size
 from modbrick.errors import InputError
 
 FORMAT = flags.DEFINE_string("format", None, "export: the format to write, such as moduleformer.")
@@ -63,7 +53,6 @@ NOT_FINITE = flags.DEFINE_boolean(
 )
 
 USAGE = "expected: convert_checkpoint.py import SOURCE TARGET | export SOURCE TARGET --format=NAME"
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -78,7 +67,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _import(source: str, target: str) -> dict[str, Any]:
     checkpoint = open_checkpoint(source)
-    with _progress(f"import {checkpoint.form.name}", stored_bytes(checkpoint, DTYPE.value)) as told:
+    total = stored_bytes(checkpoint, DTYPE.value)
+    with byte_progress(f"import {checkpoint.form.name}", total) as told:
         result = import_checkpoint(
             checkpoint,
             target,
@@ -104,9 +94,9 @@ def _import(source: str, target: str) -> dict[str, Any]:
 def _export(source: str, target: str) -> dict[str, Any]:
     if FORMAT.value is None:
         raise InputError("export needs --format=NAME")
-    size = _bytes(SHARD.value)
+    size = byte_size(SHARD.value, f"--{SHARD.name}")
     export = prepare_export(source, format_named(FORMAT.value), step=STEP.value, dtype=DTYPE.value)
-    with _progress(f"export {export.form.name}", export.nbytes) as told:
+    with byte_progress(f"export {export.form.name}", export.nbytes) as told:
         files = export_checkpoint(export, target, max_shard_size=size, progress=told)
     return {
         "format": export.form.name,
@@ -115,30 +105,6 @@ def _export(source: str, target: str) -> dict[str, Any]:
         "bytes": export.nbytes,
         "files": len(files),
     }
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B|)", text.strip().upper())
-    if match is None:
-        raise InputError(f"--max_shard_size={text}: expected a size such as 500MB or 2GiB")
-    return int(float(match[1]) * UNITS[match[2]])
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar in bytes on a terminal, on standard error; yields what to tell of progress."""
-    bar = Progress(
-        TextColumn(what),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    bar.disable = not bar.console.is_terminal
-    with bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

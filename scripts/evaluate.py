@@ -15,17 +15,18 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from modbrick import command_line
-from modbrick.checkpoints import load_parameters
+from modbrick.analysis.evaluation_table import evaluation_table
+from modbrick.checkpoints import describe
 from modbrick.data import Dataset, TokenizerIdentity, check_vocabulary, evaluation_batches
 from modbrick.data.dataset import Split
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.hardware import enable_compilation_cache
+from modbrick.models import load_parameters
 from modbrick.schema import from_mapping
-from modbrick.training.evaluation import EvaluationResult, evaluate, evaluation_step
+from modbrick.training.evaluation import evaluate, evaluation_step
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's or a model's directory.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint of a run; none: the newest.")
@@ -58,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
     enable_compilation_cache()
     dataset = Dataset.open(DATA.value)
     split: Split = "train" if SPLIT.value == "train" else "held_out"
-    parameters, description = load_parameters(CHECKPOINT.value, STEP.value)
+    description = describe(CHECKPOINT.value, STEP.value)
+    parameters = load_parameters(CHECKPOINT.value, STEP.value)
     config = description.metadata.model
     if description.metadata.tokenizer:
         trained = from_mapping(TokenizerIdentity, description.metadata.tokenizer)
@@ -82,31 +84,12 @@ def main(argv: Sequence[str]) -> int:
             progress=lambda: bar.advance(task),
         )
     assert result is not None, "nothing asks it to stop"
-    console.print(table(result))
+    console.print(evaluation_table(result))
     record = json.dumps({"step": description.step, "split": SPLIT.value, **result.to_mapping()})
     print(record)
     if JSON.value:
         Path(JSON.value).write_text(record + "\n")
     return 0
-
-
-def table(result: EvaluationResult) -> Table:
-    """Returns the results by domain, for people."""
-    rows = Table()
-    rows.add_column("domain")
-    for name in ("loss", "perplexity", "bits per byte", "tokens", "bytes", "documents"):
-        rows.add_column(name, justify="right")
-    for name, domain in [*result.domains.items(), ("all", result.total)]:
-        rows.add_row(
-            name,
-            f"{domain.loss:.4f}",
-            f"{domain.perplexity:.2f}",
-            f"{domain.bits_per_byte:.4f}",
-            f"{domain.tokens:,}",
-            f"{domain.bytes:,}",
-            f"{domain.documents:,}",
-        )
-    return rows
 
 
 if __name__ == "__main__":

@@ -15,18 +15,17 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 from etils import epath
 
 from modbrick import command_line, load_model
-from modbrick.checkpoints import describe, tokenizer_file
-from modbrick.data import Tokenizer, load_tokenizer
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.hardware import enable_compilation_cache
-from modbrick.inference import GREEDY, GenerationResult, SamplingConfig, TextStream, generate
+from modbrick.inference import GREEDY, SamplingConfig
+from modbrick.inference.continuation import checkpoint_tokenizer, continue_texts
+from modbrick.inference.printing import Printer
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's or a model's directory.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint of a run; none: the newest.")
@@ -63,84 +62,29 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("name a text to continue: --prompt=TEXT or --prompt_file=FILE")
     sampling = _sampling()
     enable_compilation_cache()
-
-    tokenizer = _tokenizer(CHECKPOINT.value)
-    start, end = tokenizer.start_of_document, tokenizer.end_of_document
-    prompts = [
-        [*([] if start is None else [start]), *ids.tolist()]
-        for ids in tokenizer.encode_batch(texts)
-    ]
+    tokenizer = checkpoint_tokenizer(CHECKPOINT.value, STEP.value)
     execution = ExecutionConfig(attention_tolerance=TOLERANCE.value)
     model = load_model(CHECKPOINT.value, STEP.value, execution=execution)
 
-    streams = [TextStream(tokenizer, prompt, STOP.value) for prompt in prompts]
-    printer = None if JSON.value else Printer(texts)
-    pieces: list[list[str]] = [[] for _ in prompts]
-
-    def show(index: int, text: str, *, last: bool = False) -> None:
-        pieces[index].append(text)
-        if printer is not None:
-            printer.write(index, text, last=last)
-
-    def on_tokens(index: int, tokens: list[int]) -> bool:
-        stream = streams[index]
-        text = stream.push(token for token in tokens if token != end)
-        show(index, text + (stream.close() if end in tokens else ""), last=stream.stopped)
-        return stream.stopped
-
     began = time.perf_counter()
-    result = generate(
+    continuation = continue_texts(
         model,
-        prompts,
+        tokenizer,
+        texts,
         max_new_tokens=MAX_NEW_TOKENS.value,
         sampling=sampling,
-        stop_tokens=[] if end is None else [end],
         seed=SEED.value,
-        on_tokens=on_tokens,
+        stop=STOP.value,
+        on_text=None if JSON.value else Printer(texts).write,
     )
     seconds = time.perf_counter() - began
-    for index, stream in enumerate(streams):
-        if not stream.stopped:
-            show(index, stream.close(), last=True)
     if JSON.value:
-        print(json.dumps(_record(texts, ["".join(p) for p in pieces], result, seconds)))
-    else:
-        count = sum(map(len, result.tokens))
-        reasons = ", ".join(result.finish_reasons)
-        print(
-            f"{count} tokens in {seconds:.1f} s, compilation included ({reasons})", file=sys.stderr
-        )
-
-
-class Printer:
-    """Prints texts one after the other, the first unfinished one live."""
-
-    def __init__(self, prompts: Sequence[str]):
-        self._waiting = list(prompts)
-        self._finished = [False] * len(prompts)
-        self._current = 0
-        self._begin()
-
-    def write(self, index: int, text: str, *, last: bool) -> None:
-        """Takes the next piece of a text; `last` ends it."""
-        self._waiting[index] += text
-        self._finished[index] = last
-        if index == self._current:
-            self._flush()
-        while self._current < len(self._finished) and self._finished[self._current]:
-            print(flush=True)
-            self._current += 1
-            self._begin()
-
-    def _begin(self) -> None:
-        if self._current < len(self._waiting):
-            if len(self._waiting) > 1:
-                print(f"--- {self._current + 1} of {len(self._waiting)}", flush=True)
-            self._flush()
-
-    def _flush(self) -> None:
-        print(self._waiting[self._current], end="", flush=True)
-        self._waiting[self._current] = ""
+        print(json.dumps({"sequences": continuation.to_mapping(), "seconds": seconds}))
+        return
+    count = sum(map(len, continuation.result.tokens))
+    reasons = ", ".join(continuation.result.finish_reasons)
+    told = f"{count} tokens in {seconds:.1f} s, compilation included ({reasons})"
+    print(told, file=sys.stderr)
 
 
 def _sampling() -> SamplingConfig:
@@ -157,41 +101,6 @@ def _read(path: str) -> str:
         return epath.Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--prompt_file {path} cannot be read as UTF-8 text ({error})") from error
-
-
-def _tokenizer(checkpoint: str) -> Tokenizer:
-    """Loads the checkpoint's tokenizer and makes sure that it fits the model."""
-    metadata = describe(checkpoint, STEP.value).metadata
-    tokenizer = load_tokenizer(str(tokenizer_file(checkpoint)), identity=metadata.tokenizer or None)
-    if tokenizer.vocabulary > metadata.model.vocabulary:
-        raise InputError(
-            f"the tokenizer of {checkpoint} has {tokenizer.vocabulary} tokens, its model only "
-            f"{metadata.model.vocabulary}"
-        )
-    return tokenizer
-
-
-def _record(
-    prompts: Sequence[str], texts: Sequence[str], result: GenerationResult, seconds: float
-) -> dict[str, Any]:
-    sequences = [
-        {
-            "prompt": p,
-            "text": t,
-            "tokens": ids,
-            "finish_reason": reason,
-            "log_probabilities": scores,
-        }
-        for p, t, ids, reason, scores in zip(
-            prompts,
-            texts,
-            result.tokens,
-            result.finish_reasons,
-            result.log_probabilities,
-            strict=True,
-        )
-    ]
-    return {"sequences": sequences, "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -22,14 +22,14 @@ import numpy as np
 from absl import flags
 
 from modbrick import command_line
-from modbrick.checkpoints import load_parameters
+from modbrick.checkpoints import describe
 from modbrick.data import Dataset, evaluation_batches
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.hardware import enable_compilation_cache
-from modbrick.models import load_model
+from modbrick.models import load_model, load_parameters
 from modbrick.training.evaluation import evaluation_step
-from pallas_kernels.attention.stickbreaking import stickbreaking_attention
+from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's or a model's directory.")
 DATA = flags.DEFINE_string("data", None, "Directory of a prepared data set.")
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         "random": [on_random_data(length, tolerances) for length in lengths],
     }
     if CHECKPOINT.value:
-        _, description = load_parameters(CHECKPOINT.value)
+        description = describe(CHECKPOINT.value)
         results["model"] = {
             "trained_steps": description.step,
             "trained_context": description.metadata.model.context,
@@ -107,7 +107,8 @@ def on_text(length: int, tolerances: Sequence[float]) -> dict[str, Any]:
     dataset = Dataset.open(DATA.value)
     rows = single_documents(dataset, length)
     counted = count_skipped(rows["tokens"], tolerances) if length <= LONGEST_COUNTED else {}
-    parameters, description = load_parameters(CHECKPOINT.value)
+    description = describe(CHECKPOINT.value)
+    parameters = load_parameters(CHECKPOINT.value)
     losses = {}
 
     def evaluation(tolerance: float) -> Callable[[], Any]:

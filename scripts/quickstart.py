@@ -8,7 +8,6 @@ with gzip.
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shlex
@@ -23,6 +22,7 @@ from absl import flags
 from rich.console import Console
 
 from modbrick import command_line
+from modbrick.analysis.compression import gzip_bits_per_byte
 from modbrick.analysis.pictures import draw_expert_load, draw_loss
 from modbrick.data import Dataset
 from modbrick.training.observe.metrics import read_metrics
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     title("3  Evaluation on files it has never seen")
     evaluated = script("evaluate.py", f"--checkpoint={run}", f"--data={data}")
     result = json.loads(evaluated.splitlines()[-1])
-    compressed, size = gzip_bits_per_byte(data)
+    compressed, size = gzip_bits_per_byte(Dataset.open(str(data)))
     title("4  It writes")
     sample = script(
         "generate.py",
@@ -100,19 +100,6 @@ def script(name: str, *arguments: str) -> str:
     if name == "generate.py":
         console.print(done.stdout, highlight=False, markup=False)
     return done.stdout
-
-
-def gzip_bits_per_byte(data: Path) -> tuple[float, int]:
-    """Returns what `gzip -9` makes of the held-out files: bits per byte, and their bytes."""
-    dataset = Dataset.open(str(data))
-    tokenizer, documents = dataset.tokenizer(), dataset.documents("held_out")
-    compressed = size = 0
-    for index in range(len(documents)):
-        ids = documents.read(index, 0, int(documents.targets[index]) + 1)
-        text = tokenizer.decode(ids).encode()
-        compressed += len(gzip.compress(text, compresslevel=9, mtime=0))
-        size += len(text)
-    return 8 * compressed / size, size
 
 
 def report(

@@ -5,7 +5,7 @@
 
 On a TPU of that generation by the clock; elsewhere with libtpu, compiled ahead of time, by the
 predicted time of the compile-time report. The results go to --json: every candidate with its time,
-and the best one, which belongs into `GENERATIONS` of the op's tpu_block_sizes.py.
+and the best one, which belongs into `GENERATIONS` of the op's tpu/block_sizes.py.
 """
 
 from __future__ import annotations

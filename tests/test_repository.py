@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground floor up; a module imports only what stands before it.
 FLOORS = [
     "errors",
+    "staging",
     "schema",
     "command_line",
     "hardware",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modbrick.errors import InputError
-from modbrick.training.observe.timeline import ACTIVITIES, FINISHED
+from modbrick.training.observe.observer import ACTIVITIES, FINISHED
 
 PARTS = {
     "steps": "steps that were kept",

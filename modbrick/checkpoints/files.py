@@ -146,18 +146,23 @@ def read_arrays(
     Args:
       path: of the checkpoint.
       description: its own.
-      targets: by part, then by name: every leaf with its stored shape and dtype, and a sharding.
+      targets: by part, then by name: leaves with their stored shape and dtype, and a sharding. Of a
+        part that lacks leaves only those asked for are read.
 
     Raises:
       DamagedError: something cannot be read, or is not what was written.
     """
     without = () if "optimizer" in targets else ("optimizer",)
     share = (jax.process_index(), jax.process_count())
-    everywhere(lambda: verify_inventory(path, without=without, share=share), DamagedError)
+    partial = any(len(leaves) < len(getattr(description, part)) for part, leaves in targets.items())
+    everywhere(
+        lambda: verify_inventory(path, without=without, sizes_only=partial, share=share),
+        DamagedError,
+    )
     wanted = _as_items(
         {part: jax.tree.map(_stored_target, dict(leaves)) for part, leaves in targets.items()}
     )
-    loaded = _load(path, wanted) if wanted else {}
+    loaded = _load(path, wanted, partial=partial) if wanted else {}
     result: dict[str, dict[str, jax.Array]] = {}
     for part, leaves in targets.items():
         table: Mapping[str, Leaf] = getattr(description, part)
@@ -169,9 +174,11 @@ def read_arrays(
     return result
 
 
-def _load(path: epath.Path, items: dict[str, Any]) -> dict[str, Any]:
+def _load(path: epath.Path, items: dict[str, Any], *, partial: bool) -> dict[str, Any]:
+    context = _context()
+    context.pytree.loading.partial_load = partial
     try:
-        with _context():
+        with context:
             return ocp.load_checkpointables(path, items)
     except _NOT_DAMAGE:
         raise

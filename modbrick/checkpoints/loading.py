@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -72,6 +72,7 @@ def load_parameters(
     step: int | None = None,
     *,
     config: ModelConfig | None = None,
+    paths: Collection[str] | None = None,
     dtype: str | None = None,
     shardings: jax.sharding.Sharding | Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Description]:
@@ -81,6 +82,7 @@ def load_parameters(
       directory: as for `locate`.
       step: as for `locate`.
       config: the model that the parameters must fit; None: the checkpoint's own.
+      paths: of the parameters to read; None: all.
       dtype: of the returned parameters (`bfloat16`); None: as stored.
       shardings: one for all, or by path; None: the first device.
 
@@ -100,10 +102,12 @@ def load_parameters(
     path = locate(directory, step)
     try:
         description = files.read_description(path)
-        wanted = _wanted(description, config or description.metadata.model, shardings)
+        wanted = _wanted(description, config or description.metadata.model, paths, shardings)
         remarks = mismatches(description.parameters, wanted)
         if remarks:
             raise InputError(f"{path} does not fit the model: {'; '.join(remarks)}")
+        if paths is not None:
+            wanted = {name: wanted[name] for name in wanted if name in paths}
         arrays = files.read_arrays(path, description, {"parameters": wanted})["parameters"]
     except DamagedError as error:
         raise _damaged(path, error) from error
@@ -203,6 +207,7 @@ def tokenizer_file(directory: epath.PathLike) -> epath.Path:
 def _wanted(
     description: Description,
     config: ModelConfig,
+    paths: Collection[str] | None,
     shardings: jax.sharding.Sharding | Mapping[str, Any] | None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     if shardings is None:
@@ -212,7 +217,8 @@ def _wanted(
     for info in parameter_table(config):
         saved = description.parameters.get(info.path)
         dtype = saved.dtype if saved else "float32"
-        sharding = shardings if by_name is None else by_name[info.path]
+        read = paths is None or info.path in paths
+        sharding = shardings if by_name is None else by_name[info.path] if read else None
         wanted[info.path] = jax.ShapeDtypeStruct(info.shape, jnp.dtype(dtype), sharding=sharding)
     return wanted
 

@@ -1,4 +1,4 @@
-"""Which tensor of a format holds which values of a model: a format's rows, spelled out."""
+"""Correspondence of tensors and values of a model: a format's rows, spelled out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from modbrick.config import LayerConfig, ModelConfig
 from modbrick.convert.format import Format, Row
-from modbrick.convert.layouts import Layout, Shape
+from modbrick.convert.transforms import Shape, Transform
 from modbrick.errors import InputError
 from modbrick.formats.stored_tensor import StoredTensor
 from modbrick.layers.functional import parameter_table
@@ -19,7 +19,7 @@ from modbrick.parameters import ParameterInfo, ParameterTable
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A parameter here, or one layer's share of it, or one expert's.
+    """Part of a tensor: a parameter here, one layer's share of it, or one expert's.
 
     Attributes:
       path: of the stored parameter, stacked over layers.
@@ -34,19 +34,19 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """One tensor of a format, and the parts of parameters that it holds.
+    """Place of parts of parameters: one tensor of a format, and what it holds.
 
     Attributes:
       name: of the tensor.
       parts: in the order in which they stand along `axis`.
-      layout: of each.
+      transform: of each.
       axis: of the tensor.
       layer: that it belongs to; None: to none.
     """
 
     name: str
     parts: tuple[Part, ...]
-    layout: Layout
+    transform: Transform
     axis: int
     layer: LayerConfig | None
 
@@ -57,7 +57,7 @@ class Place:
         Raises:
           InputError: the parts do not fit together.
         """
-        shapes = [self.layout.shape(part.shape) for part in self.parts]
+        shapes = [self.transform.shape(part.shape) for part in self.parts]
         if len(shapes) == 1:
             return shapes[0]
         rest = {(*shape[: self.axis], *shape[self.axis + 1 :]) for shape in shapes}
@@ -68,22 +68,23 @@ class Place:
 
     def span(self, number: int) -> slice:
         """Returns where part `number` stands along the tensor's axis `axis`."""
-        sizes = [self.layout.shape(part.shape)[self.axis] for part in self.parts]
+        sizes = [self.transform.shape(part.shape)[self.axis] for part in self.parts]
         return slice(sum(sizes[:number]), sum(sizes[: number + 1]))
 
     def read(self, tensor: StoredTensor, number: int, index: tuple[slice, ...]) -> np.ndarray:
         """Returns the slice `index` of part `number` as it lies here.
 
-        Of the file it touches no more than the rows that the slice needs, if the layout keeps rows.
+        Of the file it touches no more than the rows that the slice needs, if the transform keeps
+        rows.
 
         Args:
           tensor: the one of this name.
           number: of the part.
           index: a slice with start and stop for each axis of the part.
         """
-        leading = self.layout.leading_axis(len(index))
+        leading = self.transform.leading_axis(len(index))
         if leading is None:
-            return self.layout.ours(self._cut(tensor.read(), number), self.layer)[index]
+            return self.transform.ours(self._cut(tensor.read(), number), self.layer)[index]
         start, stop = index[leading].start, index[leading].stop
         if len(self.parts) > 1 and self.axis == 0:
             first = self.span(number).start
@@ -91,7 +92,7 @@ class Place:
         else:
             values = self._cut(tensor.read(start, stop), number)
         rest = (*index[:leading], slice(None), *index[leading + 1 :])
-        return self.layout.ours(values, self.layer)[rest]
+        return self.transform.ours(values, self.layer)[rest]
 
     def _cut(self, values: np.ndarray, number: int) -> np.ndarray:
         if len(self.parts) == 1:
@@ -100,13 +101,13 @@ class Place:
 
     def theirs(self, parts: list[np.ndarray]) -> np.ndarray:
         """Returns the values of the whole tensor, of all its parts."""
-        values = [self.layout.theirs(part, self.layer) for part in parts]
+        values = [self.transform.theirs(part, self.layer) for part in parts]
         return values[0] if len(values) == 1 else np.concatenate(values, axis=self.axis)
 
 
 @dataclasses.dataclass(frozen=True)
 class Correspondence:
-    """The tensors of a model in a format; each value of the model is in exactly one of them.
+    """Correspondence of a model and its tensors in a format; each value is in exactly one.
 
     Attributes:
       parameters: of the model.
@@ -191,7 +192,7 @@ def _place(
     layer: LayerConfig | None,
 ) -> Place:
     parts = tuple(Part(info.path, index, info.shape[len(index) :]) for info in infos)
-    return Place(name, parts, row.layout, row.axis, layer)
+    return Place(name, parts, row.transform, row.axis, layer)
 
 
 def _count(info: ParameterInfo, parts: Mapping[tuple[int, ...], object]) -> int:

@@ -18,20 +18,14 @@ from modbrick.checkpoints.directory import is_local
 from modbrick.checkpoints.loading import TOKENIZER
 from modbrick.checkpoints.metadata import DamagedError
 from modbrick.checkpoints.slices import SLICE, SliceReader
-from modbrick.convert.containers.shards import (
-    INDEX,
-    SafetensorsWriter,
-    TensorSpec,
-    divide,
-    index_text,
-)
 from modbrick.convert.correspondence import Correspondence, Place, correspondence
-from modbrick.convert.export_config import foreign_config
 from modbrick.convert.format import Format
 from modbrick.convert.huggingface.directory import TOKENIZER_FILES
-from modbrick.convert.staging import require_new, staging
+from modbrick.convert.huggingface.exported_config import foreign_config
+from modbrick.convert.huggingface.shards import INDEX, METADATA, divide, index_text
 from modbrick.errors import InputError
-from modbrick.formats.safetensors import DTYPES
+from modbrick.formats.safetensors import DTYPES, SafetensorsWriter, TensorSpec
+from modbrick.staging import require_new, staging
 
 SHARD = 5_000_000_000
 """Bytes of values in a file, as the Hugging Face libraries have it."""
@@ -181,7 +175,7 @@ def export_checkpoint(
             pieces = _pieces(reader, export)
             for file, names in files.items():
                 specs = {name: export.tensors[name] for name in names}
-                with SafetensorsWriter(directory / file, specs) as writer:
+                with SafetensorsWriter(directory / file, specs, METADATA) as writer:
                     left = sum(spec.nbytes for spec in specs.values())
                     while left:
                         values = next(pieces)
@@ -243,8 +237,8 @@ def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 
 
 def _divide(place: Place, dtype: np.dtype) -> Iterator[_Piece]:
-    """Divides a tensor into pieces of rows of some `SLICE` bytes, where its layout has rows."""
-    leading = place.layout.leading_axis(len(place.parts[0].shape))
+    """Divides a tensor into pieces of some `SLICE` bytes, where its transform keeps rows."""
+    leading = place.transform.leading_axis(len(place.parts[0].shape))
     size = int(np.prod(place.shape, dtype=np.int64)) * dtype.itemsize
     if leading is None or size <= SLICE:
         yield _Piece(place, tuple(_slice(place, n) for n in range(len(place.parts))), dtype)

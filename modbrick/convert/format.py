@@ -1,10 +1,11 @@
-"""What a checkpoint format is: one table of rows, and a translation of the config both ways.
+"""Checkpoint formats: each a table of rows, and a translation of the config both ways.
 
-A format is one file of this package with one `Format` in it, listed in `registry.py`. Everything
-else (reading, writing, streaming, sharding, comparing, refusing, progress) is shared and follows
-from the table. To write one:
+A format is one file of `families/` (or `gguf/`) with one `Format` in it, listed in `registry.py`.
+Everything else (reading, writing, streaming, sharding, comparing, refusing, progress) is shared and
+follows from the table. To write one:
 
-1. **Rows.** `outer` holds the rows outside of layers, `layer(config)` returns those of a layer.
+1. **Rows.** `outer` holds the rows outside of layers, `layer(config)` returns those of a layer
+   (`in_every_layer(...)`, where all layers have the same).
 
        row("feed_forward.down.weight", "model.layers.{layer}.mlp.down_proj.weight", TRANSPOSED)
 
@@ -17,8 +18,8 @@ from the table. To write one:
              "model.layers.{layer}.mlp.input_linear.weight", TRANSPOSED, axis=1)
 
    says that one tensor holds several of our parameters one after the other along *its* axis `axis`,
-   in that order, each in that layout (gate and up; query, key and value). Layouts are in
-   `layouts.py`; another one is a class with the same methods.
+   in that order, each in that transform (gate and up; query, key and value). Transforms are in
+   `transforms.py`; another one is a class with the same methods.
 
    *A row applies where the model has its parameters*: biases, query/key norms, routers and an
    untied head need no condition, they are simply listed. Only where one parameter has different
@@ -30,8 +31,9 @@ from the table. To write one:
 2. **Config.** `read_config(config, where)` turns the parsed `config.json` (GGUF: the metadata) into
    a `Translation`: `ModelConfig` and the weights of the router losses. It raises `InputError`,
    beginning with `where`, for every setting that this library would compute otherwise, by name.
-   `config_json.py` has what all need: typed fields with the original's defaults, aliases,
-   activations, refusals. Layers of different kinds are different segments.
+   `huggingface/` has what configs of the transformers library share: typed fields with the
+   original's defaults, aliases, activations, refusals. Layers of different kinds are different
+   segments.
 
    `write_config(translation)` returns the `config.json` of a model, without `model_type`,
    `architectures` and `torch_dtype`, which are added. It may be naive: whatever it writes is read
@@ -42,12 +44,12 @@ from the table. To write one:
    An exported checkpoint that was imported from the same format and not changed since gets its
    original `config.json` back.
 
-3. **Tests.** `tests/modbrick/convert/test_FORMAT.py` calls the contract `tests/contracts/
-   conversion.py`: rows cover everything once, import, export and import again are byte-equal, the
-   config survives, damage is refused.
+3. **Tests.** `tests/modbrick/convert/families/test_FORMAT.py` calls the contracts
+   `tests/contracts/conversion.py` (rows cover everything once; import, export and import again are
+   byte-equal; the config survives) and `transformers_family.py` (the import computes the same).
 
 A container other than a directory (GGUF) is opened by a function that returns a `Source`
-(`source.py`) whose tensors are `StoredTensor`s; `opening.py: open_source` calls it.
+(`source.py`) whose tensors are `StoredTensor`s; `open_source` in `opening.py` calls it.
 
 Tied heads need nothing: where `model.tied_head`, the rows of `embedding` and `head.weight` are
 known as two names of one tensor; files may hold either or both, and both must be equal.
@@ -61,44 +63,49 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from modbrick.config import LayerConfig, ModelConfig
-from modbrick.convert.layouts import SAME, Layout
+from modbrick.convert.transforms import SAME, Transform
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor of the original and the parameters here that it holds; see `row` and `fused`.
+    """Row of the table: one tensor of the original and our parameters in it; see `row`, `fused`.
 
     Attributes:
       paths: of the parameters, in the order in which the tensor holds them.
       name: of the tensor, with `{layer}` and `{expert}` where it has such indices.
-      layout: of each part.
+      transform: of each part.
       axis: of the tensor, along which several parts follow each other.
     """
 
     paths: tuple[str, ...]
     name: str
-    layout: Layout = SAME
+    transform: Transform = SAME
     axis: int = 0
 
     @property
     def by_expert(self) -> bool:
-        """Whether every expert has a tensor of its own."""
+        """True if every expert has a tensor of its own."""
         return "{expert}" in self.name
 
 
-def row(path: str, name: str, layout: Layout = SAME) -> Row:
+def row(path: str, name: str, transform: Transform = SAME) -> Row:
     """Returns the row of a tensor that holds one parameter."""
-    return Row((path,), name, layout)
+    return Row((path,), name, transform)
 
 
-def fused(paths: tuple[str, ...], name: str, layout: Layout = SAME, *, axis: int) -> Row:
+def fused(paths: tuple[str, ...], name: str, transform: Transform = SAME, *, axis: int) -> Row:
     """Returns the row of a tensor that holds several parameters along its axis `axis`."""
-    return Row(paths, name, layout, axis)
+    return Row(paths, name, transform, axis)
+
+
+def in_every_layer(*rows: Row) -> Callable[[LayerConfig], tuple[Row, ...]]:
+    """Returns the `layer` of a `Format` whose layers all have the same rows."""
+    return lambda layer: rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Translation:
-    """What a foreign config says.
+    """Meaning of a foreign config.
 
     Attributes:
       model: the model.

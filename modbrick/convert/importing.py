@@ -17,19 +17,17 @@ from modbrick.checkpoints.directory import CHECKPOINTS
 from modbrick.checkpoints.files import first_line
 from modbrick.checkpoints.loading import TOKENIZER
 from modbrick.checkpoints.slices import Layout, SliceWriter, piece_shape
+from modbrick.convert.finite import NotFinite
 from modbrick.convert.opening import OpenedSource
-from modbrick.convert.staging import staging
 from modbrick.data import Tokenizer, load_tokenizer
 from modbrick.errors import InputError
 from modbrick.formats.strict_json import parse_object
-
-MOST_NAMED = 20
-"""Tensors named in one message about values that are not finite."""
+from modbrick.staging import staging
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What an import wrote.
+    """Result of an import.
 
     Attributes:
       directory: that `load_model` takes.
@@ -84,16 +82,15 @@ def import_checkpoint(
             info.path: _layout(checkpoint, info.path, dtype)
             for info in checkpoint.correspondence.parameters
         }
-        broken: dict[str, int] = {}
+        broken = NotFinite(checkpoint)
         try:
             with SliceWriter(epath.Path(directory / CHECKPOINTS / "0"), layouts) as writer:
                 for path, index, values in _pieces(checkpoint, layouts):
                     if writer.write(path, index, values):
-                        for name, count in _not_finite(checkpoint, path, index, values):
-                            broken[name] = broken.get(name, 0) + count
+                        broken.add(path, index, values)
                     progress(values.nbytes)
                 if broken and not allow_not_finite:
-                    raise InputError(_complaint(checkpoint, broken))
+                    raise InputError(broken.complaint())
                 writer.finish(0, _metadata(checkpoint, layouts, tokenizer))
         except InputError:
             raise
@@ -104,9 +101,7 @@ def import_checkpoint(
         int(size) * layout.dtype.itemsize
         for size, layout in zip(sizes, layouts.values(), strict=True)
     ]
-    return Imported(
-        Path(target), int(sum(sizes)), sum(stored), sum(broken.values()), tokenizer is not None
-    )
+    return Imported(Path(target), int(sum(sizes)), sum(stored), len(broken), tokenizer is not None)
 
 
 def _pieces(
@@ -146,7 +141,7 @@ def _layout(checkpoint: OpenedSource, path: str, dtype: str | None) -> Layout:
     info = checkpoint.correspondence.parameters[path]
     parts = checkpoint.correspondence.parts[path]
     index, (place, _) = next(iter(parts.items()))
-    leading = place.layout.leading_axis(len(info.shape) - len(index))
+    leading = place.transform.leading_axis(len(info.shape) - len(index))
     axes = list(range(len(info.bank_shape)))
     if leading is not None:
         axes += [len(index) + leading] if len(index) + leading not in axes else []
@@ -208,25 +203,3 @@ def _tokenizer(checkpoint: OpenedSource, directory: Path) -> Tokenizer | None:
             f"the model {vocabulary}"
         )
     return tokenizer
-
-
-def _not_finite(
-    checkpoint: OpenedSource, path: str, index: tuple[slice, ...], values: np.ndarray
-) -> Iterator[tuple[str, int]]:
-    """Yields the tensors that a slice came from and how many of its values are not finite."""
-    parts = checkpoint.correspondence.parts[path]
-    depth = len(next(iter(parts)))
-    for bank in np.ndindex(values.shape[:depth]):
-        where = tuple(span.start + i for span, i in zip(index, bank, strict=False))
-        if count := int(np.count_nonzero(~np.isfinite(values[bank].astype(np.float32)))):
-            yield parts[where][0].name, count
-
-
-def _complaint(checkpoint: OpenedSource, broken: dict[str, int]) -> str:
-    named = [f"{count} in {name}" for name, count in list(broken.items())[:MOST_NAMED]]
-    more = len(broken) - len(named)
-    return (
-        f"{checkpoint.source.path}: {sum(broken.values())} weights are not finite: "
-        f"{'; '.join(named)}{f'; and {more} more tensors' if more else ''} "
-        "(--allow_not_finite imports them all the same)"
-    )

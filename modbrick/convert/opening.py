@@ -14,11 +14,12 @@ import numpy as np
 from modbrick.config import ModelConfig
 from modbrick.convert.correspondence import Correspondence, correspondence
 from modbrick.convert.format import Format, Translation
-from modbrick.convert.gguf.file import is_gguf
+from modbrick.convert.gguf.header import is_gguf
 from modbrick.convert.gguf.source import open_gguf
-from modbrick.convert.huggingface.directory import Source, open_directory
+from modbrick.convert.huggingface.directory import open_directory
 from modbrick.convert.registry import recognise
-from modbrick.errors import InputError
+from modbrick.convert.source import Source
+from modbrick.errors import InputError, located
 from modbrick.formats.stored_tensor import StoredTensor
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(jnp.bfloat16))
@@ -126,10 +127,8 @@ def open_checkpoint(path: str | Path) -> OpenedSource:
     _check_layers(form, source)
     translation = form.read_config(source.config, source.where)
     _check_sizes(translation.model, source)
-    try:
+    with located(source.where):
         places = correspondence(form, translation.model)
-    except InputError as error:
-        raise InputError(f"{source.where}: {error}") from None
     tensors = _without_alias(places, source)
     problems, found = [], {}
     for name, place in places.places.items():

@@ -15,11 +15,11 @@ from modbrick.convert.families import (
     qwen3_moe,
 )
 from modbrick.convert.format import Format
-from modbrick.convert.gguf import llama as gguf_llama
+from modbrick.convert.gguf.llama import GGUF_LLAMA
 from modbrick.errors import InputError
 from modbrick.schema import nearest
 
-_MODULES = (
+_FAMILIES = (
     moduleformer,
     llama,
     mistral,
@@ -28,9 +28,10 @@ _MODULES = (
     olmoe,
     jetmoe,
     qwen3_moe,
-    gguf_llama,
 )
-FORMATS: Mapping[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
+FORMATS: Mapping[str, Format] = {
+    form.name: form for form in (*(family.FORMAT for family in _FAMILIES), GGUF_LLAMA)
+}
 """By name. A new format is a line above."""
 
 

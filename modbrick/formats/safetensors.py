@@ -1,14 +1,23 @@
-"""Safetensors files (github.com/huggingface/safetensors, section Format), read strictly.
+"""Safetensors files (github.com/huggingface/safetensors, section Format): strict reader, writer.
 
 Eight bytes give the size of a JSON header, which gives each tensor's dtype, shape and place in the
-bytes that follow. Headers are untrusted: everything they claim is checked before anything is
-allocated.
+bytes that follow, and may hold metadata: texts by name. Headers are untrusted: everything they
+claim is checked before anything is allocated.
+
+The `safetensors` package is not used here. Its reader takes headers that name a tensor twice and
+maps the file as a whole, which counts as memory of the process; its writer wants all tensors in
+memory. The tests show each.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +29,9 @@ from modbrick.formats.strict_json import parse_object
 
 LARGEST_HEADER = 100_000_000
 """Bytes, as in the reference implementation."""
+
+METADATA = "__metadata__"
+"""The key of the header that is no tensor."""
 
 DTYPES = {
     "BOOL": np.dtype("?"),
@@ -37,19 +49,31 @@ DTYPES = {
     "F64": np.dtype("<f8"),
 }
 
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Returns the tensors of a safetensors file by name, none of them read yet.
+
+    Raises:
+      InputError: as `read_with_metadata`.
+    """
+    return read_with_metadata(path)[0]
+
+
+def read_with_metadata(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Returns the tensors of a safetensors file by name, none of them read yet, and its metadata.
 
     Raises:
       InputError: a file that is no safetensors file, truncated, or whose header contradicts itself
         or the file's size, or names a dtype that is not in `DTYPES`.
     """
     header, body = _header(open_file(path), path)
+    metadata = header.pop(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise InputError(f"{path}: {METADATA} must hold texts by name")
     tensors, places = {}, []
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         where = f"{path}: tensor {name!r}"
         dtype, shape, start, end = _entry(entry, len(body), where)
         places.append((start, end, name))
@@ -62,7 +86,89 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         position = end
     if position != len(body):
         raise InputError(f"{path}: {len(body) - position} bytes belong to no tensor")
-    return tensors
+    return tensors, metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of a tensor to be written."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class SafetensorsWriter:
+    """A safetensors file whose tensors are written one after the other, in pieces; use in `with`.
+
+    It is on disk when the `with` ends. Left by an error, what is written so far stays: write under
+    a temporary name.
+    """
+
+    def __init__(
+        self, path: Path, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str] = {}
+    ):
+        """Writes the header.
+
+        Args:
+          path: of the file; it must not exist.
+          tensors: by name, in the order in which they are going to be written.
+          metadata: texts by name.
+
+        Raises:
+          OSError: the file cannot be written.
+          ValueError: a name or dtype that the format does not have.
+        """
+        header: dict[str, object] = {METADATA: dict(metadata)} if metadata else {}
+        position = 0
+        for name, spec in tensors.items():
+            if name == METADATA or spec.dtype not in _NAMES:
+                raise ValueError(f"no safetensors file holds {name!r} of {spec.dtype}")
+            header[name] = {
+                "dtype": _NAMES[spec.dtype],
+                "shape": list(spec.shape),
+                "data_offsets": [position, position + spec.nbytes],
+            }
+            position += spec.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # values begin at a multiple of eight bytes
+        self._file = path.open("xb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._left = position
+
+    def write(self, values: np.ndarray) -> None:
+        """Writes the next values, in C order.
+
+        Raises:
+          ValueError: more values than were announced.
+        """
+        content = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        if len(content) > self._left:
+            raise ValueError(f"{len(content)} bytes of tensors, but only {self._left} are left")
+        self._left -= len(content)
+        self._file.write(content.data)
+
+    def __enter__(self) -> SafetensorsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                if self._left:
+                    raise ValueError(f"{self._left} bytes of tensors were announced, not written")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
 
 
 def _header(data: FileBytes, path: Path) -> tuple[dict[str, Any], FileBytes]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from modbrick.config import AttentionConfig
 from modbrick.config import Projection as ProjectionName
+from modbrick.errors import InputError
 from modbrick.layers.attention_weights import attention_weights
 from modbrick.layers.context import Context
 from modbrick.layers.norms import Norm
@@ -21,8 +22,8 @@ from modbrick.layers.routed import routed
 from modbrick.layers.router import Router, Routing
 from modbrick.parallel.attention import Keys, Offset, attend_over_mesh
 from modbrick.parallel.dispatch import Dispatch
-from pallas_kernels.attention.softmax.xla import softmax_attention
-from pallas_kernels.attention.stickbreaking import stickbreaking_attention
+from pallas_kernels.softmax_attention import softmax_attention
+from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 
 
 class Attention(nnx.Module):
@@ -165,18 +166,21 @@ class Attention(nnx.Module):
         def attend(
             query: Array, segment_ids: Int[Array, "B S"] | None, keys: Keys, offset: Offset
         ) -> Any:
-            return attention(
-                query,
-                keys.key,
-                keys.value,
-                scale=config.scale,
-                query_segment_ids=segment_ids,
-                key_segment_ids=keys.segment_ids,
-                key_mask=keys.mask,
-                query_offset=offset,
-                window=config.window,
-                implementation=execution.attention,
-            )
+            try:
+                return attention(
+                    query,
+                    keys.key,
+                    keys.value,
+                    scale=config.scale,
+                    query_segment_ids=segment_ids,
+                    key_segment_ids=keys.segment_ids,
+                    key_mask=keys.mask,
+                    query_offset=offset,
+                    window=config.window,
+                    implementation=execution.attention,
+                )
+            except ValueError as error:  # an implementation that cannot run this
+                raise InputError(f"execution.attention: {error}") from error
 
         return attend_over_mesh(
             attend,

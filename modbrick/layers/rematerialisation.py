@@ -10,8 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from modbrick.execution import Memory, Rematerialisation
 from modbrick.parallel import current_mesh
-from pallas_kernels.attention.stickbreaking import RESIDUAL
 from pallas_kernels.grouped_matmul import ROUTING_PLAN
+from pallas_kernels.stickbreaking_attention import RESIDUAL
 
 LAYER_INPUT, BETWEEN = "layer_input", "between_sublayers"
 ROUTER, CHOICE, NORM = "router", "choice", "norm"

@@ -15,9 +15,9 @@ from modbrick.parallel.mesh import BATCH_AXES
 from modbrick.parallel.rules import activation_spec, mesh_axes_size
 
 
-def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Returns how arrays `[B, S]` of a batch are divided."""
-    return NamedSharding(mesh, activation_spec("batch", "sequence"))
+def batch_sharding(mesh: Mesh | AbstractMesh, dimensions: int = 2) -> NamedSharding:
+    """Returns how arrays `[B, S, ...]`, or `[B]`, of a batch are divided."""
+    return NamedSharding(mesh, activation_spec(*("batch", "sequence")[:dimensions]))
 
 
 @functools.lru_cache(maxsize=16)
@@ -42,16 +42,18 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, rows: int) -> dict[
     """Returns the global batch of which each process holds its rows.
 
     Args:
-      batch: arrays `[b, S]` of the `local_rows` of this process.
+      batch: arrays `[b, S, ...]`, or `[b]`, of the `local_rows` of this process.
       mesh: the mesh.
       rows: of the global batch, B.
     """
-    sharding, mine = batch_sharding(mesh), local_rows(mesh, rows)
+    mine = local_rows(mesh, rows)
 
     def place(local: np.ndarray) -> jax.Array:
+        sharding = batch_sharding(mesh, local.ndim)
+
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
-            return local[local_slice(index[0], mine), index[1]]
+            return local[(local_slice(index[0], mine), *index[1:])]
 
         return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, shard)
 

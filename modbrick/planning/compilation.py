@@ -24,7 +24,7 @@ from modbrick.schema import to_mapping
 from modbrick.training.run_config import RunConfig
 from pallas_kernels.compile_report.chips import find_chip
 from pallas_kernels.compile_report.compilation import LIBTPU_ENVIRONMENT
-from pallas_kernels.compile_report.schedule import DUMP_FLAGS, Schedule, read_schedules
+from pallas_kernels.compile_report.tpu.schedule import DUMP_FLAGS, Schedule, read_schedules
 
 _WORKER = "modbrick.planning.compile_worker"
 

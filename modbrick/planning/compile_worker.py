@@ -22,6 +22,7 @@ from modbrick.parallel import make_mesh
 from modbrick.schema import from_mapping
 from modbrick.training.program import train_program
 from modbrick.training.run_config import RunConfig
+from modbrick.training.tasks.pretraining import Pretraining
 
 REQUEST, RESULT, PROGRAM = "request.json", "result.json", "program.hlo"
 SCHEDULES = "schedules"
@@ -44,7 +45,7 @@ def main(folder: Path) -> None:
     start = time.perf_counter()
     try:
         mesh = make_mesh(config.mesh, _devices(request["topology"], config.mesh.slices))
-        program = train_program(config, mesh)
+        program = train_program(config, Pretraining(config), mesh)
         with jax.set_mesh(mesh):
             step: Any = program.step  # jitted, which its type does not say
             lowered = step.lower(program.state, program.batch())

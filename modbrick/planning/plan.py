@@ -17,6 +17,7 @@ from modbrick.planning.topology import Topology
 from modbrick.schema import to_mapping
 from modbrick.training.program import TrainProgram, train_program
 from modbrick.training.run_config import RunConfig
+from modbrick.training.tasks.pretraining import Pretraining
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ def abstract_program(config: RunConfig, topology: Topology) -> TrainProgram:
       InputError: the mesh does not fit the devices, the model or the batch, by name.
     """
     sizes = config.mesh.sizes(topology.devices)
-    return train_program(config, AbstractMesh(tuple(sizes.values()), AXES))
+    return train_program(config, Pretraining(config), AbstractMesh(tuple(sizes.values()), AXES))
 
 
 def named(config: RunConfig) -> RunConfig:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pallas_kernels.attention.stickbreaking import stickbreaking_attention
 from pallas_kernels.compile_report.program import Program
 from pallas_kernels.grouped_matmul import (
     RoutingPlan,
@@ -17,6 +16,7 @@ from pallas_kernels.grouped_matmul import (
     grouped_matmul,
     routing_plan,
 )
+from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 
 TOKENS = 16_384
 """Enough that tiles which a routing fills in part cost as little as in a real step."""

@@ -24,7 +24,7 @@ from modbrick.errors import InputError
 from modbrick.planning import rate_programs
 from modbrick.planning.topology import GENERATIONS
 from pallas_kernels.compile_report.program import ProgramReference
-from pallas_kernels.compile_report.tpu_report import TpuReport, tpu_reports
+from pallas_kernels.compile_report.tpu.report import TpuReport, tpu_reports
 
 FILE = "rates.json"
 FURTHEST = 2.0

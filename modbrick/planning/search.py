@@ -19,6 +19,7 @@ from modbrick.training.offload import on_host
 from modbrick.training.placement import placed, state_shardings
 from modbrick.training.program import TrainProgram, train_program
 from modbrick.training.run_config import RunConfig
+from modbrick.training.tasks.pretraining import Pretraining
 
 POLICIES: tuple[Rematerialisation, ...] = ("none", "kernels", "sublayers", "full")
 MICROBATCHES = (1, 2, 4, 8)
@@ -143,7 +144,7 @@ def _base(config: RunConfig) -> TrainProgram:
     whole = dataclasses.replace(
         config, training=dataclasses.replace(config.training, microbatches=1)
     )
-    return train_program(whole, AbstractMesh((1,) * len(AXES), AXES))
+    return train_program(whole, Pretraining(whole), AbstractMesh((1,) * len(AXES), AXES))
 
 
 def _on(base: TrainProgram, mesh: MeshConfig, topology: Topology) -> TrainProgram | None:

@@ -22,7 +22,7 @@ from modbrick.planning.topology import Topology
 from modbrick.training.run_config import RunConfig
 from pallas_kernels.compile_report.chips import find_chip
 from pallas_kernels.compile_report.hlo import Execution, HloProgram, Instruction
-from pallas_kernels.compile_report.operations import OperationBundles, operation_bundles
+from pallas_kernels.compile_report.tpu.operations import OperationBundles, operation_bundles
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # The compiler writes a number of this size where it has no estimate.

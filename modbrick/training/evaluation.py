@@ -61,6 +61,13 @@ class EvaluationResult:
             "routers": {name: h.to_mapping() for name, h in self.router_health.items()},
         }
 
+    def summary(self) -> str:
+        """Returns the figures over all domains in a line, for people."""
+        return (
+            f"loss {self.total.loss:.3f}, perplexity {self.total.perplexity:.2f}, "
+            f"{self.total.bits_per_byte:.3f} bits per byte"
+        )
+
 
 EvaluationStep = Callable[[Any, Batch], tuple[Float[Array, "B S"], dict[str, RouterStatistics]]]
 

@@ -1,4 +1,4 @@
-"""What a run compiles: its state laid out on a mesh, and the step that changes it."""
+"""Program of a run: its state laid out on a mesh, and the compiled step that changes it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from modbrick.data.batches import FIELDS
 from modbrick.layers.functional import functional_decoder
 from modbrick.optimizer import Optimizer
 from modbrick.parallel import parameter_shardings
-from modbrick.parallel.batch import batch_sharding, check_batch
+from modbrick.parallel.batch import batch_sharding, check_batch, place_batch
 from modbrick.parameters import Partition
 from modbrick.training.offload import check_host_memory, offloaded, on_host
 from modbrick.training.placement import placed, state_shardings
 from modbrick.training.run_config import RunConfig
 from modbrick.training.state import TrainState, initial_state
-from modbrick.training.step import StepReport, train_step
+from modbrick.training.step import StepMetrics, loss_function, samples_routing, train_step
+from modbrick.training.tasks.task import LocalBatch, Task
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainProgram:
-    """A run's config on a mesh.
+    """A run's config and task on a mesh.
 
     Attributes:
       config: of the run.
+      task: what it is trained for.
       mesh: of its devices, or of devices that are only described.
       partition: trainable and frozen parameters.
       optimizer: of the trainable ones.
@@ -38,23 +39,34 @@ class TrainProgram:
     """
 
     config: RunConfig
+    task: Task
     mesh: Mesh | AbstractMesh
     partition: Partition
     optimizer: Optimizer
     parameters: dict[str, jax.ShapeDtypeStruct]
     state: TrainState
-    step: Callable[[TrainState, Any], tuple[TrainState, StepReport]]
+    step: Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes and shardings of a global batch."""
-        shape = (self.config.data.batch_size, self.config.data.sequence_length)
-        sharding = batch_sharding(self.mesh)
         return {
-            name: jax.ShapeDtypeStruct(shape, jax.numpy.int32, sharding=sharding) for name in FIELDS
+            name: jax.ShapeDtypeStruct(
+                array.shape, array.dtype, sharding=batch_sharding(self.mesh, len(array.shape))
+            )
+            for name, array in self.task.batch_shapes().items()
         }
 
+    def place(self, batch: LocalBatch) -> dict[str, jax.Array]:
+        """Returns the global batch of which each process holds its rows."""
+        assert isinstance(self.mesh, Mesh), "a described device holds no arrays"
+        return place_batch(batch, self.mesh, self.config.data.batch_size)
 
-def train_program(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainProgram:
+    def parameters_of(self, state: TrainState) -> dict[str, Any]:
+        """Returns the whole parameters of a state, trainable and frozen ones joined."""
+        return self.partition.join(state.trainable, state.frozen)
+
+
+def train_program(config: RunConfig, task: Task, mesh: Mesh | AbstractMesh) -> TrainProgram:
     """Puts a run's step together; allocates and compiles nothing.
 
     Raises:
@@ -77,25 +89,27 @@ def train_program(config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainProgram:
     abstract = jax.eval_shape(lambda p: initial_state(p, partition, optimizer), whole)
     shardings = state_shardings(abstract, partition, mesh)
     check_host_memory(config.execution, mesh)
-    step = train_step(
+    loss = loss_function(
+        task.loss,
         config.model,
         config.execution,
         config.objective,
-        optimizer,
-        partition,
         microbatches=config.training.microbatches,
-        seed=config.training.seed,
+        loss_name=task.loss_name,
     )
+    seed = config.training.seed if samples_routing(config.model) else None
+    step = train_step(loss, optimizer, partition, seed=seed)
     # Kernels import Pallas when a trace first asks for them, and Pallas adds to the settings that
     # jax keeps traces by: the step would be traced and compiled again when it is called again.
     importlib.import_module("jax.experimental.pallas.tpu")
-    everywhere = NamedSharding(mesh, PartitionSpec())  # every process reads the report
+    everywhere = NamedSharding(mesh, PartitionSpec())  # every process reads the metrics
     if config.execution.optimizer_memory == "host":
         moments = on_host(abstract.optimizer, shardings.optimizer)
         shardings = dataclasses.replace(shardings, optimizer=moments)
         step = offloaded(step)
     return TrainProgram(
         config,
+        task,
         mesh,
         partition,
         optimizer,

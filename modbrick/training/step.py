@@ -16,131 +16,126 @@ from modbrick.execution import ExecutionConfig
 from modbrick.layers.decoder import Decoder
 from modbrick.layers.functional import functional_decoder
 from modbrick.layers.router import RouterStatistics
-from modbrick.next_token import head_loss
 from modbrick.objective import ObjectiveConfig, Totals, objective
 from modbrick.optimizer import Optimizer, OptimizerMetrics
 from modbrick.parameters import Partition
 from modbrick.training.state import TrainState
 
-# int32 arrays [B, S] by name, of numpy or jax; see `batch_totals`.
 Batch = Mapping[str, Any]
+"""Arrays by name, of numpy or jax; the first axis of each are the rows of the batch."""
+
+TaskLoss = Callable[[Decoder, Batch, Key[Array, "B"] | None], Totals]
+"""`loss(model, batch, keys)`: the sums of a task over a batch, see `Task.loss`."""
+
+Parts = dict[str, Float[Array, ""]]
+Loss = Callable[
+    [Any, Batch, Int[Array, ""], Key[Array, ""] | None],
+    tuple[Float[Array, ""], tuple[Parts, Totals]],
+]
+"""`loss(parameters, batch, step, key)`: value to minimise, its parts, and the sums behind them."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class StepReport:
-    """What a step tells.
+class StepMetrics:
+    """Metrics of one step.
 
     Attributes:
       loss: the value minimised.
       parts: its parts before weighting, see `objective`.
-      targets: number of targets in the batch.
+      weight: of the batch, such as its number of targets.
       router_statistics: of the global batch, by router.
       optimizer: norm of the gradients, learning rate, skipped updates.
     """
 
     loss: Float[Array, ""]
-    parts: dict[str, Float[Array, ""]]
-    targets: Float[Array, ""]
+    parts: Parts
+    weight: Float[Array, ""]
     router_statistics: dict[str, RouterStatistics]
     optimizer: OptimizerMetrics
 
 
-def batch_totals(model: Decoder, batch: Batch, keys: Key[Array, "B"] | None) -> Totals:
-    """Returns the sums over a batch that the objective is made of.
-
-    Args:
-      model: the decoder.
-      batch: `tokens`, `targets`, `segment_ids`, `positions` and `loss_mask`, `[B, S]`.
-      keys: one for each row, for sampled routing.
-    """
-    features = model.features(
-        batch["tokens"],
-        segment_ids=batch["segment_ids"],
-        positions=batch["positions"],
-        random_keys=keys,
-    )
-    weights = batch["loss_mask"].astype(jnp.float32)
-    loss = head_loss(
-        features.hidden,
-        model.head_weight,
-        batch["targets"],
-        weights,
-        model.config.logit_multiplier,
-        model.execution.head_chunk,
-    )
-    return Totals(loss, weights.sum(), features.router_statistics)
-
-
 def loss_function(
+    task_loss: TaskLoss,
     config: ModelConfig,
     execution: ExecutionConfig,
     objective_config: ObjectiveConfig,
+    *,
     microbatches: int = 1,
-) -> Callable[..., tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Totals]]]:
+    loss_name: str = "next_token",
+) -> Loss:
     """Returns `loss(parameters, batch, step, key) -> (value, (parts, totals))`.
 
     With several microbatches the totals of all of them are summed before the objective is taken, so
     that value and gradient are those of the whole batch, router losses included. Each microbatch is
     recomputed in the backward pass: what lives between the passes is one microbatch's input.
+
+    Args:
+      task_loss: sums of the task over a batch.
+      config: the model.
+      execution: how to run it.
+      objective_config: the router losses and their weights.
+      microbatches: parts in which a batch is computed.
+      loss_name: of the task's mean loss among the parts.
     """
     decoder = functional_decoder(config, execution)
     schedules = objective_config.schedules()
 
     def totals_of(parameters: Any, batch: Batch, keys: Key[Array, "B"] | None) -> Totals:
-        return batch_totals(decoder.bind(parameters), batch, keys)
+        return task_loss(decoder.bind(parameters), batch, keys)
 
     def loss(
-        parameters: Any, batch: Batch, step: Int[Array, ""], key: jax.Array | None
-    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Totals]]:
-        keys = None if key is None else jax.random.split(key, len(batch["tokens"]))
+        parameters: Any, batch: Batch, step: Int[Array, ""], key: Key[Array, ""] | None
+    ) -> tuple[Float[Array, ""], tuple[Parts, Totals]]:
+        rows = len(next(iter(batch.values())))
+        keys = None if key is None else jax.random.split(key, rows)
         if microbatches == 1:
             totals = totals_of(parameters, batch, keys)
         else:
             totals = _summed(totals_of, parameters, batch, keys, microbatches)
         weights = {name: schedule(step) for name, schedule in schedules.items()}
-        value, parts = objective(totals, weights)
+        value, parts = objective(totals, weights, loss_name)
         return value, (parts, totals)
 
     return loss
 
 
-def train_step(
-    config: ModelConfig,
-    execution: ExecutionConfig,
-    objective_config: ObjectiveConfig,
-    optimizer: Optimizer,
-    partition: Partition,
-    *,
-    microbatches: int = 1,
-    seed: int = 0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
-    """Returns the pure function of one step; compile it with the state donated.
-
-    Randomness (sampled routing) is a function of seed, step and row: a resumed run repeats it, and
-    microbatches change nothing.
-    """
-    loss = loss_function(config, execution, objective_config, microbatches)
-    sampled = any(
+def samples_routing(config: ModelConfig) -> bool:
+    """Returns whether any router of a model draws experts at random in training."""
+    return any(
         experts is not None and experts.router.sample_top_k > 0
         for layer in config.layers
         for experts in (layer.attention.experts, layer.feed_forward.experts)
     )
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step) if sampled else None
+
+def train_step(
+    loss: Loss, optimizer: Optimizer, partition: Partition, *, seed: int | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """Returns the pure function of one step; compile it with the state donated.
+
+    Args:
+      loss: from `loss_function`.
+      optimizer: of the trainable parameters.
+      partition: trainable and frozen parameters.
+      seed: of sampled routing, which is a function of seed, step and row: a resumed run repeats it,
+        and microbatches change nothing. None: nothing is sampled.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        key = None if seed is None else jax.random.fold_in(jax.random.key(seed), state.step)
 
         def of_trainable(trainable: Any) -> tuple[Array, Any]:
             return loss(partition.join(trainable, state.frozen), batch, state.step, key)
 
         gradient = jax.value_and_grad(of_trainable, has_aux=True)
         (value, (parts, totals)), gradients = gradient(state.trainable)
-        trainable, optimizer_state, metrics = optimizer.update(
+        trainable, optimizer_state, updated = optimizer.update(
             gradients, state.optimizer, state.trainable
         )
         new = TrainState(state.step + 1, trainable, state.frozen, optimizer_state)
-        report = StepReport(value, parts, totals.weight, totals.router_statistics, metrics)
-        return new, report
+        metrics = StepMetrics(value, parts, totals.weight, totals.router_statistics, updated)
+        return new, metrics
 
     return step
 
@@ -152,7 +147,7 @@ def _summed(
     keys: Key[Array, "B"] | None,
     microbatches: int,
 ) -> Totals:
-    """Sums the totals of microbatches; rows are dealt out in turn, so that shards stay balanced."""
+    """Sums the totals of microbatches; rows go to them in rotation, so that shards stay even."""
     pieces = jax.tree.map(
         lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), (dict(batch), keys)
     )

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.benchmarks import attention_programs, expert_programs
 from pallas_kernels.benchmarks.cases import ExpertCase
 from pallas_kernels.benchmarks.numerics import attention_inputs, expert_inputs
-from pallas_kernels.benchmarks.timing import Times, take_turns
+from pallas_kernels.benchmarks.programs import attention, experts
+from pallas_kernels.benchmarks.timing import Times, time_interleaved
 
 EXPERTS = ExpertCase("cpu", "feed_forward", 2048, 2, 512, 1024, 16)
 LENGTHS = (1024, 2048, 4096)
@@ -43,14 +43,14 @@ def cpu_experts(rounds: int, on_round: Callable[[], None] | None = None) -> dict
         d_hidden = upstream @ down[0].T
         return hidden @ down[0], d_hidden @ up[0].T, hidden.T @ upstream, rows.T @ d_hidden
 
-    layer = expert_programs.ours("xla", "feed_forward")
-    both = expert_programs.forward_and_backward(layer)
+    layer = experts.ours("xla", "feed_forward")
+    both = experts.forward_and_backward(layer)
     results = {}
     for direction, ours, best in (
         ("forward", lambda *a: layer(*a[:5]), dense),
         ("forward_backward", both, dense_thrice),
     ):
-        times = take_turns(
+        times = time_interleaved(
             {"ours": jax.jit(ours), "dense": jax.jit(best)},
             lambda seed: expert_inputs(EXPERTS, seed, jnp.float32),
             rounds=rounds,
@@ -73,14 +73,14 @@ def cpu_attention(rounds: int, on_round: Callable[[], None] | None = None) -> di
             forward = direction == "forward"
             compiled: dict[str, Any] = {}
             for name in ("xla", "reference"):
-                attend = attention_programs.ours(name)
-                run = attend if forward else attention_programs.forward_and_backward(attend)
+                attend = attention.ours(name)
+                run = attend if forward else attention.forward_and_backward(attend)
                 compiled[name] = jax.jit(run).lower(*(shape,) * (3 if forward else 4)).compile()
 
             def inputs(seed: int, length: int = length, count: int = 3 if forward else 4) -> Any:
                 return attention_inputs(seed, 1, length, _HEADS, _WIDTH, jnp.float32)[:count]
 
-            times = take_turns(compiled, inputs, rounds=rounds, on_round=on_round)
+            times = time_interleaved(compiled, inputs, rounds=rounds, on_round=on_round)
             memory = {n: c.memory_analysis().temp_size_in_bytes for n, c in compiled.items()}
             results.setdefault(f"s{length}", {})[direction] = {
                 "time_over_square_form": _ratio(times["xla"], times["reference"]),

@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.benchmarks import attention_programs, expert_programs, torch_peers
+from pallas_kernels.benchmarks import torch_peers
 from pallas_kernels.benchmarks.cases import EXPERT_CASES, TIMED_ATTENTION_CASES
 from pallas_kernels.benchmarks.numerics import attention_inputs, expert_inputs
+from pallas_kernels.benchmarks.programs import attention, experts
 from pallas_kernels.benchmarks.static import DIRECTIONS, NOT_MEASURED
-from pallas_kernels.benchmarks.timing import Times, take_turns
+from pallas_kernels.benchmarks.timing import Times, time_interleaved
 
 # bfloat16 results of sums of thousands of products, of any contender.
 TOLERANCE = 2e-2
@@ -58,10 +59,9 @@ def _experts(
 ) -> dict[str, Any]:
     case = EXPERT_CASES[name]
     forward = direction == "forward"
-    layers = {"ours": expert_programs.ours("gpu", case.kind)}
+    layers = {"ours": experts.ours("gpu", case.kind)}
     layers |= {
-        peer: expert_programs.with_copies(expert_programs.PRODUCTS[peer], case.kind)
-        for peer in _EXPERT_PEERS
+        peer: experts.with_copies(experts.PRODUCTS[peer], case.kind) for peer in _EXPERT_PEERS
     }
     count = 5 if forward else 6
 
@@ -69,9 +69,9 @@ def _experts(
         return expert_inputs(case, seed, jnp.bfloat16)[:count]
 
     def run(layer: Any) -> Any:
-        return jax.jit(layer if forward else expert_programs.forward_and_backward(layer))
+        return jax.jit(layer if forward else experts.forward_and_backward(layer))
 
-    right = run(expert_programs.ours("xla", case.kind))
+    right = run(experts.ours("xla", case.kind))
     contenders = {name: run(layer) for name, layer in layers.items()}
     if case.kind == "feed_forward":
         contenders["scattermoe"] = torch_peers.scattermoe(direction)
@@ -94,7 +94,7 @@ def _dense_rate(rows: int, width: int, columns: int, rounds: int, calls: int) ->
             jax.random.normal(right, (width, columns), jnp.bfloat16),
         )
 
-    times = take_turns({"dense": jax.jit(jnp.dot)}, inputs, rounds=rounds, calls=calls)
+    times = time_interleaved({"dense": jax.jit(jnp.dot)}, inputs, rounds=rounds, calls=calls)
     return 2 * rows * width * columns / times["dense"].median
 
 
@@ -106,7 +106,7 @@ def _attention(
     count = 3 if forward else 4
 
     def run(attend: Any) -> Any:
-        return jax.jit(attend if forward else attention_programs.forward_and_backward(attend))
+        return jax.jit(attend if forward else attention.forward_and_backward(attend))
 
     def inputs(seed: int) -> tuple[Any, ...]:
         return attention_inputs(
@@ -114,13 +114,13 @@ def _attention(
         )[:count]
 
     ours = {
-        "ours": run(attention_programs.ours("gpu")),
-        "ours_early_exit": run(attention_programs.ours("gpu", EARLY_EXIT)),
+        "ours": run(attention.ours("gpu")),
+        "ours_early_exit": run(attention.ours("gpu", EARLY_EXIT)),
     }
-    right = run(attention_programs.ours("xla"))
+    right = run(attention.ours("xla"))
     result = _compare(ours, inputs, right, rounds, calls, on_round)
     # Softmax attention computes something else: it is timed, and its results are its own.
-    peers = {peer: run(attention_programs.PEERS[peer]) for peer in _ATTENTION_PEERS}
+    peers = {peer: run(attention.PEERS[peer]) for peer in _ATTENTION_PEERS}
     result |= _compare(peers, inputs, None, rounds, calls, on_round)
     triton = {"triton": torch_peers.triton_stickbreaking(direction)}
     return result | _compare(triton, inputs, right, rounds, calls, on_round)
@@ -146,7 +146,7 @@ def _compare(
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             result[name] = {"error": f"{NOT_MEASURED}: {reason}"}
     if able:
-        times = take_turns(
+        times = time_interleaved(
             able, inputs, rounds=rounds, calls=calls, expected=right, on_round=on_round
         )
         result |= {name: _figures(t) for name, t in times.items()}

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention.stickbreaking.gpu import registers as gpu_registers
-from pallas_kernels.benchmarks import attention_programs, expert_programs
+from pallas_kernels.attention.stickbreaking.gpu import registers
 from pallas_kernels.benchmarks.cases import ExpertCase
+from pallas_kernels.benchmarks.programs import attention, experts
 from pallas_kernels.benchmarks.timing import relative_error
 
 IMPLEMENTATIONS = ("xla", "tpu", "gpu")
@@ -37,7 +37,7 @@ def simulated(implementation: str) -> Iterator[str]:
             yield "interpreted"
     else:
         # With plain JAX in place of register code, which the interpreter does not know.
-        with gpu_registers.simulated():
+        with registers.simulated():
             yield "interpreted"
 
 
@@ -71,7 +71,7 @@ def numerics(op: str, on_done: Callable[[], None] | None = None) -> dict[str, An
 
 
 def _error(op: str, implementation: str, dtype: Any) -> float:
-    module: Any = expert_programs if op == "grouped_matmul" else attention_programs
+    module: Any = experts if op == "grouped_matmul" else attention
     arguments = expert_inputs(_EXPERTS, 0, dtype) if op == "grouped_matmul" else _attention(dtype)
 
     def run(name: str, *values: Any) -> Any:
@@ -93,7 +93,7 @@ def expert_inputs(case: ExpertCase, seed: int, dtype: Any) -> tuple[Any, ...]:
     keys = jax.random.split(jax.random.key(seed + 1), 5)
     inputs, up, down, gates = (
         jax.random.normal(key, shape.shape, shape.dtype)
-        for key, shape in zip(keys, expert_programs.float_shapes(case, dtype), strict=False)
+        for key, shape in zip(keys, experts.float_shapes(case, dtype), strict=False)
     )
     gradient = jax.random.normal(keys[4], inputs.shape, dtype)
     scaled = (up / case.width**0.5).astype(dtype), (down / case.hidden**0.5).astype(dtype)

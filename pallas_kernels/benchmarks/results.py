@@ -16,7 +16,7 @@ _DEPTHS = {"tpu": 2, "h100": 1}
 
 
 def read_results(file: Path, op: str) -> dict[str, Any]:
-    """What a file holds of earlier runs; nothing, if there is no such file.
+    """Reads the results of earlier runs; none, if there is no such file.
 
     Raises:
         ValueError: the file holds something else than results of `op` by `add_run`.

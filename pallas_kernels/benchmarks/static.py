@@ -7,17 +7,17 @@ from typing import Any
 
 from pallas_kernels.benchmarks.cases import STATIC_ATTENTION_CASES
 from pallas_kernels.compile_report.compilation import CompilerUnavailableError
-from pallas_kernels.compile_report.h100_report import H100Report, h100_reports
+from pallas_kernels.compile_report.gpu.report import H100Report, h100_reports
 from pallas_kernels.compile_report.program import ProgramReference
-from pallas_kernels.compile_report.tpu_report import TpuReport, tpu_reports
+from pallas_kernels.compile_report.tpu.report import TpuReport, tpu_reports
 
 NOT_MEASURED = "not measured"
 DIRECTIONS = ("forward", "forward_backward")
 OPS = ("grouped_matmul", "stickbreaking_attention")
 _PACKAGE = "pallas_kernels.benchmarks."
 _BUILDERS = {
-    "grouped_matmul": _PACKAGE + "expert_programs:expert_program",
-    "stickbreaking_attention": _PACKAGE + "attention_programs:attention_program",
+    "grouped_matmul": _PACKAGE + "programs.experts:expert_program",
+    "stickbreaking_attention": _PACKAGE + "programs.attention:attention_program",
 }
 TPU_PEERS = {"grouped_matmul": "megablox", "stickbreaking_attention": "splash"}
 GPU_PEERS = {

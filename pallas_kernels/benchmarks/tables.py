@@ -1,4 +1,4 @@
-"""The results of a benchmark as tables, for the terminal and for the documentation."""
+"""Tables of what a benchmark measured."""
 
 from __future__ import annotations
 
@@ -24,11 +24,6 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-    def to_markdown(self) -> str:
-        """For a page of the documentation."""
-        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def tables(results: dict[str, Any]) -> Iterator[Table]:

@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Of one contender.
+    """Times of one contender.
 
     Attributes:
         seconds: of a call, one figure a round.
@@ -52,7 +52,7 @@ def relative_error(actual: Any, expected: Any) -> float:
     return worst
 
 
-def take_turns(
+def time_interleaved(
     contenders: Mapping[str, Callable[..., Any]],
     inputs: Callable[[int], Sequence[Any]],
     *,

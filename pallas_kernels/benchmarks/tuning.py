@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.benchmarks import attention_programs, expert_programs
 from pallas_kernels.benchmarks.cases import EXPERT_CASES, STATIC_ATTENTION_CASES
 from pallas_kernels.benchmarks.numerics import attention_inputs, expert_inputs
-from pallas_kernels.benchmarks.timing import take_turns
+from pallas_kernels.benchmarks.programs import attention, experts
+from pallas_kernels.benchmarks.timing import time_interleaved
 from pallas_kernels.compile_report.program import Program, ProgramReference
-from pallas_kernels.compile_report.tpu_report import TpuReport, tpu_reports
+from pallas_kernels.compile_report.tpu.report import TpuReport, tpu_reports
 
 # By kernel: the op, the case that it is tuned at, and the pass that runs it.
 KERNELS = {
@@ -68,11 +68,7 @@ def tuned_program(
         overrides: of fields of the case.
     """
     op, _, direction = KERNELS[kernel]
-    build = (
-        expert_programs.expert_program
-        if op == "grouped_matmul"
-        else attention_programs.attention_program
-    )
+    build = experts.expert_program if op == "grouped_matmul" else attention.attention_program
     program = build(case, "tpu", direction, overrides)
     return Program(_in_blocks(kernel, sizes, program.function), program.arguments)
 
@@ -153,7 +149,7 @@ def measure(
             trials[number] = Trial(sizes, None, str(error).splitlines()[0])
         if on_done is not None:
             on_done()
-    for name, times in take_turns(able, inputs, rounds=rounds, calls=5).items():
+    for name, times in time_interleaved(able, inputs, rounds=rounds, calls=5).items():
         spread = f"from {min(times.seconds) * 1e6:,.0f} to {max(times.seconds) * 1e6:,.0f} us"
         trials[int(name)] = Trial(tried[int(name)], times.median, spread)
     return [trials[number] for number in range(len(tried))]

@@ -13,13 +13,13 @@ from pallas_kernels.compile_report.compilation import (
     lower_for_tpu,
     tpu_devices,
 )
-from pallas_kernels.compile_report.h100_report import (
+from pallas_kernels.compile_report.gpu.report import (
     H100KernelReport,
     H100Report,
     h100_reports,
 )
 from pallas_kernels.compile_report.program import Program, ProgramReference
-from pallas_kernels.compile_report.tpu_report import (
+from pallas_kernels.compile_report.tpu.report import (
     KernelReport,
     TpuReport,
     tpu_reports,

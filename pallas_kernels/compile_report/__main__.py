@@ -13,9 +13,9 @@ import dataclasses
 import json
 import sys
 
-from pallas_kernels.compile_report.h100_report import h100_report
+from pallas_kernels.compile_report.gpu.report import h100_report
 from pallas_kernels.compile_report.program import ProgramReference
-from pallas_kernels.compile_report.tpu_report import KernelReport, tpu_report
+from pallas_kernels.compile_report.tpu.report import KernelReport, tpu_report
 from pallas_kernels.compile_report.worker_process import CompileError
 
 

@@ -127,7 +127,7 @@ def _own_cuda_compilers() -> Iterator[None]:
 
 
 def abstract_device(device: jax.Device) -> AbstractDevice:
-    """What kernels may ask about `device` while they are traced."""
+    """Describes `device` as kernels may ask about it while they are traced."""
     cores = H100_MULTIPROCESSORS if device.platform == "gpu" else getattr(device, "num_cores", None)
     return AbstractDevice(device_kind=device.device_kind, num_cores=cores, platform=device.platform)
 

@@ -94,7 +94,7 @@ class Instruction:
 
     @property
     def target(self) -> str:
-        """What a custom call calls; "" for other instructions."""
+        """The target of a custom call; "" for other instructions."""
         found = _TARGET.search(self.attributes) if self.opcode == "custom-call" else None
         return found[1] if found else ""
 
@@ -112,7 +112,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Movement:
-    """What one instruction moves, all its executions together.
+    """Bytes that one instruction moves, all its executions together.
 
     Attributes:
         name: of the instruction.
@@ -197,14 +197,14 @@ class HloProgram:
         raise ValueError(f"no instruction {instruction.name}")
 
     def movements(self) -> list[Movement]:
-        """What every instruction that runs moves, in program order."""
+        """Lists what every instruction that runs moves, in program order."""
         return [
             Movement(run.instruction.name, run.category, run.executions, run.bytes)
             for run in self.executed()
         ]
 
     def executed(self) -> list[Execution]:
-        """What runs, in program order, a fusion as one instruction.
+        """Lists what runs, in program order, a fusion as one instruction.
 
         Of a conditional the branch counts that moves most. How often a loop runs is what the
         compiler says, or the bound that its counter is compared with; otherwise it counts once.

@@ -14,6 +14,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,17 @@ from jax import Array
 
 from pallas_kernels.grouped_matmul.activations import find_activation
 from pallas_kernels.grouped_matmul.implementations import (
+    IMPLEMENTATIONS,
+    REGISTRY,
+    Case,
     available_implementations,
+    case_of,
     choose_implementation,
-    load_implementation,
 )
 from pallas_kernels.grouped_matmul.plan import ROUTING_PLAN, RoutingPlan, routing_plan
-from pallas_kernels.grouped_matmul.target import Case, case_of
 
 __all__ = [
+    "IMPLEMENTATIONS",
     "ROUTING_PLAN",
     "Case",
     "RoutingPlan",
@@ -65,6 +69,11 @@ def _resolve_precision(precision: jax.lax.PrecisionLike, inputs: Array) -> jax.l
         wide = jnp.finfo(inputs.dtype).bits >= 32
         return jax.lax.Precision.HIGHEST if wide else jax.lax.Precision.DEFAULT
     return jax.lax.Precision(precision)
+
+
+def _load(implementation: str | None, case: Case) -> ModuleType:
+    """The module that will run."""
+    return REGISTRY.load_implementation(choose_implementation(implementation, case))
 
 
 def grouped_matmul(
@@ -144,7 +153,7 @@ def grouped_matmul(
         biased=bias is not None,
         precision=resolved,
     )
-    return load_implementation(implementation, case).grouped_matmul(
+    return _load(implementation, case).grouped_matmul(
         inputs,
         weights,
         plan,
@@ -212,7 +221,7 @@ def grouped_feed_forward(
         gated=gate_weights is not None,
         precision=resolved,
     )
-    return load_implementation(implementation, case).grouped_feed_forward(
+    return _load(implementation, case).grouped_feed_forward(
         inputs,
         up,
         down,

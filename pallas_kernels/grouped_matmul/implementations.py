@@ -1,94 +1,83 @@
-"""The registry of implementations, and how one is chosen.
-
-An implementation is a module with the two functions of the op, `grouped_matmul` and
-`grouped_feed_forward`, and
-
-    why_not(case: Case | None, platform: str | None) -> str | None
-
-which says why it cannot run a case on a platform, or None if it can. Without a case it speaks of
-the platform alone, without a platform of the case alone.
-
-A *named* implementation is asked about the case only, never about the platform: a trace cannot know
-where it will be lowered for. Lowering says it then: a kernel for TPUs on a CPU outside of
-interpret mode is refused by jax ("Only interpret mode is supported on CPU backend"), while
-`jax.export` for TPUs, ahead-of-time compilation and `pltpu.force_tpu_interpret_mode` just work.
-`None` has to guess, from `target.platform_in_force`, and takes "xla" where it cannot be sure:
-that runs everywhere, on the platform of the lowering.
-"""
+"""The implementations of sparse expert dispatch, and what of a call decides which can run."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from types import ModuleType
+import dataclasses
+from typing import Literal
 
-from pallas_kernels.grouped_matmul.target import Case, partitioned_axes, platform_in_force
+import jax
+from jax import Array
 
-_PACKAGE = "pallas_kernels.grouped_matmul"
-_KERNELS = ("tpu", "gpu")
-# Best first. The reference is never chosen.
-_PREFERENCE = (*_KERNELS, "xla")
-_NAMES = ("reference", "xla", *_KERNELS)
+from pallas_kernels.implementations import Implementation, Registry
+
+Operation = Literal["grouped_matmul", "grouped_feed_forward"]
 
 
-def _missing(name: str) -> str | None:
-    if importlib.util.find_spec(f"{_PACKAGE}.{name}") is None:
-        return f"the {name} kernel is not part of this version; use implementation='xla'"
-    return None
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call of the op, as far as it is known statically.
 
-
-def _module(name: str) -> ModuleType:
-    path = name if name == "reference" else f"{name}.implementation"
-    return importlib.import_module(f"{_PACKAGE}.{path}")
-
-
-def _why_not(name: str, case: Case | None, platform: str | None) -> str | None:
-    if name not in _KERNELS:
-        return None  # plain XLA runs everything everywhere
-    reason: str | None = _missing(name) or _module(name).why_not(case, platform)
-    return reason or (None if platform is None else partitioned_axes())
-
-
-def available_implementations(
-    case: Case | None = None, *, platform: str | None = None
-) -> dict[str, str | None]:
-    """Every known implementation, with None where it can run, or else the reason why not.
-
-    Args:
-        case: the call in question, or None for any that an implementation can run.
-        platform: "cpu", "gpu" or "tpu"; by default the one in force.
+    Attributes:
+        operation: which of the two functions.
+        input_dtype: of the inputs.
+        weight_dtype: of the weights (of `up` for feed-forward).
+        tokens: T.
+        experts_per_token: K.
+        experts: E.
+        width: D, of the inputs.
+        hidden: F, of the outputs of `grouped_matmul` and of the hidden layer of feed-forward.
+        input_layout: of `grouped_matmul`; "tokens" for feed-forward.
+        output_layout: of `grouped_matmul`; "tokens" for feed-forward.
+        biased: whether there is a bias.
+        gated: whether there are `gate_weights`.
+        precision: of the products, resolved.
     """
-    platform = platform or platform_in_force()
-    return {name: _why_not(name, case, platform) for name in _NAMES}
+
+    operation: Operation
+    input_dtype: jax.numpy.dtype
+    weight_dtype: jax.numpy.dtype
+    tokens: int
+    experts_per_token: int
+    experts: int
+    width: int
+    hidden: int
+    input_layout: str = "tokens"
+    output_layout: str = "tokens"
+    biased: bool = False
+    gated: bool = False
+    precision: jax.lax.Precision = jax.lax.Precision.DEFAULT
 
 
-def choose_implementation(
-    implementation: str | None = None, case: Case | None = None, *, platform: str | None = None
-) -> str:
-    """The name of the implementation that will run.
-
-    Args:
-        implementation: a name, or None for the best that can run the case on the platform.
-        case: the call in question; without one, the answer for None is the best on the platform.
-        platform: what None is to be the best for: "cpu", "gpu" or "tpu"; by default the one in
-            force (`pallas_kernels.grouped_matmul.target`). Of no influence on a name.
-
-    Raises:
-        ValueError: the name is unknown, or the implementation cannot run the case; the message says
-            why.
-    """
-    if implementation is None:
-        platform = platform or platform_in_force()
-        return next(name for name in _PREFERENCE if _why_not(name, case, platform) is None)
-    if implementation not in _NAMES:
-        known = ", ".join(map(repr, _NAMES))
-        raise ValueError(f"implementation={implementation!r} is unknown; known are {known}")
-    reason = _why_not(implementation, case, None)
-    if reason is not None:
-        raise ValueError(f"implementation={implementation!r} cannot run: {reason}")
-    return implementation
+def case_of(
+    operation: Operation,
+    inputs: Array,
+    weights: Array,
+    shape: tuple[int, int, int],
+    **settings: object,
+) -> Case:
+    """The case of a call with `weights` [E, D, F]; `shape` is (T, K, E)."""
+    tokens, k, experts = shape
+    return Case(
+        operation,
+        inputs.dtype,
+        weights.dtype,
+        tokens,
+        k,
+        experts,
+        weights.shape[1],
+        weights.shape[2],
+        **settings,  # type: ignore[arg-type]
+    )
 
 
-def load_implementation(implementation: str | None, case: Case | None = None) -> ModuleType:
-    """The module with the `grouped_matmul` and `grouped_feed_forward` that will run."""
-    return _module(choose_implementation(implementation, case))
+REGISTRY = Registry[Case](
+    {
+        "reference": Implementation("pallas_kernels.grouped_matmul.reference"),
+        "xla": Implementation("pallas_kernels.grouped_matmul.xla.implementation"),
+        "tpu": Implementation("pallas_kernels.grouped_matmul.tpu.implementation", "tpu"),
+        "gpu": Implementation("pallas_kernels.grouped_matmul.gpu.implementation", "gpu"),
+    }
+)
+IMPLEMENTATIONS = REGISTRY.names
+available_implementations = REGISTRY.available_implementations
+choose_implementation = REGISTRY.choose_implementation

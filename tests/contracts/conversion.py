@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modbrick.checkpoints import Metadata, load_parameters
+from modbrick import load_parameters
+from modbrick.checkpoints import Metadata, describe
 from modbrick.config import ModelConfig
 from modbrick.convert import (
     export_checkpoint,
@@ -16,9 +17,9 @@ from modbrick.convert import (
     prepare_export,
 )
 from modbrick.convert.correspondence import correspondence
-from modbrick.convert.export_config import foreign_config
 from modbrick.convert.format import Format
 from modbrick.convert.huggingface.directory import open_directory
+from modbrick.convert.huggingface.exported_config import foreign_config
 from modbrick.formats.stored_tensor import StoredTensor
 
 
@@ -83,10 +84,9 @@ def check_round_trip(source: Path, form: Format, directory: Path) -> None:
     }
 
     import_checkpoint(open_checkpoint(directory / "theirs"), directory / "again")
-    parameters, description = load_parameters(directory / "again")
-    before, _ = load_parameters(directory / "ours")
-    assert description.metadata.model == opened.model
-    for path, value in before.items():
+    parameters = load_parameters(directory / "again")
+    assert describe(directory / "again").metadata.model == opened.model
+    for path, value in load_parameters(directory / "ours").items():
         again = np.asarray(parameters[path])
         assert again.tobytes() == np.asarray(value).tobytes(), path
 

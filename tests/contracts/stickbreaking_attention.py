@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention.stickbreaking import stickbreaking_attention
+from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 
 NAMES = ("output", "remainder", "d_query", "d_key", "d_value")
 

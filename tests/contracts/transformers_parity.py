@@ -50,10 +50,6 @@ def fixtures(family: str) -> list[Path]:
     return found
 
 
-def each_fixture(family: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("directory", fixtures(family), ids=lambda path: path.name)
-
-
 @functools.cache
 def expected(directory: Path) -> dict[str, np.ndarray]:
     stored = read_safetensors(directory / "expected.safetensors")

@@ -26,6 +26,11 @@ def test_implementations_that_run_everywhere_are_accepted(field: str, name: str 
     assert getattr(from_mapping(ExecutionConfig, {field: name}), field) == name
 
 
+@pytest.mark.parametrize("name", ["tpu", "gpu", "splash", "cudnn"])
+def test_kernels_of_either_kind_of_attention_are_accepted(name: str) -> None:
+    assert ExecutionConfig(attention=name).attention == name
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

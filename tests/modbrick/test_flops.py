@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from modbrick.config import (
@@ -14,7 +15,7 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.config.families import moduleformer
-from modbrick.flops import forward_flops, training_flops
+from modbrick.flops import forward_flops, packed_flops, training_flops
 
 
 def dense(**attention: object) -> ModelConfig:
@@ -69,3 +70,38 @@ def test_routers_with_a_hidden_layer(kind: str) -> None:
     layer = LayerConfig(AttentionConfig(1, 64, experts=experts), FeedForwardConfig(32))
     parts = forward_flops(ModelConfig(10, 64, (SegmentConfig(layer, 1),)), 1.0)
     assert parts["routers"] == 2 * 16 * (64 + 8)
+
+
+ROUTED = moduleformer(
+    vocabulary=37,
+    width=16,
+    layers=2,
+    heads=2,
+    attention_width=8,
+    feed_forward_width=12,
+    attention_experts=3,
+    feed_forward_experts=4,
+    router_width=8,
+)
+
+
+def packed(lengths: list[int], slots: int) -> dict[str, np.ndarray]:
+    """One row of documents, the rest of its slots padding."""
+    segments, positions = np.zeros((2, 1, slots), np.int32)
+    segments[0, : sum(lengths)] = np.repeat(np.arange(len(lengths)) + 1, lengths)
+    positions[0, : sum(lengths)] = np.concatenate([np.arange(n) for n in lengths])
+    return {"segment_ids": segments, "positions": positions}
+
+
+def test_useful_operations_are_those_of_each_document_on_its_own() -> None:
+    lengths = [3, 9, 1, 5]
+    apart = [packed_flops(ROUTED, packed([n], n)) for n in lengths]
+    assert packed_flops(ROUTED, packed(lengths, 18)) == pytest.approx(sum(apart))
+    assert packed_flops(ROUTED, packed(lengths, 40)) == pytest.approx(sum(apart)), "padding is none"
+    assert packed_flops(ROUTED, packed([18], 18)) > sum(apart), "more keys are seen"
+    assert packed_flops(ROUTED, packed([18], 18)) == pytest.approx(18 * training_flops(ROUTED, 9.5))
+
+
+def test_a_batch_of_padding_has_no_useful_operations() -> None:
+    nothing = np.zeros((2, 4), np.int32)
+    assert packed_flops(ROUTED, {"segment_ids": nothing, "positions": nothing}) == 0.0

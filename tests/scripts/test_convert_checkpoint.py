@@ -21,7 +21,8 @@ from absl import flags
 from absl.testing import flagsaver
 from safetensors.numpy import load_file, save_file
 
-from modbrick.checkpoints import describe, load_parameters, tokenizer_file
+from modbrick import load_parameters
+from modbrick.checkpoints import describe, tokenizer_file
 from modbrick.convert import open_checkpoint
 from modbrick.data import load_tokenizer
 from modbrick.errors import InputError
@@ -67,7 +68,7 @@ def test_import_keeps_the_model_and_every_value(tmp_path: Path, main: Any) -> No
     checkpoint = open_checkpoint(source)
     config, objective = checkpoint.model, checkpoint.translation.objective
     assert report["objective"] == objective == {"switch": 0.02, "router_z": pytest.approx(0.002)}
-    found, description = load_parameters(tmp_path / "out")
+    found, description = load_parameters(tmp_path / "out"), describe(tmp_path / "out")
     assert description.metadata.model == config
     assert description.metadata.extra["imported"] == "moduleformer"
     assert description.metadata.extra["objective"] == objective

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from modbrick import load_model
 from modbrick.checkpoints import describe, tokenizer_file
-from modbrick.convert.gguf.file import read_gguf
+from modbrick.convert.gguf.header import read_gguf
 from modbrick.data import Tokenizer, load_tokenizer
 from modbrick.inference import GREEDY, generate
 from modbrick.layers.decoder import Decoder

@@ -189,41 +189,6 @@ def test_sigterm_saves_and_asks_to_be_started_again(
     assert (tmp_path / "it.png").stat().st_size > 0
 
 
-STOPPED_WHILE_IT_EVALUATES = """
-import os, runpy, signal, sys
-from modbrick.data import EvaluationBatches
-
-iterate, evaluations = EvaluationBatches.__iter__, []
-
-def stopped(batches):
-    evaluations.append(batches)
-    if len(evaluations) == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return iterate(batches)
-
-EvaluationBatches.__iter__ = stopped
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def test_a_signal_during_the_last_evaluation_leaves_it_to_the_next_start(
-    data: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
-    _, *line = command("train.py", *arguments(data, tmp_path))
-    stopped = subprocess.run(
-        [sys.executable, "-c", STOPPED_WHILE_IT_EVALUATES, *line],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert stopped.returncode == 75, stopped.stderr[-2000:]
-    assert f"saved step {STEPS} of {STEPS}" in stopped.stderr
-    assert "continuing" in train(data, tmp_path)
-    assert_same_run(tmp_path, uninterrupted)
-
-
 def test_a_finished_run_started_again_does_nothing(data: Path, uninterrupted: Path) -> None:
     before = (uninterrupted / "metrics.jsonl").read_text()
     assert f"finished {STEPS} steps" in train(data, uninterrupted)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modbrick.checkpoints import load_parameters
+from modbrick import load_parameters
 from modbrick.convert import open_checkpoint
 from tests.configs.foreign import SOURCE
 
@@ -39,7 +39,7 @@ def test_training_goes_on_with_foreign_weights(tmp_path: Path) -> None:
     assert f"starting from {SOURCE}, a checkpoint of the format moduleformer" in told
     checkpoint = open_checkpoint(SOURCE)
     moved = []
-    for path, value in load_parameters(tmp_path / "run")[0].items():
+    for path, value in load_parameters(tmp_path / "run").items():
         before = checkpoint.read(path, dtype=np.float32)
         assert value.dtype == np.float32
         distance = np.linalg.norm(np.asarray(value) - before)

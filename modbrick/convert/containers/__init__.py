@@ -1,1 +1,1 @@
-"""Files that hold tensors: PyTorch archives, sharded safetensors."""
+"""PyTorch `.bin` files, read without PyTorch and without running anything in them."""

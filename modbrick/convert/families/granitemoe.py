@@ -11,21 +11,19 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from modbrick.config import LayerConfig
 from modbrick.convert.families.llama import ATTENTION, OUTER
-from modbrick.convert.format import Format, Row, Translation, fused, row
-from modbrick.convert.huggingface.config import (
+from modbrick.convert.format import Format, Translation, fused, in_every_layer, row
+from modbrick.convert.huggingface.reading import (
     BalancedFields,
     HeadFields,
     read_attention,
     read_decoder,
+    read_equal_layers,
     read_experts,
     read_layer,
-    read_model,
-    segment,
 )
-from modbrick.convert.huggingface.export import write_experts, write_heads, write_objective
-from modbrick.convert.layouts import TRANSPOSED
+from modbrick.convert.huggingface.writing import write_experts, write_heads, write_objective
+from modbrick.convert.transforms import TRANSPOSED
 from modbrick.errors import InputError
 
 ARCHITECTURE = "GraniteMoeForCausalLM"
@@ -61,12 +59,6 @@ class GraniteMoeFields(BalancedFields, HeadFields):
     num_experts_per_tok: int = 2
 
 
-def layer_rows(layer: LayerConfig) -> tuple[Row, ...]:
-    """Returns the rows of a layer."""
-    del layer
-    return (*ATTENTION, *_EXPERTS)
-
-
 def read_config(data: Mapping[str, Any], where: str) -> Translation:
     """Translates a `config.json`.
 
@@ -92,9 +84,9 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
         read_layer(fields, attention, where, experts=experts),
         residual_multiplier=fields.residual_multiplier,
     )
-    model = read_model(
+    model = read_equal_layers(
         fields,
-        segment(layer, fields.num_hidden_layers, where),
+        layer,
         where,
         embedding_multiplier=fields.embedding_multiplier,
         logit_multiplier=1.0 / fields.logits_scaling,
@@ -139,7 +131,7 @@ FORMAT = Format(
     model_type="granitemoe",
     architecture=ARCHITECTURE,
     outer=OUTER,
-    layer=layer_rows,
+    layer=in_every_layer(*ATTENTION, *_EXPERTS),
     read_config=read_config,
     write_config=write_config,
 )

@@ -13,20 +13,19 @@ from typing import Any
 
 from modbrick.config import AttentionConfig, FeedForwardConfig, LayerConfig
 from modbrick.convert.families.llama import OUTER
-from modbrick.convert.format import Format, Row, Translation, fused, row
-from modbrick.convert.huggingface.config import (
+from modbrick.convert.format import Format, Translation, fused, in_every_layer, row
+from modbrick.convert.huggingface.fields import ACTIVATIONS, choice, name_of
+from modbrick.convert.huggingface.reading import (
     DecoderFields,
     read_decoder,
+    read_equal_layers,
     read_experts,
-    read_model,
     rms_norm,
-    segment,
 )
-from modbrick.convert.huggingface.export import write_decoder, write_experts
-from modbrick.convert.huggingface.fields import ACTIVATIONS, choice, name_of
 from modbrick.convert.huggingface.rope import read_rope
-from modbrick.convert.layouts import TRANSPOSED
-from modbrick.errors import InputError
+from modbrick.convert.huggingface.writing import write_decoder, write_experts
+from modbrick.convert.transforms import TRANSPOSED
+from modbrick.errors import InputError, located
 
 ARCHITECTURE = "JetMoeForCausalLM"
 
@@ -88,12 +87,6 @@ class JetMoeFields(DecoderFields):
     aux_loss_coef: float = 0.01
 
 
-def layer_rows(layer: LayerConfig) -> tuple[Row, ...]:
-    """Returns the rows of a layer."""
-    del layer
-    return _ROWS
-
-
 def read_config(data: Mapping[str, Any], where: str) -> Translation:
     """Translates a `config.json`.
 
@@ -123,7 +116,7 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
         output_bias=True,
     )
     rope = read_rope(fields, where)
-    try:
+    with located(where):
         attention = AttentionConfig(
             heads=fields.num_key_value_heads,
             head_width=fields.kv_channels,
@@ -134,10 +127,8 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
         feed_forward = FeedForwardConfig(
             hidden=fields.intermediate_size, activation=activation, gated=True, experts=experts
         )
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
     layer = LayerConfig(attention, feed_forward, rms_norm(LAYER_NORM_EPSILON, where))
-    return Translation(read_model(fields, segment(layer, fields.num_hidden_layers, where), where))
+    return Translation(read_equal_layers(fields, layer, where))
 
 
 def write_config(translation: Translation) -> dict[str, Any]:
@@ -161,7 +152,7 @@ FORMAT = Format(
     model_type="jetmoe",
     architecture=ARCHITECTURE,
     outer=OUTER,
-    layer=layer_rows,
+    layer=in_every_layer(*_ROWS),
     read_config=read_config,
     write_config=write_config,
 )

@@ -7,18 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from modbrick.config import LayerConfig
-from modbrick.convert.format import Format, Row, Translation, row
-from modbrick.convert.huggingface.config import (
+from modbrick.convert.format import Format, Translation, in_every_layer, row
+from modbrick.convert.huggingface.reading import (
     HeadFields,
     read_attention,
     read_decoder,
+    read_equal_layers,
     read_layer,
-    read_model,
-    segment,
 )
-from modbrick.convert.huggingface.export import write_heads
-from modbrick.convert.layouts import TRANSPOSED
+from modbrick.convert.huggingface.writing import write_heads
+from modbrick.convert.transforms import TRANSPOSED
 
 ARCHITECTURE = "LlamaForCausalLM"
 
@@ -55,6 +53,9 @@ FEED_FORWARD = (
 )
 """Rows of a dense feed-forward."""
 
+LAYER = in_every_layer(*ATTENTION, *FEED_FORWARD)
+"""Rows of a dense layer."""
+
 ROTARY_BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 """Frequencies that early releases of the library saved with each layer; the config says them."""
 
@@ -67,12 +68,6 @@ class LlamaFields(HeadFields):
     mlp_bias: bool = False
 
 
-def layer_rows(layer: LayerConfig) -> tuple[Row, ...]:
-    """Returns the rows of a layer."""
-    del layer
-    return (*ATTENTION, *FEED_FORWARD)
-
-
 def read_config(data: Mapping[str, Any], where: str) -> Translation:
     """Translates a `config.json`.
 
@@ -82,7 +77,7 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
     fields = read_decoder(LlamaFields, data, where, architecture=ARCHITECTURE)
     attention = read_attention(fields, where, bias=fields.attention_bias)
     layer = read_layer(fields, attention, where, bias=fields.mlp_bias)
-    return Translation(read_model(fields, segment(layer, fields.num_hidden_layers, where), where))
+    return Translation(read_equal_layers(fields, layer, where))
 
 
 def write_config(translation: Translation) -> dict[str, Any]:
@@ -99,7 +94,7 @@ FORMAT = Format(
     model_type="llama",
     architecture=ARCHITECTURE,
     outer=OUTER,
-    layer=layer_rows,
+    layer=LAYER,
     read_config=read_config,
     write_config=write_config,
     ignored=ROTARY_BUFFERS,

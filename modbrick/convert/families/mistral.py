@@ -6,17 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from modbrick.convert.families.llama import OUTER, ROTARY_BUFFERS, layer_rows
+from modbrick.convert.families.llama import LAYER, OUTER, ROTARY_BUFFERS
 from modbrick.convert.format import Format, Translation
-from modbrick.convert.huggingface.config import (
+from modbrick.convert.huggingface.reading import (
     HeadFields,
     read_attention,
     read_decoder,
+    read_equal_layers,
     read_layer,
-    read_model,
-    segment,
 )
-from modbrick.convert.huggingface.export import write_heads
+from modbrick.convert.huggingface.writing import write_heads
 
 ARCHITECTURE = "MistralForCausalLM"
 
@@ -40,7 +39,7 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
     fields = read_decoder(MistralFields, data, where, architecture=ARCHITECTURE)
     attention = read_attention(fields, where, window=fields.sliding_window)
     layer = read_layer(fields, attention, where)
-    return Translation(read_model(fields, segment(layer, fields.num_hidden_layers, where), where))
+    return Translation(read_equal_layers(fields, layer, where))
 
 
 def write_config(translation: Translation) -> dict[str, Any]:
@@ -54,7 +53,7 @@ FORMAT = Format(
     model_type="mistral",
     architecture=ARCHITECTURE,
     outer=OUTER,
-    layer=layer_rows,
+    layer=LAYER,
     read_config=read_config,
     write_config=write_config,
     ignored=ROTARY_BUFFERS,

@@ -10,22 +10,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from modbrick.config import LayerConfig
 from modbrick.convert.families.llama import ATTENTION, OUTER, ROTARY_BUFFERS
-from modbrick.convert.format import Format, Row, Translation, row
-from modbrick.convert.huggingface.config import (
+from modbrick.convert.format import Format, Translation, in_every_layer, row
+from modbrick.convert.huggingface.fields import refuse_unless_zero
+from modbrick.convert.huggingface.reading import (
     BalancedFields,
     HeadFields,
     read_attention,
     read_decoder,
+    read_equal_layers,
     read_experts,
     read_layer,
-    read_model,
-    refuse_unless_zero,
-    segment,
 )
-from modbrick.convert.huggingface.export import write_experts, write_heads, write_objective
-from modbrick.convert.layouts import TRANSPOSED
+from modbrick.convert.huggingface.writing import write_experts, write_heads, write_objective
+from modbrick.convert.transforms import TRANSPOSED
 
 ARCHITECTURE = "MixtralForCausalLM"
 
@@ -52,12 +50,6 @@ class MixtralFields(BalancedFields, HeadFields):
     router_jitter_noise: float | None = 0.0
 
 
-def layer_rows(layer: LayerConfig) -> tuple[Row, ...]:
-    """Returns the rows of a layer."""
-    del layer
-    return (*ATTENTION, *_EXPERTS)
-
-
 def read_config(data: Mapping[str, Any], where: str) -> Translation:
     """Translates a `config.json`.
 
@@ -77,8 +69,7 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
         fields.num_local_experts, fields.num_experts_per_tok, where, renormalised=True
     )
     layer = read_layer(fields, attention, where, experts=experts)
-    model = read_model(fields, segment(layer, fields.num_hidden_layers, where), where)
-    return Translation(model, fields.objective(where))
+    return Translation(read_equal_layers(fields, layer, where), fields.objective(where))
 
 
 def write_config(translation: Translation) -> dict[str, Any]:
@@ -97,7 +88,7 @@ FORMAT = Format(
     model_type="mixtral",
     architecture=ARCHITECTURE,
     outer=OUTER,
-    layer=layer_rows,
+    layer=in_every_layer(*ATTENTION, *_EXPERTS),
     read_config=read_config,
     write_config=write_config,
     ignored=ROTARY_BUFFERS,

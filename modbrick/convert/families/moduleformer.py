@@ -26,8 +26,8 @@ from modbrick.convert.huggingface.fields import (
     name_of,
     read_fields,
 )
-from modbrick.convert.layouts import TRANSPOSED
-from modbrick.errors import InputError
+from modbrick.convert.transforms import TRANSPOSED
+from modbrick.errors import InputError, located
 
 _OUTER = (
     row("embedding", "transformer.wte.weight"),
@@ -140,7 +140,7 @@ class ModuleFormerConfig:
 
     @property
     def has_key_value(self) -> bool:
-        """Whether keys and values are projected: a single head of full width has none of it."""
+        """True if keys and values are projected: a single head of full width has none of it."""
         return not (self.n_head == 1 and self.att_hidden == self.n_embd)
 
 
@@ -164,7 +164,7 @@ def _model(original: ModuleFormerConfig, where: str) -> ModelConfig:
             f"{where}: att_hidden ({original.att_hidden}) does not divide into "
             f"{original.n_head} heads (n_head)"
         )
-    try:
+    with located(where):
         router = RouterConfig(
             kind=choice(original.gate_type, _ROUTERS, "gate_type", where),
             hidden=original.gating_size,
@@ -197,8 +197,6 @@ def _model(original: ModuleFormerConfig, where: str) -> ModelConfig:
             router_statistics="all",
             initial_scale=original.initializer_range,
         )
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def _objective(original: ModuleFormerConfig, where: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from modbrick.config import AttentionConfig, LayerConfig, SegmentConfig
 from modbrick.convert.families.llama import ATTENTION, FEED_FORWARD, OUTER
 from modbrick.convert.families.olmoe import EXPERTS
 from modbrick.convert.format import Format, Row, Translation
-from modbrick.convert.huggingface.config import (
+from modbrick.convert.huggingface.reading import (
     BalancedFields,
     HeadFields,
     read_attention,
@@ -25,7 +25,7 @@ from modbrick.convert.huggingface.config import (
     rms_norm,
     segment,
 )
-from modbrick.convert.huggingface.export import write_experts, write_heads, write_objective
+from modbrick.convert.huggingface.writing import write_experts, write_heads, write_objective
 from modbrick.errors import InputError
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"

@@ -1,6 +1,6 @@
-"""How GGUF files store numbers: plainly, or as blocks that share a scale.
+"""Numbers in GGUF files: stored plainly, or as blocks that share a scale.
 
-Layouts as in github.com/ggml-org/ggml, src/ggml-common.h. A block of 32 neighbouring values along
+Blocks as in github.com/ggml-org/ggml, src/ggml-common.h. A block of 32 neighbouring values along
 the last axis holds a scale d in float16, for Q4_1 also a minimum m, and 32 small integers q. The
 halves of a byte of a Q4 block are the values i (low) and i + 16 (high).
 
@@ -52,7 +52,7 @@ def _nibbles(packed: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """A way to store numbers.
+    """Encoding of numbers in a file.
 
     Attributes:
       name: in the format's own documentation.
@@ -86,7 +86,7 @@ ENCODINGS: Mapping[int, Encoding] = {
     8: Encoding("Q8_0", _FLOAT32, BLOCK, 34, _q8_0),
     30: Encoding("BF16", np.dtype(jnp.bfloat16), 1, 2),
 }
-"""What is read, by its code in files."""
+"""Those that are read, by their code in files."""
 
 REFUSED: Mapping[int, str] = {
     6: "Q5_0",

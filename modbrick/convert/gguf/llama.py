@@ -22,11 +22,11 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.convert.format import Format, Row, Translation, row
-from modbrick.convert.gguf import rope as gguf_rope
-from modbrick.convert.gguf.file import GgufFile
+from modbrick.convert.gguf.header import GgufFile
 from modbrick.convert.gguf.keys import Keys
-from modbrick.convert.layouts import TRANSPOSED, InterleavedRotary
-from modbrick.errors import InputError
+from modbrick.convert.gguf.rope import ROPE_KEYS, rope_config
+from modbrick.convert.transforms import TRANSPOSED, InterleavedRotary
+from modbrick.errors import InputError, located
 from modbrick.formats.stored_tensor import StoredTensor
 
 ARCHITECTURE = "llama"
@@ -57,7 +57,7 @@ KNOWN = (
     *("attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon"),
     *("attention.key_length", "attention.value_length", "attention.scale"),
     *("expert_count", "expert_used_count", "expert_feed_forward_length"),
-    *gguf_rope.KEYS,
+    *ROPE_KEYS,
     *NEUTRAL,
 )
 """All keys of the architecture that are understood; any other is refused."""
@@ -105,7 +105,7 @@ _EXPERTS = (
 
 
 def layer_rows(layer: LayerConfig) -> tuple[Row, ...]:
-    """Lists the tensors of a layer."""
+    """Rows of a layer, dense or sparse."""
     return (*_ATTENTION, *(_EXPERTS if layer.feed_forward.experts else _DENSE))
 
 
@@ -131,11 +131,8 @@ def read_config(config: Mapping[str, Any], where: str) -> Translation:
     _refuse_features(keys)
     _check_sizes(keys, tensors)
     _check_experts(tensors, where)
-    try:
+    with located(where):
         return Translation(_model(keys, tensors))
-    except InputError as error:
-        message = str(error)
-        raise InputError(message if message.startswith(where) else f"{where}: {message}") from None
 
 
 def _model(keys: Keys, tensors: Mapping[str, StoredTensor]) -> ModelConfig:
@@ -168,7 +165,7 @@ def _attention(keys: Keys, tensors: Mapping[str, StoredTensor], context: int) ->
         kind="softmax",
         key_value_heads=keys.count("attention.head_count_kv", heads),
         biases=tuple(side for side, name in names.items() if _has(tensors, f"attn_{name}.bias")),
-        rope=gguf_rope.rope_config(keys, head_width, context, divisors),
+        rope=rope_config(keys, head_width, context, divisors),
         scale=keys.number("attention.scale", 0.0) or None,
     )
 
@@ -220,7 +217,7 @@ def _feed_forward(keys: Keys, tensors: Mapping[str, StoredTensor]) -> FeedForwar
 
 
 def _has(tensors: Mapping[str, StoredTensor], ending: str) -> bool:
-    """Whether any layer has a tensor; one that others then lack is reported as missing."""
+    """Returns whether any layer has a tensor; one that others then lack is reported as missing."""
     return any(re.fullmatch(rf"blk\.\d+\.{re.escape(ending)}", name) for name in tensors)
 
 
@@ -230,7 +227,7 @@ def _dtype(tensors: Mapping[str, StoredTensor]) -> Literal["float32", "bfloat16"
     return "bfloat16" if all(t.dtype.name == "bfloat16" for t in matrices) else "float32"
 
 
-FORMAT = Format(
+GGUF_LLAMA = Format(
     name="gguf",
     model_type=ARCHITECTURE,
     architecture="LlamaForCausalLM",

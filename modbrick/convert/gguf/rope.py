@@ -16,7 +16,7 @@ from modbrick.config import LinearScaling, Llama3Scaling, RopeConfig, YarnScalin
 from modbrick.convert.gguf.keys import Keys
 from modbrick.errors import InputError
 
-KEYS = (
+ROPE_KEYS = (
     "rope.dimension_count",
     "rope.freq_base",
     "rope.scale_linear",
@@ -30,7 +30,7 @@ KEYS = (
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
 )
-"""That say how frequencies are, after the architecture's prefix."""
+"""Keys that say how frequencies are, after the architecture's prefix."""
 
 TOLERANCE = 1e-5
 """Relative error of divisors that settings explain; they are stored in float32."""

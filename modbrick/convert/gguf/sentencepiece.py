@@ -16,7 +16,7 @@ from modbrick.errors import InputError
 NORMAL, UNKNOWN, USER_DEFINED, BYTE = 1, 2, 4, 6
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What stands for a space in pieces."""
+"""Character that stands for a space in pieces."""
 
 LONGEST_PIECE = 256
 """Characters; the work for a piece grows with the square of its length."""

@@ -8,11 +8,11 @@ from typing import Any
 
 from absl import logging
 
-from modbrick.convert.gguf.file import read_gguf
+from modbrick.convert.gguf.header import read_gguf
 from modbrick.convert.gguf.llama import source_config
 from modbrick.convert.gguf.tokenizer import tokenizer_files, unsupported
 from modbrick.convert.gguf.values import shown
-from modbrick.convert.huggingface.directory import LARGEST_TOKENIZER_FILE, Source
+from modbrick.convert.source import LARGEST_TOKENIZER_FILE, Source
 from modbrick.errors import InputError
 from modbrick.formats.stored_tensor import open_file
 

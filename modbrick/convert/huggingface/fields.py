@@ -1,4 +1,4 @@
-"""Reading `config.json` as the original libraries do: typed fields, defaults, aliases, refusals."""
+"""Fields of a `config.json`, as the original libraries read them: types, defaults, refusals."""
 
 from __future__ import annotations
 
@@ -112,6 +112,19 @@ def computation_dtype(torch_dtype: str | None, where: str) -> Literal["float32",
       InputError: another dtype.
     """
     return choice(torch_dtype, _COMPUTATION, "torch_dtype", where)
+
+
+def refuse_unless_zero(value: float | None, name: str, where: str) -> None:
+    """Refuses what the original does at random in training.
+
+    Raises:
+      InputError: the value is neither None nor 0.
+    """
+    if value:
+        raise InputError(
+            f"{where}: {name} is {value}, but there is no such thing here; "
+            "set it to 0 to use the model as it runs in evaluation"
+        )
 
 
 def name_of[T](value: T, choices: Mapping[str, T], what: str) -> str:

@@ -18,7 +18,7 @@ from modbrick.config import (
     RopeScaling,
     YarnScaling,
 )
-from modbrick.errors import InputError
+from modbrick.errors import InputError, located
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +69,8 @@ def read_rope(fields: RopeFields, where: str, *, theta: float = 10_000.0) -> Rop
     for key, value in options.items():
         if key != "truncate" and value is not None:
             _check_number(value, f"{key} of the rope scaling", where)
-    try:
+    with located(where):
         return RopeConfig(base=base, scaling=_scaling(kind, options, fields, where))
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def _base(values: list[Any], theta: float, where: str) -> float:

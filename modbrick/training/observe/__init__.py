@@ -1,1 +1,1 @@
-"""What a run tells: metrics, progress, profile, timeline."""
+"""Observers of a run: metrics, progress, profile, timeline, and whatever is added to them."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
-from typing import Any
 
 import jax
 from etils import epath
@@ -13,6 +12,8 @@ from etils import epath
 from modbrick.checkpoints.directory import as_path, is_local
 from modbrick.errors import InputError
 from modbrick.parallel.processes import is_first
+from modbrick.training.observe.observer import Observer
+from modbrick.training.step import StepMetrics
 
 DIRECTORY = "profile"
 
@@ -48,7 +49,7 @@ class ProfiledSteps:
         return cls(first, last)
 
 
-class Profiler:
+class Profiler(Observer):
     """Writes a profile of some steps to `WORKDIR/profile`, by the first process.
 
     A start that goes on amid these steps profiles the rest of them; beyond them, none.
@@ -64,8 +65,8 @@ class Profiler:
         self._copied: tempfile.TemporaryDirectory[str] | None = None
         self._running = False
 
-    def begin(self, step: int) -> None:
-        """Comes before a step is started."""
+    def step_begins(self, step: int) -> None:
+        """Begins the profile if `step` is among those to profile."""
         if self._steps is None or self._running or not self._covers(step):
             return
         if not is_local(self._directory):  # the profiler knows no other file system
@@ -76,10 +77,10 @@ class Profiler:
         jax.profiler.start_trace(target, profiler_options=options)
         self._running = True
 
-    def end(self, step: int, result: Any) -> None:
-        """Comes after a step is started; waits for its result if it is the last to profile."""
+    def step_started(self, step: int, metrics: StepMetrics) -> None:
+        """Waits for the step, and ends the profile, if it is the last to profile."""
         if self._running and self._steps is not None and step == self._steps.last:
-            jax.block_until_ready(result)
+            jax.block_until_ready(metrics)
             self.close()
 
     def close(self) -> None:
@@ -94,12 +95,6 @@ class Profiler:
 
     def _covers(self, step: int) -> bool:
         return self._steps is not None and self._steps.first <= step <= self._steps.last
-
-    def __enter__(self) -> Profiler:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _copy(source: epath.Path, target: epath.Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from rich.console import Console
@@ -15,22 +16,31 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from modbrick.training.evaluation import EvaluationResult
+from modbrick.training.observe.observer import FINISHED, Observer
+from modbrick.training.step import StepMetrics
+from modbrick.training.tasks.task import Evaluation
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class TrainingProgress:
+class TrainingProgress(Observer):
     """Shows where a run stands: step, loss, tokens per second, utilisation, time left.
 
     Args:
       steps: of the whole run.
       start_step: where this start begins.
       mode: `auto` or `none`, see `LoggingConfig`.
+      loss_name: of the loss to show, among the parts of a record.
     """
 
-    def __init__(self, steps: int, start_step: int, mode: Literal["auto", "none"] = "auto"):
-        self._steps, self._mode = steps, mode
+    def __init__(
+        self,
+        steps: int,
+        start_step: int,
+        mode: Literal["auto", "none"] = "auto",
+        loss_name: str = "next_token",
+    ):
+        self._steps, self._mode, self._loss_name = steps, mode, loss_name
         self._last_line = 0.0
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
@@ -50,19 +60,21 @@ class TrainingProgress:
             self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.stop()
 
-    def step(self, step: int) -> None:
+    def step_started(self, step: int, metrics: StepMetrics) -> None:
         """Moves to `step`."""
+        del metrics
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def figures(self, record: dict[str, Any]) -> None:
+    def recorded(self, record: Mapping[str, Any]) -> None:
         """Shows the figures of a metrics record."""
         figures = (
-            f"loss {record['next_token']:.3f}  {record['tokens_per_second']:,.0f} tokens/s  "
+            f"loss {record[self._loss_name]:.3f}  {record['tokens_per_second']:,.0f} tokens/s  "
             f"utilisation {record['utilisation']:.0%}"
         )
         if skipped := record["skipped_updates"]:
@@ -77,13 +89,15 @@ class TrainingProgress:
                 self._last_line = now
                 self.message(f"step {record['step']}/{self._steps}  {figures}")
 
-    def evaluation(self, step: int, result: EvaluationResult) -> None:
-        """Shows a result on held-out text."""
-        total = result.total
-        self.message(
-            f"step {step}  held out: loss {total.loss:.3f}, perplexity {total.perplexity:.2f}, "
-            f"{total.bits_per_byte:.3f} bits per byte"
-        )
+    def evaluated(self, step: int, evaluation: Evaluation, parameters: Any) -> None:
+        """Shows a result on held-out data."""
+        del parameters
+        self.message(f"step {step}  held out: {evaluation.text}")
+
+    def stopped(self, step: int, reason: str) -> None:
+        """Says where a run that was stopped goes on."""
+        if reason != FINISHED:
+            self.message(f"stopped by {reason}: saved step {step} of {self._steps}")
 
     def message(self, text: str) -> None:
         """Prints a line without disturbing the bar."""

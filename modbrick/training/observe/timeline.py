@@ -13,10 +13,9 @@ The seconds of activities are part of the time that a record covers; the rest is
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -24,15 +23,13 @@ from modbrick.checkpoints.directory import as_path
 from modbrick.hardware import process_start
 from modbrick.parallel.processes import is_first
 from modbrick.training.observe.line_log import LineLog, read_log
+from modbrick.training.observe.observer import ACTIVITIES, Activity, Observer
+from modbrick.training.step import StepMetrics
 
 TIMELINE_FILE = "timeline.jsonl"
-FINISHED = "finished"
-
-Activity = Literal["data_wait", "checkpoint", "evaluation"]
-ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 
 
-class Timeline:
+class Timeline(Observer):
     """Appends to the timeline of a run.
 
     Args:
@@ -52,28 +49,26 @@ class Timeline:
     def _clear(self) -> None:
         self._seconds: dict[Activity, float] = dict.fromkeys(ACTIVITIES, 0.0)
 
-    def add(self, activity: Activity, seconds: float) -> None:
+    def spent(self, activity: Activity, seconds: float) -> None:
         """Adds seconds that were spent on something else than steps."""
         self._seconds[activity] += seconds
 
-    @contextlib.contextmanager
-    def during(self, activity: Activity) -> Iterator[None]:
-        """Measures what is done inside; activities do not overlap."""
-        start = time.monotonic()
-        yield
-        self.add(activity, time.monotonic() - start)
-
-    def first_step(self, step: int) -> None:
+    def step_started(self, step: int, metrics: StepMetrics) -> None:
         """Records how long it took until `step` was done, if that is this start's first."""
+        del metrics
         if not self._started:
             self._started = True
             self._append("first_step", step, **self._seconds)
 
-    def mark(self, step: int) -> None:
-        """Records the time since the last record; `step` is done, on the devices too."""
+    def recorded(self, record: Mapping[str, Any]) -> None:
+        """Records the time since the last record."""
+        self._append("steps", record["step"], **self._seconds)
+
+    def saved(self, step: int) -> None:
+        """Records the time since the last record."""
         self._append("steps", step, **self._seconds)
 
-    def stop(self, step: int, reason: str) -> None:
+    def stopped(self, step: int, reason: str) -> None:
         """Records that this start ended in good order: `finished`, or the name of a signal."""
         self._append("stop", step, reason=reason, **self._seconds)
 
@@ -87,12 +82,6 @@ class Timeline:
         """Closes the file."""
         if self._log is not None:
             self._log.close()
-
-    def __enter__(self) -> Timeline:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def read_timeline(directory: epath.PathLike) -> list[dict[str, Any]]:

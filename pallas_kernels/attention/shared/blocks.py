@@ -214,7 +214,7 @@ def _key_steps[Carry](
     repeats: int,
     sizes: BlockSizes,
 ) -> tuple[Callable[[jax.Array, Carry], Carry], jax.Array]:
-    """Returns the visit of the block of keys with an index, and how many blocks are in sight."""
+    """Returns the step to the block of keys with an index, and how many blocks are in sight."""
     _, stop = visibility.key_range(query_start, sizes.query, key_length)
 
     def step(index: jax.Array, carry: Carry) -> Carry:
@@ -231,6 +231,6 @@ def _key_steps[Carry](
 def blocks_in_sight(
     visibility: Visibility, query_start: jax.Array, key_length: int, sizes: BlockSizes
 ) -> jax.Array:
-    """How many blocks of keys a block of queries may see."""
+    """Counts the blocks of keys that a block of queries may see."""
     low, stop = visibility.key_range(query_start, sizes.query, key_length)
     return jnp.maximum(stop - low + sizes.key - 1, 0) // sizes.key

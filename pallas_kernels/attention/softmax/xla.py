@@ -1,103 +1,34 @@
-"""Softmax attention with the conventions of `pallas_kernels.stickbreaking_attention`.
+"""Softmax attention in plain XLA, blockwise with an online softmax.
 
-Blockwise with an online softmax (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv 2307.08691):
-exact, and no array of size `Sq * Sk` is made, forward or backward.
+Exact (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv 2307.08691), and no array of size
+`Sq * Sk` is made, forward or backward.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax import Array
 
 from pallas_kernels.attention.shared import blocks
-from pallas_kernels.attention.shared.arguments import check_arguments
 from pallas_kernels.attention.shared.block_sizes import BlockSizes, xla_block_sizes
 from pallas_kernels.attention.shared.masks import Visibility
-
-IMPLEMENTATIONS = ("reference", "xla")
 
 _Residuals = tuple[Array, Array, Array, Visibility, Array, Array, Array]
 
 
 def softmax_attention(
-    query: Float[Array, "B Sq H d"],
-    key: Float[Array, "B Sk G d"],
-    value: Float[Array, "B Sk G dv"],
-    *,
-    scale: float | None = None,
-    causal: bool = True,
-    query_segment_ids: Int[Array, "B Sq"] | None = None,
-    key_segment_ids: Int[Array, "B Sk"] | None = None,
-    key_mask: Bool[Array, "B Sk"] | None = None,
-    query_offset: int | Int[Array, ""] | None = None,
-    window: int | None = None,
-    implementation: str | None = None,
-) -> Float[Array, "B Sq H dv"]:
-    """Attention with weights `softmax_j(scale * query[i] . key[j])` over the keys a query sees.
-
-    Differentiable with respect to query, key and value. The softmax is computed in float32 whatever
-    the dtype.
-
-    Args:
-      query: `[B, Sq, H, d]`, floating.
-      key: `[B, Sk, G, d]`. H is a multiple of G; head `h` reads key/value head `h // (H // G)`.
-      value: `[B, Sk, G, dv]`.
-      scale: factor of the logits; None is `1 / sqrt(d)`.
-      causal: whether a query sees only the keys up to its own position (`j <= i + offset`).
-      query_segment_ids: int `[B, Sq]`, together with `key_segment_ids`: a query sees only keys of
-        its own segment.
-      key_segment_ids: int `[B, Sk]`.
-      key_mask: bool `[B, Sk]`; a key with False is padding, which no query sees.
-      query_offset: the key index at which query 0 stands, an int or an integer scalar array, traced
-        in a decoding step; None is `Sk - Sq`: the last query stands at the last key.
-      window: keys more than `window - 1` positions back are not seen; None is no limit.
-      implementation: "xla", or "reference" (the definition, on whole arrays); None is "xla".
-
-    Returns:
-      `[B, Sq, H, dv]` in the dtype of the values; 0 for a query that sees no key.
-
-    Raises:
-      ValueError: shapes or dtypes do not fit together; the message names the argument.
-    """
-    check_arguments(
-        query, key, value, query_segment_ids, key_segment_ids, key_mask, query_offset, window
-    )
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}")
-    visibility = Visibility(
-        offset=key.shape[1] - query.shape[1] if query_offset is None else query_offset,
-        query_segment_ids=query_segment_ids,
-        key_segment_ids=key_segment_ids,
-        key_mask=key_mask,
-        nearest=0 if causal else None,
-        window=window,
-    )
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    query: Array, key: Array, value: Array, visibility: Visibility, *, scale: float
+) -> Array:
+    """Returns output `[B, Sq, H, dv]` (see the public op)."""
     if 0 in query.shape or 0 in value.shape:
         return jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
     query = blocks.fold_heads(query, key.shape[2])
-    if implementation == "reference":
-        output = _reference(query, key, value, visibility, scale)
-    else:
-        sizes = xla_block_sizes(query.shape[1], key.shape[1])
-        output = _attend(query, key, value, visibility, scale, sizes)[0]
+    sizes = xla_block_sizes(query.shape[1], key.shape[1])
+    output = _attend(query, key, value, visibility, scale, sizes)[0]
     return blocks.unfold_heads(output).astype(value.dtype)
-
-
-def _reference(
-    query: Array, key: Array, value: Array, visibility: Visibility, scale: float
-) -> Array:
-    """The definition, on whole arrays: `[B, Sq, G, R, d]` to `[B, Sq, G, R, dv]`."""
-    seen = visibility.seen(0, query.shape[1], 0, key.shape[1])
-    seen = jnp.swapaxes(seen, 1, 2)[:, None, None]
-    logits = scale * blocks.dot("bigrd,bjgd->bgrij", query, key)
-    logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
-    weights = jnp.where(seen, jax.nn.softmax(logits, axis=-1), 0)
-    return blocks.dot("bgrij,bjgd->bigrd", weights, value.astype(weights.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -8,12 +8,13 @@ from typing import NamedTuple
 import jax
 
 from pallas_kernels.attention.shared.arguments import check_arguments, check_tolerance
+from pallas_kernels.attention.shared.case import Case
 from pallas_kernels.attention.shared.masks import Visibility
 from pallas_kernels.attention.stickbreaking.implementations import (
     IMPLEMENTATIONS,
-    Case,
-    load_implementation,
-    selected_implementation,
+    REGISTRY,
+    available_implementations,
+    choose_implementation,
 )
 from pallas_kernels.attention.stickbreaking.residuals import RESIDUAL
 
@@ -22,13 +23,18 @@ __all__ = [
     "RESIDUAL",
     "Case",
     "StickbreakingOutput",
+    "available_implementations",
+    "choose_implementation",
     "selected_implementation",
     "stickbreaking_attention",
 ]
 
+selected_implementation = choose_implementation
+"""The name of `choose_implementation` in earlier versions."""
+
 
 class StickbreakingOutput(NamedTuple):
-    """What stick-breaking attention returns.
+    """Results of stick-breaking attention.
 
     Attributes:
       output: `[B, Sq, H, dv]` in the dtype of the values.
@@ -90,7 +96,7 @@ def stickbreaking_attention(
         d_remainder|`; `reference.py` derives these and those of the other gradients. What is passed
         over depends on block sizes, and so on the implementation.
       implementation: a name of `IMPLEMENTATIONS`; None picks the best that can run (ask
-        `selected_implementation`).
+        `choose_implementation`).
 
     Returns:
       A `StickbreakingOutput`. A query that sees no key has output 0 and remainder 1.
@@ -103,18 +109,6 @@ def stickbreaking_attention(
         query, key, value, query_segment_ids, key_segment_ids, key_mask, query_offset, window
     )
     check_tolerance(tolerance)
-    case = Case(
-        query,
-        key,
-        value,
-        window,
-        segments=key_segment_ids is not None,
-        padding=key_mask is not None,
-        tolerance=float(tolerance),
-    )
-    name = selected_implementation(implementation, case)
-    if scale is None:
-        scale = 1.0 / math.sqrt(query.shape[-1])
     visibility = Visibility(
         offset=key.shape[1] - query.shape[1] if query_offset is None else query_offset,
         query_segment_ids=query_segment_ids,
@@ -123,7 +117,10 @@ def stickbreaking_attention(
         nearest=0 if attend_current else 1,
         window=window,
     )
-    run = load_implementation(name).stickbreaking_attention
+    tolerance = float(tolerance)
+    name = choose_implementation(implementation, Case.of(query, key, value, visibility, tolerance))
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    run = REGISTRY.load_implementation(name).stickbreaking_attention
     return StickbreakingOutput(
-        *run(query, key, value, visibility, scale=float(scale), tolerance=float(tolerance))
+        *run(query, key, value, visibility, scale=scale, tolerance=tolerance)
     )

@@ -26,7 +26,7 @@ _MAX_STAGES = 6
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """What a block of the grid works on at once.
+    """Sizes of what a block of the grid works on at once.
 
     Attributes:
         rows: height of an output tile; both consumers' together.
@@ -35,7 +35,7 @@ class Blocks:
         stages: steps in the ring of shared memory buffers.
         reads_in_flight: groups of row reads that the producer leaves under way, at most
             `stages - 2`: with more it would wait for a buffer that waits for its arrival.
-        band: columns of tiles that neighbouring blocks share (`gpu_tiles.in_bands`).
+        band: columns of tiles that neighbouring blocks share (`tiles.in_bands`).
         staged_columns: columns of an output that are staged in shared memory at once.
         staging_buffers: as many as there are outputs, and two for one output, so that one of them
             is filled while the other is copied out.
@@ -83,7 +83,7 @@ def row_blocks(
     outputs: int = 1,
     beside: int = 0,
 ) -> Blocks:
-    """For rows by experts' weights.
+    """Sizes for the products of rows by experts' weights.
 
     Args:
         columns: of the output, a multiple of 64.
@@ -106,7 +106,7 @@ def row_blocks(
 
 
 def weight_gradient_blocks(columns: int, itemsize: int, output_itemsize: int) -> Blocks:
-    """For the gradients of weights; `rows` and `columns` are those of a weight."""
+    """Sizes for the gradients of weights; `rows` and `columns` are those of a weight."""
     width = _width(columns, 256)
     rows, depth = CONSUMERS * CONSUMER_ROWS, 64
     staged = 128 // output_itemsize

@@ -1,7 +1,7 @@
 """Sparse expert dispatch on Hopper GPUs (Pallas Mosaic GPU).
 
-Two kernels: `gpu_rows` multiplies rows by their experts' weights, reading rows by index and writing
-them grouped or by slot; `gpu_weight_gradient` sums outer products over each expert's rows. The
+Two kernels: `rows` multiplies rows by their experts' weights, reading rows by index and writing
+them grouped or by slot; `weight_gradient` sums outer products over each expert's rows. The
 input gradient is the first kernel with the weights transposed where they lie in shared memory. The
 sum over a token's slots and the gradients of gates are left to XLA, which fuses the gather by slot
 into them: the per-slot results are written once, and no sum depends on an order of arrival.
@@ -34,26 +34,26 @@ from pallas_kernels.grouped_matmul.gpu.products import (
     sum_products,
 )
 from pallas_kernels.grouped_matmul.gpu.rows import Epilogue
+from pallas_kernels.grouped_matmul.hidden_layer import (
+    PRE_ACTIVATION_NAME,
+    Activation,
+    hidden_layer,
+)
+from pallas_kernels.grouped_matmul.implementations import Case
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
 from pallas_kernels.grouped_matmul.rows import flatten_rows, gates_by_row, row_index, take_rows
-from pallas_kernels.grouped_matmul.target import Case, device_kind_in_force
-from pallas_kernels.grouped_matmul.xla.implementation import PRE_ACTIVATION_NAME
+from pallas_kernels.target import no_hopper_gpu
 
-Activation = Callable[[Array], Array]
 Banks = tuple[Array, ...]
 _DTYPES = ("bfloat16", "float16", "float32")
-_HOPPER = ("H100", "H200", "H800", "H20", "GH200")
 
 
-def why_not(case: Case | None, platform: str | None) -> str | None:
-    """Why these kernels cannot run a case on a platform, or None if they can."""
+def unsupported(case: Case | None, platform: str | None) -> str | None:
+    """Says why the kernels cannot run a case; see `pallas_kernels.implementations`."""
     if platform not in (None, "gpu"):
-        return f"its kernels are for NVIDIA Hopper GPUs, and the platform is {platform!r}"
-    if platform == "gpu" and not any(name in device_kind_in_force() for name in _HOPPER):
-        return (
-            "its kernels are for NVIDIA Hopper GPUs (wgmma, compute capability 9.0), and the "
-            f"device is {device_kind_in_force()!r}"
-        )
+        return f"its kernels are for NVIDIA's Hopper GPUs, and the platform is {platform!r}"
+    if (other := no_hopper_gpu()) is not None:
+        return other
     if case is None:
         return None
     for name, dtype in (("inputs", case.input_dtype), ("weights", case.weight_dtype)):
@@ -240,18 +240,13 @@ def _input_gradients(
 # ---------------------------------------------------------------------------- grouped_feed_forward
 
 
-def _hidden(pre: tuple[Array, ...], activation: Activation) -> Array:
-    """The hidden layer from the pre-activations (up,) or (up, gate)."""
-    return activation(pre[0]) if len(pre) == 1 else activation(pre[1]) * pre[0]
-
-
 def _hidden_epilogue(activation: ValueAndSlope, keep: bool) -> Epilogue:
     """The hidden layer, and if wanted the pre-activations, from the pre-activations."""
 
     def epilogue(
         pre: tuple[Array, ...], _: tuple[Array, ...], __: Array | None
     ) -> tuple[tuple[Array, ...], None]:
-        hidden = _hidden(pre, lambda x: activation(x)[0])
+        hidden = hidden_layer(pre, lambda x: activation(x)[0])
         return ((hidden, *pre) if keep else (hidden,)), None
 
     return epilogue
@@ -313,7 +308,7 @@ def _feed_forward_forward(
     else:
         pre = first
         wide = tuple(p.astype(jnp.float32) for p in pre)
-        hidden = _hidden(wide, activation).astype(inputs.dtype)
+        hidden = hidden_layer(wide, activation).astype(inputs.dtype)
     (y,), _ = project(
         plan,
         operands,
@@ -359,7 +354,7 @@ def _hidden_gradients(
         transposed=True,
     )
     wide = tuple(p[: plan.num_slots].astype(jnp.float32) for p in pre)
-    hidden, pull = jax.vjp(lambda *wide: _hidden(wide, activation), *wide)
+    hidden, pull = jax.vjp(lambda *wide: hidden_layer(wide, activation), *wide)
     dpre = tuple(d.astype(dtype) for d in pull(dhidden * gate[:, None]))
     scaled = (hidden * gate[:, None]).astype(dtype)
     return scaled, dpre, jnp.sum(dhidden * hidden, axis=1)

@@ -21,9 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from pallas_kernels.grouped_matmul.gpu import rows as gpu_rows
-from pallas_kernels.grouped_matmul.gpu import tiles as gpu_tiles
-from pallas_kernels.grouped_matmul.gpu import weight_gradient as gpu_weight_gradient
+from pallas_kernels.grouped_matmul.gpu import weight_gradient
 from pallas_kernels.grouped_matmul.gpu.block_sizes import (
     CONSUMER_ROWS,
     CONSUMERS,
@@ -31,6 +29,8 @@ from pallas_kernels.grouped_matmul.gpu.block_sizes import (
     weight_gradient_blocks,
 )
 from pallas_kernels.grouped_matmul.gpu.row_reader import interpreted
+from pallas_kernels.grouped_matmul.gpu.rows import Epilogue, RowProducts, Term, multiply_rows
+from pallas_kernels.grouped_matmul.gpu.tiles import bounded_offsets, position_in_tiles, row_tiles
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
 
 WIDTH_MULTIPLE = 64
@@ -68,7 +68,7 @@ def operand_dtype(*dtypes: DTypeLike) -> jnp.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Operands:
-    """How operands of a call are prepared.
+    """The form that operands of a call are prepared in.
 
     Attributes:
         dtype: of parts, two bytes wide.
@@ -98,7 +98,7 @@ class Operands:
         return tuple(parts)
 
     def pairs(self, a: Parts, b: Parts) -> list[tuple[int, int]]:
-        """Which parts are multiplied, small products first."""
+        """The pairs of parts that are multiplied, small products first."""
         most = _PARTS[self.precision] - 1
         found = [(i, j) for i in range(len(a)) for j in range(len(b)) if i + j <= most]
         return sorted(found, key=lambda pair: -sum(pair))
@@ -106,7 +106,7 @@ class Operands:
 
 @dataclasses.dataclass(frozen=True)
 class RowOutputs:
-    """What becomes of the products of rows.
+    """The outputs that the products of rows are made into.
 
     Attributes:
         dtype: of the outputs.
@@ -121,7 +121,7 @@ class RowOutputs:
     """
 
     dtype: DTypeLike
-    epilogue: gpu_rows.Epilogue
+    epilogue: Epilogue
     count: int = 1
     index: Array | None = None
     zero_rest: bool = False
@@ -164,7 +164,7 @@ def project(
     """
     rows: Parts = ()
     weights: Parts = ()
-    terms: list[gpu_rows.Term] = []
+    terms: list[Term] = []
     for row_parts, banks in sums:
         of_bank = [len(weights) + sum(map(len, banks[:i])) for i in range(len(banks))]
         for i, j in operands.pairs(row_parts, banks[0]):
@@ -180,7 +180,7 @@ def project(
         outputs=outputs.count,
         beside=len(outputs.beside),
     )
-    settings = gpu_rows.RowProducts(
+    settings = RowProducts(
         blocks=blocks,
         num_rows=plan.num_slots,
         terms=tuple(terms),
@@ -196,13 +196,11 @@ def project(
     if bias is not None:
         whole = -(-columns // blocks.columns) * blocks.columns
         bias = jnp.pad(bias.astype(jnp.float32), ((0, 0), (0, whole - bias.shape[1])))
-    tiles = gpu_tiles.row_tiles(
-        plan.group_offsets, plan.num_slots, blocks.rows, rest=outputs.zero_rest
-    )
+    tiles = row_tiles(plan.group_offsets, plan.num_slots, blocks.rows, rest=outputs.zero_rest)
     factor = outputs.factor
     if factor is not None:
         factor = jnp.pad(factor.astype(jnp.float32), (0, PADDING))
-    results, of_tiles = gpu_rows.multiply_rows(
+    results, of_tiles = multiply_rows(
         settings,
         rows,
         weights,
@@ -215,7 +213,7 @@ def project(
     )
     if of_tiles is None:
         return results, None
-    position = gpu_tiles.position_in_tiles(plan.group_offsets, plan.expert_of_row, blocks.rows)
+    position = position_in_tiles(plan.group_offsets, plan.expert_of_row, blocks.rows)
     return results, jnp.sum(of_tiles, axis=1).reshape(-1)[position]
 
 
@@ -230,7 +228,7 @@ def sum_products(
     right_index: Array | None,
     scale: Array | None = None,
 ) -> Array:
-    """For each expert, left.T @ right over its rows, [E, D, F].
+    """Sums left.T @ right over the rows of each expert, [E, D, F].
 
     Args:
         plan: the routing plan.
@@ -245,16 +243,16 @@ def sum_products(
     blocks = weight_gradient_blocks(
         right[0].shape[1], operands.dtype.itemsize, jnp.dtype(dtype).itemsize
     )
-    settings = gpu_weight_gradient.WeightGradients(
+    settings = weight_gradient.WeightGradients(
         blocks, tuple(operands.pairs(left, right)), dtype, multiprocessors()
     )
     if scale is not None:
         scale = jnp.pad(scale.astype(jnp.float32), (0, PADDING))
-    return gpu_weight_gradient.sum_products(
+    return weight_gradient.sum_products(
         settings,
         left,
         right,
-        gpu_tiles.bounded_offsets(plan.group_offsets, plan.num_slots),
+        bounded_offsets(plan.group_offsets, plan.num_slots),
         left_index=_bounded(left_index, left[0].shape[0]),
         right_index=_bounded(right_index, right[0].shape[0]),
         scale=scale,

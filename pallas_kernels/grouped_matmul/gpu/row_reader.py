@@ -67,12 +67,12 @@ def source_row(thread: Any) -> Any:
 
 
 def source_byte(thread: Any) -> Any:
-    """Where in a row's 128 bytes of a column tile a thread reads."""
+    """The byte that a thread reads at, in a row's 128 bytes of a column tile."""
     return thread % _CHUNKS * CHUNK
 
 
 def target_byte(thread: Any, step: int, column_tile: int, column_tiles: int) -> Any:
-    """Where in shared memory a thread writes, from the start of the buffer.
+    """The byte that a thread writes at, from the start of the buffer in shared memory.
 
     Tiles follow one another, those of the same eight rows first. The 128-byte swizzle exchanges
     the 16-byte chunks of the row r of a tile by exclusive or with r.
@@ -151,7 +151,7 @@ class RowReader:
         return plgpu.Layout.WG_STRIDED((self._steps * WARPGROUP,), vec_size=1)
 
     def row_indices(self, index: Ref | None, start: Any, end: Any) -> jax.Array:
-        """Which rows of the array a tile holds: those of the grouped rows from start to end.
+        """The rows of the array that a tile holds: those of the grouped rows from start to end.
 
         Args:
             index: int32 [R] in device memory; the array's row for each grouped row. None where they

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from pallas_kernels.grouped_matmul.gpu import tiles as gpu_tiles
 from pallas_kernels.grouped_matmul.gpu.block_sizes import (
     CONSUMER_REGISTERS,
     CONSUMER_ROWS,
@@ -39,6 +38,7 @@ from pallas_kernels.grouped_matmul.gpu.row_reader import (
     tile_transforms,
     wait_for_reads,
 )
+from pallas_kernels.grouped_matmul.gpu.tiles import COUNT, END, EXPERT, START, in_bands
 
 Ref = Any
 # Given the accumulators, the tiles of the arrays beside, and the factors of the rows (all float32,
@@ -52,7 +52,7 @@ Term = tuple[int, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class RowProducts:
-    """What `multiply_rows` computes, apart from the arrays.
+    """Settings of `multiply_rows`, apart from the arrays.
 
     Attributes:
         blocks: the block sizes.
@@ -100,7 +100,7 @@ def multiply_rows(
         rows: arrays [S, C] of a dtype two bytes wide.
         weights: arrays [E, C, N] or, transposed, [E, N, C] of the same dtype. C and N are multiples
             of 64, what a TMA box is made of.
-        tiles: the table of `gpu_tiles.row_tiles`, for the height of the blocks.
+        tiles: the table of `tiles.row_tiles`, for the height of the blocks.
         row_index: int32 [R], the row of `rows` for each grouped row; None if they are the same.
         bias: float32 [E, at least N rounded up to the width of a block], added to the only
             accumulator.
@@ -225,26 +225,26 @@ class _Kernel:
     def _column_tiles(self) -> int:
         return pl.cdiv(self.columns, self._blocks.columns)
 
-    def _slot(self, step: Array) -> Array:
+    def _stage(self, step: Array) -> Array:
         return jax.lax.rem(step, jnp.int32(self._blocks.stages))
 
-    def _for_each_tile(self, visit: Callable[[Array, Array, Array], Array]) -> Array:
-        """Calls `visit(row tile, column tile, steps done)` for each of the block's tiles."""
-        row_tiles = self.tiles[gpu_tiles.COUNT, 0]
+    def _for_each_tile(self, compute: Callable[[Array, Array, Array], Array]) -> Array:
+        """Calls `compute(row tile, column tile, steps done)` for each of the block's tiles."""
+        row_tiles = self.tiles[COUNT, 0]
         first, stride = jax.lax.axis_index("block"), self.settings.multiprocessors
         total = row_tiles * self._column_tiles
 
         def one(i: Array, done: Array) -> Array:
             tile = first + i * stride
-            row, column = gpu_tiles.in_bands(tile, row_tiles, self._column_tiles, self._blocks.band)
-            return visit(row, column, done)
+            row, column = in_bands(tile, row_tiles, self._column_tiles, self._blocks.band)
+            return compute(row, column, done)
 
         count = jax.lax.div(total - first + stride - 1, jnp.int32(stride))
         return jax.lax.fori_loop(0, count, one, jnp.int32(0))
 
     def _expert(self, tile: Array) -> Array:
         """Of a tile; any one for tiles without."""
-        expert = self.tiles[gpu_tiles.EXPERT, tile]
+        expert = self.tiles[EXPERT, tile]
         if not self.settings.zero_rest:
             return expert
         return jnp.minimum(expert, self.weights[0].shape[0] - 1)
@@ -257,21 +257,21 @@ class _Kernel:
         blocks = self._blocks
         reader = RowReader(blocks.rows, blocks.depth, self.depth, self.rows[0].dtype)
 
-        def visit(tile: Array, column: Array, done: Array) -> Array:
+        def compute(tile: Array, column: Array, done: Array) -> Array:
             expert = self._expert(tile)
-            start, end = self.tiles[gpu_tiles.START, tile], self.tiles[gpu_tiles.END, tile]
+            start, end = self.tiles[START, tile], self.tiles[END, tile]
             indices = reader.row_indices(self.row_index, start, end)
             for row_array, weight_arrays in self.settings.terms:
 
                 def fill(
                     k: Array, done: Array, source: int = row_array, banks: Any = weight_arrays
                 ) -> Array:
-                    slot = self._slot(done)
-                    plgpu.barrier_wait(self.empty.at[slot])
+                    stage = self._stage(done)
+                    plgpu.barrier_wait(self.empty.at[stage])
                     for bank, weight in enumerate(banks):
-                        self._copy_weights(weight, bank, expert, k, column, slot)
+                        self._copy_weights(weight, bank, expert, k, column, stage)
                     reader.read(
-                        self.rows[source], self.row_ring.at[slot], indices, k * blocks.depth
+                        self.rows[source], self.row_ring.at[stage], indices, k * blocks.depth
                     )
                     commit_reads()
                     wait_for_reads(blocks.reads_in_flight)
@@ -279,7 +279,7 @@ class _Kernel:
                     @pl.when(done >= blocks.reads_in_flight)
                     def _arrived() -> None:
                         plgpu.barrier_arrive(
-                            self.full.at[self._slot(done - blocks.reads_in_flight)]
+                            self.full.at[self._stage(done - blocks.reads_in_flight)]
                         )
 
                     return done + 1
@@ -287,19 +287,19 @@ class _Kernel:
                 done = jax.lax.fori_loop(0, self._steps, fill, done)
             return done
 
-        done = self._for_each_tile(visit)
+        done = self._for_each_tile(compute)
         wait_for_reads(0)
 
         def arrive(step: Array, _: None) -> None:
-            plgpu.barrier_arrive(self.full.at[self._slot(step)])
+            plgpu.barrier_arrive(self.full.at[self._stage(step)])
 
         jax.lax.fori_loop(jnp.maximum(done - blocks.reads_in_flight, 0), done, arrive, None)
         # Every release is waited for, also the last ones: no barrier is left in mid-phase.
-        for slot in range(blocks.stages):
-            plgpu.barrier_wait(self.empty.at[slot])
+        for stage in range(blocks.stages):
+            plgpu.barrier_wait(self.empty.at[stage])
 
     def _copy_weights(
-        self, weight: int, bank: int, expert: Array, k: Array, column: Array, slot: Array
+        self, weight: int, bank: int, expert: Array, k: Array, column: Array, stage: Array
     ) -> None:
         """TMA fills with zeros what lies beyond the weights of the expert."""
         blocks = self._blocks
@@ -308,8 +308,8 @@ class _Kernel:
         box = (others, contracted) if self.settings.transposed else (contracted, others)
         plgpu.copy_gmem_to_smem(
             self.weights[weight].at[(expert, *box)],
-            self.weight_ring.at[slot, bank],
-            self.full.at[slot],
+            self.weight_ring.at[stage, bank],
+            self.full.at[stage],
         )
 
     # ------------------------------------------------------------------------------ consumers
@@ -318,22 +318,22 @@ class _Kernel:
         """Multiplies what is in the ring, and writes the tiles."""
         plgpu.set_max_registers(CONSUMER_REGISTERS, action="increase")
         blocks = self._blocks
-        for slot in range(blocks.stages):
-            plgpu.barrier_arrive(self.empty.at[slot])
+        for stage in range(blocks.stages):
+            plgpu.barrier_arrive(self.empty.at[stage])
         own = jax.lax.axis_index("warpgroup") * CONSUMER_ROWS
         banks = len(self.settings.terms[0][1])
         tile_steps = self._steps * len(self.settings.terms)
 
-        def visit(tile: Array, column: Array, done: Array) -> Array:
+        def compute(tile: Array, column: Array, done: Array) -> Array:
             def multiply(*accumulators: Ref) -> tuple[Array, ...]:
                 def step(k: Array, _: None) -> None:
-                    slot = self._slot(done + k)
-                    plgpu.barrier_wait(self.full.at[slot])
+                    stage = self._stage(done + k)
+                    plgpu.barrier_wait(self.full.at[stage])
                     for bank, accumulator in enumerate(accumulators):
-                        weights = self.weight_ring.at[slot, bank]
+                        weights = self.weight_ring.at[stage, bank]
                         plgpu.wgmma(
                             accumulator,
-                            self.row_ring.at[slot, pl.ds(own, CONSUMER_ROWS)],
+                            self.row_ring.at[stage, pl.ds(own, CONSUMER_ROWS)],
                             weights.T if self.settings.transposed else weights,
                         )
                     # The products of the last step are done, those of this one may be under way.
@@ -341,7 +341,7 @@ class _Kernel:
 
                     @pl.when(k > 0)
                     def _release() -> None:
-                        plgpu.barrier_arrive(self.empty.at[self._slot(done + k - 1)])
+                        plgpu.barrier_arrive(self.empty.at[self._stage(done + k - 1)])
 
                 jax.lax.fori_loop(0, tile_steps, step, None)
                 return tuple(accumulator[...] for accumulator in accumulators)
@@ -349,13 +349,13 @@ class _Kernel:
             shape = (CONSUMER_ROWS, blocks.columns)
             sums = pl.run_scoped(multiply, *[plgpu.ACC(shape, jnp.float32) for _ in range(banks)])
             done = done + tile_steps
-            plgpu.barrier_arrive(self.empty.at[self._slot(done - 1)])
+            plgpu.barrier_arrive(self.empty.at[self._stage(done - 1)])
             if self.bias is not None:
                 sums = (sums[0] + self._bias(tile, column, shape),)
             self._write_tile(sums, tile, column, own)
             return done
 
-        self._for_each_tile(visit)
+        self._for_each_tile(compute)
         by_warps(lambda _: plgpu.wait_smem_to_gmem(0))
 
     def _bias(self, tile: Array, column: Array, shape: tuple[int, int]) -> Array:
@@ -371,8 +371,8 @@ class _Kernel:
     def _write_tile(self, sums: tuple[Array, ...], tile: Array, column: Array, own: Array) -> None:
         """Runs the epilogue on a few columns at a time, and writes what it returns."""
         blocks, total = self._blocks, None
-        start = self.tiles[gpu_tiles.START, tile] + own
-        named = self.tiles[gpu_tiles.EXPERT, tile] < self.weights[0].shape[0]
+        start = self.tiles[START, tile] + own
+        named = self.tiles[EXPERT, tile] < self.weights[0].shape[0]
         warpgroup = jax.lax.axis_index("warpgroup")
         for piece in range(blocks.columns // blocks.staged_columns):
             # A buffer of several is filled while the last one is copied out; where each output has
@@ -429,7 +429,7 @@ class _Kernel:
     ) -> None:
         """Writes the rows and columns of a piece that are inside of the output."""
         blocks, warpgroup = self._blocks, jax.lax.axis_index("warpgroup")
-        height = jnp.clip(self.tiles[gpu_tiles.END, tile] - start, 0, CONSUMER_ROWS)
+        height = jnp.clip(self.tiles[END, tile] - start, 0, CONSUMER_ROWS)
 
         def write_rows(width: int) -> None:
             def by_warp(warp: Array) -> None:

@@ -1,8 +1,8 @@
 """The kernel of the weight gradients: rows transposed, by rows, over the rows of each expert.
 
-A persistent grid as in `gpu_rows`. Both operands are rows read by index, and rows beyond the end of
+A persistent grid as in `rows`. Both operands are rows read by index, and rows beyond the end of
 an expert's are read as zeros, so that nothing of another expert meets a product. Tiles of experts
-differ in cost by the experts' loads: `gpu_tiles.balanced_shares` splits them evenly.
+differ in cost by the experts' loads: `tiles.balanced_shares` splits them evenly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from pallas_kernels.grouped_matmul.gpu import tiles as gpu_tiles
 from pallas_kernels.grouped_matmul.gpu.block_sizes import (
     CONSUMER_REGISTERS,
     CONSUMER_ROWS,
@@ -32,6 +31,7 @@ from pallas_kernels.grouped_matmul.gpu.row_reader import (
     tile_transforms,
     wait_for_reads,
 )
+from pallas_kernels.grouped_matmul.gpu.tiles import balanced_shares, in_bands
 
 Ref = Any
 # What writing a tile costs, in steps of the contracted axis: 128 x 256 results at a few bytes each
@@ -41,7 +41,7 @@ _WRITING_COST = 2
 
 @dataclasses.dataclass(frozen=True)
 class WeightGradients:
-    """What `sum_products` computes, apart from the arrays.
+    """Settings of `sum_products`, apart from the arrays.
 
     Attributes:
         blocks: the block sizes.
@@ -66,7 +66,7 @@ def sum_products(
     right_index: Array | None = None,
     scale: Array | None = None,
 ) -> Array:
-    """For each expert, the sum over its rows of the outer products of left and right rows.
+    """Sums the outer products of left and right rows over the rows of each expert.
 
     Args:
         settings: the rest of the problem.
@@ -86,7 +86,7 @@ def sum_products(
     experts = group_offsets.size - 1
     height, width = left[0].shape[1], right[0].shape[1]
     items = pl.cdiv(height, blocks.rows) * pl.cdiv(width, blocks.columns)
-    order, shares = gpu_tiles.balanced_shares(
+    order, shares = balanced_shares(
         jnp.diff(group_offsets), items, blocks.depth, _WRITING_COST, settings.multiprocessors
     )
     optional = {"left_index": left_index, "right_index": right_index, "scale": scale}
@@ -176,11 +176,11 @@ class _Kernel:
     def _blocks(self) -> Blocks:
         return self.settings.blocks
 
-    def _slot(self, step: Array) -> Array:
+    def _stage(self, step: Array) -> Array:
         return jax.lax.rem(step, jnp.int32(self._blocks.stages))
 
-    def _for_each_tile(self, visit: Callable[..., Array]) -> Array:
-        """Calls `visit(expert, row tile, column tile, steps done)` for the block's tiles."""
+    def _for_each_tile(self, compute: Callable[..., Array]) -> Array:
+        """Calls `compute(expert, row tile, column tile, steps done)` for the block's tiles."""
         block = jax.lax.axis_index("block")
         _, height, width = self.output.shape
         row_tiles = pl.cdiv(height, self._blocks.rows)
@@ -189,10 +189,8 @@ class _Kernel:
         def one(i: Array, done: Array) -> Array:
             nth = jax.lax.div(i, jnp.int32(row_tiles * column_tiles))
             tile = i - nth * (row_tiles * column_tiles)
-            row, column = gpu_tiles.in_bands(
-                tile, jnp.int32(row_tiles), column_tiles, self._blocks.band
-            )
-            return visit(self.order[nth], row, column, done)
+            row, column = in_bands(tile, jnp.int32(row_tiles), column_tiles, self._blocks.band)
+            return compute(self.order[nth], row, column, done)
 
         return jax.lax.fori_loop(self.shares[block], self.shares[block + 1], one, jnp.int32(0))
 
@@ -212,7 +210,7 @@ class _Kernel:
         left_reader = RowReader(blocks.depth, blocks.rows, height, dtype, zero_rows=True)
         right_reader = RowReader(blocks.depth, blocks.columns, width, dtype, zero_rows=True)
 
-        def visit(expert: Array, row: Array, column: Array, done: Array) -> Array:
+        def compute(expert: Array, row: Array, column: Array, done: Array) -> Array:
             start, end, steps = self._range(expert)
 
             def indices(k: Array) -> tuple[Array, Array]:
@@ -229,14 +227,14 @@ class _Kernel:
                 ) -> tuple[Any, Array]:
                     (left_rows, right_rows), done = state
                     following = indices(k + 1)  # on their way while this step waits
-                    slot = self._slot(done)
-                    plgpu.barrier_wait(self.empty.at[slot])
+                    stage = self._stage(done)
+                    plgpu.barrier_wait(self.empty.at[stage])
                     left_reader.read(
-                        self.left[left], self.left_ring.at[slot], left_rows, row * blocks.rows
+                        self.left[left], self.left_ring.at[stage], left_rows, row * blocks.rows
                     )
                     right_reader.read(
                         self.right[right],
-                        self.right_ring.at[slot],
+                        self.right_ring.at[stage],
                         right_rows,
                         column * blocks.columns,
                     )
@@ -246,7 +244,7 @@ class _Kernel:
                     @pl.when(done >= blocks.reads_in_flight)
                     def _arrived() -> None:
                         plgpu.barrier_arrive(
-                            self.full.at[self._slot(done - blocks.reads_in_flight)]
+                            self.full.at[self._stage(done - blocks.reads_in_flight)]
                         )
 
                     return following, done + 1
@@ -254,16 +252,16 @@ class _Kernel:
                 _, done = jax.lax.fori_loop(0, steps, fill, (indices(jnp.int32(0)), done))
             return done
 
-        done = self._for_each_tile(visit)
+        done = self._for_each_tile(compute)
         wait_for_reads(0)
 
         def arrive(step: Array, _: None) -> None:
-            plgpu.barrier_arrive(self.full.at[self._slot(step)])
+            plgpu.barrier_arrive(self.full.at[self._stage(step)])
 
         jax.lax.fori_loop(jnp.maximum(done - blocks.reads_in_flight, 0), done, arrive, None)
         # Every release is waited for, also the last ones: no barrier is left in mid-phase.
-        for slot in range(blocks.stages):
-            plgpu.barrier_wait(self.empty.at[slot])
+        for stage in range(blocks.stages):
+            plgpu.barrier_wait(self.empty.at[stage])
 
     # ------------------------------------------------------------------------------ consumers
 
@@ -271,27 +269,27 @@ class _Kernel:
         """Multiplies what is in the rings, and writes the tiles."""
         plgpu.set_max_registers(CONSUMER_REGISTERS, action="increase")
         blocks = self._blocks
-        for slot in range(blocks.stages):
-            plgpu.barrier_arrive(self.empty.at[slot])
+        for stage in range(blocks.stages):
+            plgpu.barrier_arrive(self.empty.at[stage])
         own = jax.lax.axis_index("warpgroup") * CONSUMER_ROWS
 
-        def visit(expert: Array, row: Array, column: Array, done: Array) -> Array:
+        def compute(expert: Array, row: Array, column: Array, done: Array) -> Array:
             start, _, term_steps = self._range(expert)
             steps = term_steps * len(self.settings.terms)
 
             def multiply(accumulator: Ref) -> Array:
                 def step(k: Array, _: None) -> None:
-                    slot = self._slot(done + k)
-                    plgpu.barrier_wait(self.full.at[slot])
-                    left = self.left_ring.at[slot, :, pl.ds(own, CONSUMER_ROWS)]
+                    stage = self._stage(done + k)
+                    plgpu.barrier_wait(self.full.at[stage])
+                    left = self.left_ring.at[stage, :, pl.ds(own, CONSUMER_ROWS)]
                     if self.scale is not None:
                         self._scale(left, start + jax.lax.rem(k, term_steps) * blocks.depth)
-                    plgpu.wgmma(accumulator, left.T, self.right_ring.at[slot])
+                    plgpu.wgmma(accumulator, left.T, self.right_ring.at[stage])
                     plgpu.wgmma_wait(1)
 
                     @pl.when(k > 0)
                     def _release() -> None:
-                        plgpu.barrier_arrive(self.empty.at[self._slot(done + k - 1)])
+                        plgpu.barrier_arrive(self.empty.at[self._stage(done + k - 1)])
 
                 jax.lax.fori_loop(0, steps, step, None)
                 return accumulator[...]
@@ -301,12 +299,12 @@ class _Kernel:
 
             @pl.when(steps > 0)
             def _release_last() -> None:
-                plgpu.barrier_arrive(self.empty.at[self._slot(done + steps - 1)])
+                plgpu.barrier_arrive(self.empty.at[self._stage(done + steps - 1)])
 
             self._write(total.astype(self.settings.dtype), expert, row * blocks.rows + own, column)
             return done + steps
 
-        self._for_each_tile(visit)
+        self._for_each_tile(compute)
         plgpu.wait_smem_to_gmem(0)
 
     def _scale(self, rows: Ref, first: Array) -> None:
@@ -332,14 +330,14 @@ class _Kernel:
             # TMA leaves out what lies beyond the array, as long as the box begins inside of it.
             @pl.when((first_row < height) & (first_column < width))
             def _write_piece(piece: int = piece, first: int = first) -> None:
-                stage = piece % blocks.staging_buffers
+                buffer = piece % blocks.staging_buffers
                 # The last tile's copies may have come from either buffer.
                 in_flight = blocks.staging_buffers - 1 if piece else 0
                 plgpu.wait_smem_to_gmem(in_flight, wait_read_only=True)
-                self.staging[warpgroup, stage] = total[:, first : first + blocks.staged_columns]
+                self.staging[warpgroup, buffer] = total[:, first : first + blocks.staged_columns]
                 plgpu.commit_smem()
                 plgpu.copy_smem_to_gmem(
-                    self.staging.at[warpgroup, stage],
+                    self.staging.at[warpgroup, buffer],
                     self.output.at[
                         expert,
                         pl.ds(first_row, CONSUMER_ROWS),

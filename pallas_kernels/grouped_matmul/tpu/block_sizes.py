@@ -11,22 +11,23 @@ import contextvars
 import dataclasses
 from collections.abc import Iterator
 
-from pallas_kernels.grouped_matmul.target import device_kind_in_force
+from pallas_kernels.target import device_kind_in_force
 
 MEBI = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockSizes:
-    """How a kernel cuts its work.
+    """Sizes that a kernel cuts its work into.
 
     Attributes:
         height: rows of a tile.
         columns: columns of the results that a step computes, at most.
-        chunk: columns that one turn of the inner loop computes, at most.
-        unrolled: whether the turns are written out one after the other. Matrix units fill and drain
-            once a turn of a loop, which costs the more, the faster they are; and copies that a
-            turn starts are scheduled before the next turn's products, not after the last ones.
+        chunk: columns that one iteration of the inner loop computes, at most.
+        unrolled: whether the iterations are written out one after the other. In a loop, matrix
+            units fill and drain once an iteration, which costs the more, the faster they are; and
+            the copies that an iteration starts are scheduled before the products of the next one,
+            not after its own.
     """
 
     height: int = 256
@@ -45,7 +46,7 @@ class BlockSizes:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What a generation of TPUs has.
+    """Resources of a generation of TPUs, and the block sizes for it.
 
     Attributes:
         vmem: bytes of vector memory that a kernel may use; the rest is left to the compiler.
@@ -72,7 +73,7 @@ _LARGE_MXU = {
     "feed_forward": BlockSizes(256, 2048, 1024, unrolled=True),
     "feed_forward_gradient": BlockSizes(256, 2048, 512),
 }
-# Room for longer turns, which fill and drain the matrix units less often.
+# Room for longer iterations, which fill and drain the matrix units less often.
 _LARGE_MXU_AND_VMEM = _LARGE_MXU | {"feed_forward_gradient": BlockSizes(256, 2048, 1024)}
 KERNELS = tuple(_SMALL_MXU)
 # Measured in schedules compiled ahead of time; docs/kernels/grouped_matmul.md has the figures.

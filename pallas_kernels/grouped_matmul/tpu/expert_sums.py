@@ -17,21 +17,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
-from pallas_kernels.grouped_matmul.tpu.tiles import Block, Visit
-from pallas_kernels.grouped_matmul.tpu.visits import Visits
+from pallas_kernels.grouped_matmul.tpu.tiles import Block, WorkItem
+from pallas_kernels.grouped_matmul.tpu.work_list import WorkList
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertSums:
-    """One sum over rows for each expert, inside a kernel of `tpu_tiles.tile_call`.
+    """One sum over rows for each expert, inside a kernel of `tiles.tile_call`.
 
-    The kernel visits every expert.
+    The work list has every expert.
 
     Attributes:
         experts: E.
         shape: of a sum.
         dtype: of the results.
-        cores: that the visits are divided between.
+        cores: that the work list is divided between.
     """
 
     experts: int
@@ -41,37 +41,37 @@ class ExpertSums:
 
     @property
     def results(self) -> list[tuple[jax.ShapeDtypeStruct, Block | None]]:
-        """Of the kernel; for `Sums.of`."""
+        """The kernel's further results, for `Sums.of`."""
         whole = jax.ShapeDtypeStruct((self.experts, *self.shape), self.dtype)
         part = jax.ShapeDtypeStruct(self.shape, jnp.float32)
         return [(whole, None), *([(part, None)] * (self.cores if self.cores > 1 else 0))]
 
     @property
     def scratch(self) -> list[Any]:
-        """Of the kernel; for `Sums.of`."""
+        """The kernel's further scratch memory, for `Sums.of`."""
         return [
             pltpu.VMEM(self.shape, jnp.float32),
             pltpu.VMEM(self.shape, self.dtype),
             pltpu.SemaphoreType.DMA(()),
         ]
 
-    def _join(self, whole: Array, part: Array, rest: Array, visits: Visits) -> Array:
-        last, going_on = visits.partial
+    def _join(self, whole: Array, part: Array, rest: Array, work: WorkList) -> Array:
+        last, going_on = work.partial
         both = part + jnp.where(going_on >= 0, rest, 0)
         return lax.dynamic_update_index_in_dim(whole, both.astype(self.dtype), last, 0)
 
 
 def joined(
-    specs: Sequence[ExpertSums], results: Sequence[Array], visits: Visits, rows: Array
+    specs: Sequence[ExpertSums], results: Sequence[Array], work: WorkList, rows: Array
 ) -> tuple[Array, list[Array]]:
     """[E, ...] of each, from their results of the kernel, and before that its rows.
 
     The rows are passed through: whoever goes on with them does it when the parts are no more.
     """
-    if visits.cores == 1:
+    if work.cores == 1:
         return rows, list(results)
     each = zip(results[::3], results[1::3], results[2::3], strict=True)
-    sums = [spec._join(*own, visits) for spec, own in zip(specs, each, strict=True)]
+    sums = [spec._join(*own, work) for spec, own in zip(specs, each, strict=True)]
     return lax.optimization_barrier((rows, sums))
 
 
@@ -84,7 +84,7 @@ class Sums:
     """
 
     spec: ExpertSums
-    visit: Visit
+    item: WorkItem
     total: Any
     _staged: Any
     _semaphore: Any
@@ -92,43 +92,43 @@ class Sums:
     _parts: tuple[Any, ...]
 
     @classmethod
-    def of(cls, spec: ExpertSums, visit: Visit, results: list[Any], scratch: list[Any]) -> Sums:
+    def of(cls, spec: ExpertSums, item: WorkItem, results: list[Any], scratch: list[Any]) -> Sums:
         """Takes its refs from the front of the kernel's."""
         total, staged, semaphore = (scratch.pop(0) for _ in range(3))
         result = results.pop(0)
         parts = tuple(results.pop(0) for _ in spec.results[1:])
-        return cls(spec, visit, total, staged, semaphore, result, parts)
+        return cls(spec, item, total, staged, semaphore, result, parts)
 
     @property
     def _closes(self) -> Any:
-        return self.visit.closes_expert & (self.visit.expert < self.spec.experts)
+        return self.item.closes_expert & (self.item.expert < self.spec.experts)
 
     @property
     def _is_part(self) -> Any:
-        return self.visit.expert == self.visit.partial
+        return self.item.expert == self.item.partial
 
     @property
     def _copies_earlier(self) -> Any:
-        """Whether the core has started to copy the sum of an expert before this visit's."""
-        first = self.visit.first_expert
+        """Whether the core has started to copy the sum of an expert before this item's."""
+        first = self.item.first_expert
         if self.spec.cores == 1:
-            return self.visit.expert > first
+            return self.item.expert > first
         # The second core's part is that of its first expert.
-        skipped = jnp.where((self.visit.core > 0) & (first == self.visit.partial), 1, 0)
-        return self.visit.expert > first + skipped
+        skipped = jnp.where((self.item.core > 0) & (first == self.item.partial), 1, 0)
+        return self.item.expert > first + skipped
 
     def _wait(self) -> None:
         pltpu.make_async_copy(self._staged, self._result.at[0], self._semaphore).wait()
 
     def open(self) -> None:
-        """Before an expert's first rows are added."""
+        """Clears the sum before an expert's first rows are added."""
 
-        @pl.when(self.visit.opens_expert)
+        @pl.when(self.item.opens_expert)
         def _() -> None:
             self.total[...] = jnp.zeros_like(self.total)
 
     def stage(self) -> None:
-        """After an expert's last rows are added: rounds, once the copy before is done."""
+        """Rounds the sum after an expert's last rows are added, once the copy before is done."""
 
         @pl.when(self._closes & self._copies_earlier)
         def _() -> None:
@@ -139,8 +139,8 @@ class Sums:
             self._staged[...] = self.total[...].astype(self._staged.dtype)
 
     def copy(self) -> None:
-        """After `stage`: starts the copy, which runs while the next expert's rows are added."""
-        closes, visit = self._closes, self.visit
+        """Starts the copy of what was staged, which runs while the next expert's rows are added."""
+        closes, item = self._closes, self.item
         remains = jnp.where(closes, True, self._copies_earlier)
         whole = closes
         if self.spec.cores > 1:
@@ -148,20 +148,20 @@ class Sums:
 
             for core, place in enumerate(self._parts):
 
-                @pl.when(closes & self._is_part & (visit.core == core))
+                @pl.when(closes & self._is_part & (item.core == core))
                 def _(place: Any = place) -> None:
                     part = pltpu.make_async_copy(self.total, place, self._semaphore)
                     part.start()
                     part.wait()
 
             # The first core's last expert is a part, before which the others were waited for.
-            remains = (visit.core > 0) & jnp.where(closes, whole, self._copies_earlier)
+            remains = (item.core > 0) & jnp.where(closes, whole, self._copies_earlier)
 
         @pl.when(whole)
         def _() -> None:
-            place = self._result.at[visit.expert]
+            place = self._result.at[item.expert]
             pltpu.make_async_copy(self._staged, place, self._semaphore).start()
 
-        @pl.when(visit.ends & remains)
+        @pl.when(item.ends & remains)
         def _() -> None:
             self._wait()

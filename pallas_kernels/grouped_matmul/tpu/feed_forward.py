@@ -11,6 +11,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.grouped_matmul.hidden_layer import Activation, hidden_layer
 from pallas_kernels.grouped_matmul.tpu.block_sizes import BlockSizes, vmem_limit
 from pallas_kernels.grouped_matmul.tpu.matmul import (
     Chunks,
@@ -26,9 +27,8 @@ from pallas_kernels.grouped_matmul.tpu.matmul import (
     vector_block,
 )
 from pallas_kernels.grouped_matmul.tpu.rows import LANES, ROW_MULTIPLE
-from pallas_kernels.grouped_matmul.tpu.tiles import Block, Rows, Visit, tile_call
-from pallas_kernels.grouped_matmul.tpu.visits import Visits
-from pallas_kernels.grouped_matmul.xla.loops import Activation, hidden_layer
+from pallas_kernels.grouped_matmul.tpu.tiles import Block, Rows, WorkItem, tile_call
+from pallas_kernels.grouped_matmul.tpu.work_list import WorkList
 
 Arrays = tuple[Array, ...]
 
@@ -49,13 +49,13 @@ def hidden_pieces(width: int) -> list[Piece]:
 def hidden_gradients(
     pre: Sequence[Array], dhidden: Array, gate: Array, activation: Activation
 ) -> tuple[Array, Array, Arrays]:
-    """What follows from a tile of the hidden layer.
+    """Gradients that follow from a tile of the hidden layer.
 
     Args:
         pre: float32 [M, C] each, (up,) or (up, gate).
         dhidden: float32 [M, C], the gradient of the outputs times `down` transposed.
         gate: float32 [M, 1], of the rows.
-        activation: see `loops.hidden_layer`.
+        activation: see `hidden_layer`.
 
     Returns:
         The hidden layer times the gates, the terms of the gates' gradients, and the gradients of
@@ -66,7 +66,7 @@ def hidden_gradients(
 
 
 def hidden_layer_gradients(
-    visits: Visits,
+    work: WorkList,
     x: Rows,
     dy: Rows,
     banks: Arrays,
@@ -82,7 +82,7 @@ def hidden_layer_gradients(
     """Computes columns of the hidden layer again, and what the gradients of all banks need of it.
 
     Args:
-        visits: the work list.
+        work: the work list.
         x: inputs.
         dy: gradients of the outputs, before the gates.
         banks: (down, up[, gate]).
@@ -97,11 +97,11 @@ def hidden_layer_gradients(
     Returns:
         The piece of the gated hidden layer, [R, columns]; the gradients of the pre-activations with
         this piece, [R or more, F] each; and what it adds to those of the gates, float32 [R]. Rows
-        that are not visited hold anything.
+        in no item of the list hold anything.
     """
     products = [Product(0, bank, columns=piece) for bank in banks[1:]]
     products.append(Product(1, banks[0], transposed=True, columns=piece))
-    width, height, dtype = piece.width, visits.height, x.dtype
+    width, height, dtype = piece.width, work.height, x.dtype
     most = min(sizes.columns, piece.most)
     block, buffers = fit_columns(products, most, bank_budget(), narrow=True)
     before = piece.at(block)
@@ -111,18 +111,18 @@ def hidden_layer_gradients(
     lanes = LANES if chunks.size % LANES == 0 else chunks.size
     hidden_shape = jax.ShapeDtypeStruct((num_rows, width), dtype)
     # Whole tiles: the interpreter does not fill up what is passed on from piece to piece.
-    dpre_shape = jax.ShapeDtypeStruct((visits.tiles * height, piece.total), dtype)
-    per_row = jax.ShapeDtypeStruct((count, visits.tiles, 1, height), jnp.float32)
+    dpre_shape = jax.ShapeDtypeStruct((work.tiles * height, piece.total), dtype)
+    per_row = jax.ShapeDtypeStruct((count, work.tiles, 1, height), jnp.float32)
 
     def body(
-        visit: Visit, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
+        item: WorkItem, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
     ) -> None:
-        own = visit.own()
+        own = item.own()
         factor = as_column(block_refs[-1][...])[:, :1]
         (sums,) = scratch_refs
         sums[...] = jnp.zeros_like(sums)
 
-        def turn(at: Any) -> None:
+        def compute(at: Any) -> None:
             *pre, dhidden = (
                 p.chunk(tiles[p.source][...], bank, at, precision)
                 for p, bank in zip(products, block_refs[:-1], strict=True)
@@ -130,19 +130,19 @@ def hidden_layer_gradients(
             hidden, terms, dpre = hidden_gradients(pre, dhidden, factor, activation)
             if ragged:  # the last block reaches beyond what there is
                 column = jax.lax.broadcasted_iota(jnp.int32, (1, at.size), 1) + at.start
-                terms = jnp.where(visit.column * block + column < width, terms, 0)
+                terms = jnp.where(item.column * block + column < width, terms, 0)
             sums[...] += fold_lanes(terms)
             for out, value in zip(outs, (hidden, *dpre), strict=False):
                 out[:, at] = jnp.where(own, value.astype(dtype), out[:, at])
 
-        chunks.run(prepare, turn)
-        outs[-1][...] = jnp.where(own_lanes(visit), row_sums(sums[...]), outs[-1][...])
+        chunks.run(prepare, compute)
+        outs[-1][...] = jnp.where(own_lanes(item), row_sums(sums[...]), outs[-1][...])
 
     here: Callable[..., Any] = lambda n, e, t: (t, n)  # noqa: E731
     there: Callable[..., Any] = lambda n, e, t: (t, before + n)  # noqa: E731
     results = tile_call(
         body,
-        visits,
+        work,
         name="grouped_feed_forward_hidden_gradients",
         columns=count,
         rows=[x, dy],

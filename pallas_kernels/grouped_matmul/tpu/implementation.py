@@ -1,8 +1,8 @@
 """Sparse expert dispatch on TPUs, in Pallas (Mosaic) kernels.
 
-Rows are fetched by index, one DMA each, from the ungrouped inputs in words (`tpu_rows`), while the
+Rows are fetched by index, one DMA each, from the packed, ungrouped inputs (`rows`), while the
 products of earlier rows run; nothing of T*K rows is gathered in HBM, and nothing is padded to a
-capacity. Products leave grouped rows; `tpu_ungroup` fetches those of each token and sums them in a
+capacity. Products leave grouped rows; `ungroup` fetches those of each token and sums them in a
 fixed order. docs/kernels/grouped_matmul.md has the algorithm and the figures.
 
 What the backward pass keeps: the arguments, inputs in the form of the fetch. Hidden layers are
@@ -21,9 +21,10 @@ from jax import Array
 from jax.custom_batching import sequential_vmap
 from jax.typing import DTypeLike
 
+from pallas_kernels.grouped_matmul.hidden_layer import Activation, hidden_layer
+from pallas_kernels.grouped_matmul.implementations import Case
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
 from pallas_kernels.grouped_matmul.rows import flatten_rows, row_index, take_rows
-from pallas_kernels.grouped_matmul.target import Case, device_kind_in_force
 from pallas_kernels.grouped_matmul.tpu.block_sizes import (
     TOO_SMALL,
     BlockSizes,
@@ -40,39 +41,39 @@ from pallas_kernels.grouped_matmul.tpu.matmul import (
     weight_gradient,
 )
 from pallas_kernels.grouped_matmul.tpu.matmul_gradients import footprint, matmul_gradients
-from pallas_kernels.grouped_matmul.tpu.resident import (
-    Footprint,
-    feed_forward,
-    feed_forward_gradients,
-)
 from pallas_kernels.grouped_matmul.tpu.rows import (
     LANES,
     ROW_MULTIPLE,
     by_choice,
+    pack_rows,
+    round_packed,
     round_up,
-    rounded,
-    row_words,
 )
 from pallas_kernels.grouped_matmul.tpu.tiles import Rows
 from pallas_kernels.grouped_matmul.tpu.ungroup import ungroup_rows
-from pallas_kernels.grouped_matmul.tpu.visits import Visits, visits
-from pallas_kernels.grouped_matmul.xla.loops import Activation, hidden_layer
+from pallas_kernels.grouped_matmul.tpu.weight_stationary import (
+    Footprint,
+    feed_forward,
+    feed_forward_gradients,
+)
+from pallas_kernels.grouped_matmul.tpu.work_list import WorkList, work_list
+from pallas_kernels.target import device_kind_in_force
 
 Arrays = tuple[Array, ...]
 _DTYPES = ("float32", "bfloat16")
 
 
-def why_not(case: Case | None, platform: str | None) -> str | None:
-    """Why these kernels cannot run a case on a platform, or None; see `implementations`."""
+def unsupported(case: Case | None, platform: str | None) -> str | None:
+    """Says why the kernels cannot run a case; see `pallas_kernels.implementations`."""
     if platform not in (None, "tpu"):
-        return f"these kernels are for TPUs, and the platform is {platform!r}"
+        return f"its kernels are for TPUs, and the platform is {platform!r}"
     if platform is not None and device_kind_in_force() in TOO_SMALL:
-        return f"these kernels need more VMEM than a {device_kind_in_force()} has"
+        return f"its kernels need more VMEM than a {device_kind_in_force()} has"
     if case is None:
         return None
     for name, dtype in (("inputs", case.input_dtype), ("weights", case.weight_dtype)):
         if dtype.name not in _DTYPES:
-            return f"{name} must be {' or '.join(_DTYPES)} for these kernels, got {dtype.name}"
+            return f"{name} must be {' or '.join(_DTYPES)} for its kernels, got {dtype.name}"
     return _too_deep(case)
 
 
@@ -95,11 +96,11 @@ def _too_deep(case: Case) -> str | None:
 
 
 def _readable(x: Array, layout: str) -> Array:
-    """An array in any layout in the form that kernels read: grouped rows as they are, or words."""
+    """An array in any layout as kernels read it: grouped rows as they are, others packed."""
     if layout == "grouped":
         return x
-    words: Array = sequential_vmap(row_words)(flatten_rows(x, layout))
-    return words
+    packed: Array = sequential_vmap(pack_rows)(flatten_rows(x, layout))
+    return packed
 
 
 def _rows(readable: Array, width: int, plan: RoutingPlan, layout: str) -> Rows:
@@ -115,16 +116,16 @@ def _scale(gates: Array, plan: RoutingPlan) -> Array:
     return take_rows(gates.T.reshape(-1), place).astype(jnp.float32)
 
 
-def _visits(
+def _work_list(
     plan: RoutingPlan,
     sizes: BlockSizes,
     *,
     every_row: bool = False,
     every_expert: bool = False,
     cores: int | None = None,
-) -> Visits:
+) -> WorkList:
     height = min(sizes.height, round_up(plan.num_slots, 16))
-    return visits(
+    return work_list(
         plan,
         height,
         every_row=every_row,
@@ -137,7 +138,7 @@ def _products(
     plan: RoutingPlan, rows: list[Rows], products: list[Product], *, as_rows: bool, **settings: Any
 ) -> tuple[Array, Array | None]:
     sizes = block_sizes("matmul")
-    work = _visits(plan, sizes, every_row=not as_rows)
+    work = _work_list(plan, sizes, every_row=not as_rows)
 
     def run(rows: list[Rows], products: list[Product], **more: Any) -> tuple[Array, Array | None]:
         return expert_products(
@@ -162,7 +163,7 @@ def _products(
         total = part if total is None else total + part
         dots = more_dots if dots is None or more_dots is None else dots + more_dots
     assert total is not None, "there is a piece"
-    return rounded(total, output_dtype) if as_rows else total.astype(output_dtype), dots
+    return round_packed(total, output_dtype) if as_rows else total.astype(output_dtype), dots
 
 
 def _weight_gradient(
@@ -170,7 +171,7 @@ def _weight_gradient(
 ) -> tuple[Array, Array | None]:
     sizes = block_sizes("weights")
     return weight_gradient(
-        _visits(plan, sizes, every_expert=True, cores=1),  # its columns are divided
+        _work_list(plan, sizes, every_expert=True, cores=1),  # its columns are divided
         left,
         right,
         experts=plan.num_experts,
@@ -247,7 +248,7 @@ def _matmul_backward_pass(
     scale = None if gates is None else _scale(gates, plan)
     as_rows = input_layout != "grouped"
     sizes = block_sizes("matmul_gradient")
-    work = _visits(plan, sizes, every_expert=True, every_row=not as_rows)
+    work = _work_list(plan, sizes, every_expert=True, every_row=not as_rows)
     itemsize = max(x.dtype.itemsize, dy.dtype.itemsize)
     buffers = footprint(weights, itemsize, work.height).buffers(vmem_limit())
     if buffers is not None:
@@ -380,7 +381,7 @@ def grouped_matmul(
     output_dtype: DTypeLike,
 ) -> Array:
     """See `pallas_kernels.grouped_matmul.grouped_matmul`; arguments are validated already."""
-    # Words hold float32 or bfloat16; float32 is rounded to anything else.
+    # Packed rows hold float32 or bfloat16; float32 is rounded to anything else.
     dtype = output_dtype if jnp.dtype(output_dtype).name in _DTYPES else jnp.float32
     outputs: Array = _matmul(
         inputs, weights, plan, gates, bias, input_layout, output_layout, precision, dtype
@@ -419,7 +420,7 @@ def _feed_forward_forward_pass(
     sizes, buffers = _residence("feed_forward", plan, x, banks)
     if buffers is not None:
         outputs = feed_forward(
-            _visits(plan, sizes),
+            _work_list(plan, sizes),
             x,
             banks,
             num_rows=plan.num_slots,
@@ -470,7 +471,7 @@ def _feed_forward_backward_pass(
     sizes, buffers = _residence("feed_forward_gradient", plan, x, banks)
     if buffers is not None:
         dx, dbanks, dots = feed_forward_gradients(
-            _visits(plan, sizes, every_expert=True),
+            _work_list(plan, sizes, every_expert=True),
             x,
             dy,
             banks,
@@ -486,7 +487,7 @@ def _feed_forward_backward_pass(
     dpre: Arrays | None = None
     ddown: Any = None
     dots = jnp.zeros(plan.num_slots, jnp.float32)
-    work = _visits(plan, sizes)
+    work = _work_list(plan, sizes)
     for piece in hidden_pieces(banks[0].shape[1]):
         hidden, dpre, more_dots = hidden_layer_gradients(
             work,

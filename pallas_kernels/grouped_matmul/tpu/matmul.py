@@ -19,19 +19,19 @@ from pallas_kernels.grouped_matmul.tpu.block_sizes import BlockSizes, cores_in_f
 from pallas_kernels.grouped_matmul.tpu.rows import (
     LANES,
     ROW_MULTIPLE,
+    packed_dtype,
+    packed_shape,
     padded_width,
     round_up,
     store_columns,
-    word_dtype,
-    words_shape,
 )
-from pallas_kernels.grouped_matmul.tpu.tiles import Block, Rows, Visit, tile_call
-from pallas_kernels.grouped_matmul.tpu.visits import Visits
+from pallas_kernels.grouped_matmul.tpu.tiles import Block, Rows, WorkItem, tile_call
+from pallas_kernels.grouped_matmul.tpu.work_list import WorkList
 
 # Sublanes that a register of the narrowest dtype packs; parts of a tile are multiples.
 _PACKED_ROWS = 16
-# Of a matrix that a turn multiplies with, where its chunk is larger than 512 columns.
-_TURN_ELEMENTS = 2 * 2**20
+# Of a matrix that an iteration multiplies with, where its chunk is larger than 512 columns.
+_ITERATION_ELEMENTS = 2 * 2**20
 
 
 def dot(a: Array, b: Array, axes: tuple[int, int], precision: jax.lax.Precision) -> Array:
@@ -69,9 +69,9 @@ class Chunks:
 
     Attributes:
         width: columns of the block.
-        size: columns of a turn.
+        size: columns of an iteration.
         parts: parts that the preparation of a tile is cut into.
-        unrolled: whether the turns are written out.
+        unrolled: whether the iterations are written out.
     """
 
     width: int
@@ -84,45 +84,45 @@ class Chunks:
         """The largest chunk up to that of `sizes` that divides the block, or the block.
 
         Chunks of more than 512 columns only where a product sums over `depth` so short that the
-        code of a turn stays short enough to compile in seconds.
+        code of an iteration stays short enough to compile in seconds.
         """
-        most = min(sizes.chunk, max(512, _TURN_ELEMENTS // depth))
+        most = min(sizes.chunk, max(512, _ITERATION_ELEMENTS // depth))
         fitting = [size for size in range(LANES, most + 1, LANES) if width % size == 0]
         size = max(fitting, default=width)
-        turns = width // size
-        parts = turns if height % (turns * _PACKED_ROWS) == 0 else 1
+        iterations = width // size
+        parts = iterations if height % (iterations * _PACKED_ROWS) == 0 else 1
         return cls(width, size, parts, sizes.unrolled)
 
     @property
-    def turns(self) -> int:
-        """Of the inner loop."""
+    def iterations(self) -> int:
+        """How often the inner loop runs."""
         return self.width // self.size
 
     def at(self, c: Any) -> Any:
-        """The columns of a turn."""
+        """The columns of an iteration."""
         if isinstance(c, int):
             return pl.ds(c * self.size, self.size)
         return pl.ds(pl.multiple_of(c * self.size, self.size), self.size)
 
-    def loop(self, first: int, turn: Callable[[Any], None]) -> None:
-        """Calls `turn` with the numbers of the turns from `first` on."""
+    def loop(self, first: int, compute: Callable[[Any], None]) -> None:
+        """Calls `compute` with the numbers of the iterations from `first` on."""
         if self.unrolled:
-            for c in range(first, self.turns):
-                turn(c)
-        elif first < self.turns:
-            lax.fori_loop(first, self.turns, lambda c, carry: turn(c), None)
+            for c in range(first, self.iterations):
+                compute(c)
+        elif first < self.iterations:
+            lax.fori_loop(first, self.iterations, lambda c, carry: compute(c), None)
 
-    def run(self, prepare: Callable[[Any], None], turn: Callable[[Any], None]) -> None:
-        """Calls `turn(slice of columns)` for each chunk, and `prepare` for each part."""
+    def run(self, prepare: Callable[[Any], None], compute: Callable[[Any], None]) -> None:
+        """Calls `compute(slice of columns)` for each chunk, and `prepare` for each part."""
         if self.parts == 1:
             prepare(0)
 
         def step(c: Any) -> None:
             if self.parts > 1:
                 prepare(c)
-            turn(self.at(c))
+            compute(self.at(c))
 
-        if self.turns == 1:
+        if self.iterations == 1:
             step(0)
         else:
             self.loop(0, step)
@@ -157,14 +157,14 @@ def vector_block(height: int) -> Block:
     return Block((None, 1, height), lambda n, e, t: (t, 0, 0))
 
 
-def own_lanes(visit: Visit) -> Array:
+def own_lanes(item: WorkItem) -> Array:
     """Boolean [1, height]; which rows of the tile belong to the expert, along the lanes."""
-    return visit.own_along(1)
+    return item.own_along(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Some columns of an array, whose blocks are cut so that they begin where one does.
+    """A range of columns of an array, cut where a block begins.
 
     Attributes:
         first: column.
@@ -325,7 +325,7 @@ def _sum(*products: Array) -> Array:
 
 
 def expert_products(
-    visits: Visits,
+    work: WorkList,
     rows: Sequence[Rows],
     products: Sequence[Product],
     *,
@@ -343,13 +343,13 @@ def expert_products(
     """Every grouped row by its expert's matrices: epilogue(products) + bias, times scale.
 
     Args:
-        visits: the work list, for every row.
+        work: the work list, for every row.
         rows: row operands.
         products: what is multiplied; all of one width N.
         num_rows: R.
         sizes: of blocks.
         output_dtype: of the result.
-        as_rows: whether the result is for fetching rows from, in words, or [R, N].
+        as_rows: whether the result is for fetching rows from, packed, or [R, N].
         precision: of the products.
         epilogue: makes one [M, columns] of the products.
         bias: [E, N].
@@ -358,12 +358,12 @@ def expert_products(
         name: of the kernel.
 
     Returns:
-        The result, and float32 [R], <row of the product, row of `against`>, or None. Rows that are
-        not visited hold anything.
+        The result, and float32 [R], <row of the product, row of `against`>, or None. Rows in
+        no item of the list hold anything.
     """
     width = products[0].width
     experts = products[0].bank.shape[0]
-    height = visits.height
+    height = work.height
     block, buffers = fit_columns(
         products, sizes.columns, bank_budget(), narrow=not as_rows and against is None
     )
@@ -381,10 +381,10 @@ def expert_products(
     scratch = []
     results: list[tuple[jax.ShapeDtypeStruct, Block | None]] = []
     if as_rows:
-        planes, *rest = words_shape(num_rows, block, output_dtype)
+        planes, *rest = packed_shape(num_rows, block, output_dtype)
         results.append(
             (
-                jax.ShapeDtypeStruct((count * planes, *rest), word_dtype(output_dtype)),
+                jax.ShapeDtypeStruct((count * planes, *rest), packed_dtype(output_dtype)),
                 Block((planes, height, LANES), lambda n, e, t: (n, t, 0)),
             )
         )
@@ -399,7 +399,7 @@ def expert_products(
     if against is not None:
         results.append(
             (
-                jax.ShapeDtypeStruct((count, visits.tiles, 1, height), jnp.float32),
+                jax.ShapeDtypeStruct((count, work.tiles, 1, height), jnp.float32),
                 Block((None, None, 1, height), lambda n, e, t: (n, t, 0, 0)),
             )
         )
@@ -407,19 +407,19 @@ def expert_products(
         operands.append(dataclasses.replace(against, width=block, place=this_column))
 
     def body(
-        visit: Visit, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
+        item: WorkItem, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
     ) -> None:
         out = outs[0]
         banks = block_refs[: len(products)]
         others = list(block_refs[len(products) :])
         bias_ref = others.pop(0) if bias is not None else None
         factor = as_column(others.pop(0)[...])[:, :1] if scale is not None else None
-        own = visit.own()
-        routed = visit.expert < experts
+        own = item.own()
+        routed = item.expert < experts
         if against is not None:
             scratch_refs[-1][...] = jnp.zeros_like(scratch_refs[-1])
 
-        def turn(at: Any) -> None:
+        def compute(at: Any) -> None:
             y = epilogue(
                 *(
                     p.chunk(tiles[p.source][...], bank, at, precision)
@@ -432,7 +432,7 @@ def expert_products(
                 terms = y * tiles[-1][:, at].astype(jnp.float32)
                 if ragged:  # the last block reaches beyond what there is
                     column = lax.broadcasted_iota(jnp.int32, (1, at.size), 1) + at.start
-                    terms = jnp.where(visit.column * block + column < width, terms, 0)
+                    terms = jnp.where(item.column * block + column < width, terms, 0)
                 scratch_refs[-1][...] += fold_lanes(terms)
             if factor is not None:
                 y = y * factor
@@ -442,18 +442,18 @@ def expert_products(
                 y = jnp.where(routed, y, 0).astype(output_dtype)
                 out[:, at] = jnp.where(own, y, out[:, at])
 
-        chunks.run(prepare, turn)
+        chunks.run(prepare, compute)
         if as_rows:
             store_columns(out, scratch_refs[0], output_dtype, own)
         if against is not None:
             sums = row_sums(scratch_refs[-1][...])
             sums = jnp.where(routed, sums, 0)
-            outs[1][...] = jnp.where(own_lanes(visit), sums, outs[1][...])
+            outs[1][...] = jnp.where(own_lanes(item), sums, outs[1][...])
 
     depth = sum(p.depth for p in products)
     outputs = tile_call(
         body,
-        visits,
+        work,
         name=name,
         columns=count,
         rows=operands,
@@ -474,7 +474,7 @@ def expert_products(
 
 
 def weight_gradient(
-    visits: Visits,
+    work: WorkList,
     left: Rows,
     right: Rows,
     *,
@@ -491,7 +491,7 @@ def weight_gradient(
     """left.T @ (right times scale) over each expert's rows, [E, K, N].
 
     Args:
-        visits: the work list, for every expert.
+        work: the work list, for every expert.
         left: rows [R, K].
         right: rows [R, N].
         experts: E.
@@ -507,7 +507,7 @@ def weight_gradient(
     Returns:
         The products, and float32 [E, N] or None.
     """
-    height, depth, width = visits.height, left.width, right.width
+    height, depth, width = work.height, left.width, right.width
     piece = Piece(0, depth, depth) if piece is None else piece
     block = column_blocks(width, sizes.columns)
     across = -(-width // block)
@@ -544,21 +544,21 @@ def weight_gradient(
         scratch.append(pltpu.VMEM((1, block), jnp.float32))
 
     def body(
-        visit: Visit, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
+        item: WorkItem, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
     ) -> None:
         total, masked = scratch_refs[:2]
 
-        @pl.when(visit.opens_expert)
+        @pl.when(item.opens_expert)
         def _() -> None:
             for ref in (total, *scratch_refs[2:]):
                 ref[...] = jnp.zeros_like(ref)
 
-        own = visit.own()
+        own = item.own()
         factor = as_column(block_refs[0][...])[:, :1] if scale is not None else None
         a = tiles[0][...]
         masked[...] = jnp.where(own, a, jnp.zeros_like(a))
 
-        def turn(at: Any) -> None:
+        def compute(at: Any) -> None:
             b = tiles[1][:, at]
             b = jnp.where(own, b if factor is None else b.astype(jnp.float32) * factor, 0)
             if with_sums:
@@ -566,18 +566,18 @@ def weight_gradient(
                 scratch_refs[2][:, at] += sums
             total[:, at] += dot(masked[...], b.astype(right.dtype), (0, 0), precision)
 
-        chunks.run(prepare, turn)
+        chunks.run(prepare, compute)
 
-        @pl.when(visit.closes_expert)
+        @pl.when(item.closes_expert)
         def _() -> None:
             outs[0][...] = total[...].astype(output_dtype)
             if with_sums:
                 outs[1][...] = scratch_refs[2][...]
 
-    num_rows = visits.offsets.shape[0]
+    num_rows = work.offsets.shape[0]
     outputs = tile_call(
         body,
-        visits,
+        work,
         name=name,
         columns=count,
         rows=[left, right],
@@ -589,7 +589,7 @@ def weight_gradient(
         column_cores=cores,
         vmem_limit=vmem_limit(),
         cost=pl.CostEstimate(
-            flops=2 * visits.tiles * height * depth * width,
+            flops=2 * work.tiles * height * depth * width,
             bytes_accessed=experts * depth * width * jnp.dtype(output_dtype).itemsize
             + num_rows * (depth + width) * left.dtype.itemsize,
             transcendentals=0,

@@ -22,19 +22,19 @@ from pallas_kernels.grouped_matmul.tpu.matmul import (
     row_sums,
     vector_block,
 )
-from pallas_kernels.grouped_matmul.tpu.resident import (
+from pallas_kernels.grouped_matmul.tpu.rows import LANES, padded_width, round_up, store_columns
+from pallas_kernels.grouped_matmul.tpu.tiles import Block, Rows, WorkItem, tile_call
+from pallas_kernels.grouped_matmul.tpu.weight_stationary import (
     Footprint,
     expert_block,
     pipelined,
     rows_result,
 )
-from pallas_kernels.grouped_matmul.tpu.rows import LANES, padded_width, round_up, store_columns
-from pallas_kernels.grouped_matmul.tpu.tiles import Block, Rows, Visit, tile_call
-from pallas_kernels.grouped_matmul.tpu.visits import Visits
+from pallas_kernels.grouped_matmul.tpu.work_list import WorkList
 
 
 def footprint(weights: Array, itemsize: int, height: int) -> Footprint:
-    """What `matmul_gradients` needs of VMEM; `itemsize` is that of the wider of `x` and `dy`."""
+    """VMEM that `matmul_gradients` needs; `itemsize` is that of the wider of `x` and `dy`."""
     _, depth, width = weights.shape
     elements = round_up(depth, 16) * round_up(width, LANES)
     matrix = elements * weights.dtype.itemsize
@@ -44,7 +44,7 @@ def footprint(weights: Array, itemsize: int, height: int) -> Footprint:
 
 
 def matmul_gradients(
-    visits: Visits,
+    work: WorkList,
     x: Rows,
     dy: Rows,
     weights: Array,
@@ -60,7 +60,7 @@ def matmul_gradients(
     """The gradients of inputs, weights, gates and bias.
 
     Args:
-        visits: the work list, for every expert.
+        work: the work list, for every expert.
         x: inputs [R, K].
         dy: gradients of the outputs [R, N], before the gates.
         weights: [E, K, N].
@@ -73,11 +73,11 @@ def matmul_gradients(
         precision: of the products.
 
     Returns:
-        The gradients of the inputs, in words or [R, K], of the weights, of the gates, float32
-        [R], and of the bias, float32 [E, N]. Rows that are not visited hold anything.
+        The gradients of the inputs, packed or [R, K], of the weights, of the gates, float32
+        [R], and of the bias, float32 [E, N]. Rows in no item of the list hold anything.
     """
     experts, depth, width = weights.shape
-    height, dtype = visits.height, x.dtype
+    height, dtype = work.height, x.dtype
     chunks = Chunks.of(width, sizes, height, depth)
     results: list[tuple[jax.ShapeDtypeStruct, Block | None]] = [
         rows_result(num_rows, depth, height, dtype)
@@ -88,24 +88,24 @@ def matmul_gradients(
         ),
     ]
     if scale is not None:
-        per_row = jax.ShapeDtypeStruct((visits.tiles, 1, height), jnp.float32)
+        per_row = jax.ShapeDtypeStruct((work.tiles, 1, height), jnp.float32)
         results.append((per_row, vector_block(height)))
-    specs = [ExpertSums(experts, (depth, width), weights.dtype, visits.cores)]
+    specs = [ExpertSums(experts, (depth, width), weights.dtype, work.cores)]
     if with_sums:
-        specs.append(ExpertSums(experts, (1, width), jnp.float32, visits.cores))
+        specs.append(ExpertSums(experts, (1, width), jnp.float32, work.cores))
     own_results = len(results)
 
     def body(
-        visit: Visit, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
+        item: WorkItem, tiles: Any, block_refs: Any, outs: Any, scratch_refs: Any, prepare: Any
     ) -> None:
         outs, parts = outs[:own_results], outs[own_results:]
-        sums = [Sums.of(spec, visit, parts, scratch_refs) for spec in specs]
-        turned, scaled, dx = scratch_refs
-        own, routed = visit.own(), visit.expert < experts
+        sums = [Sums.of(spec, item, parts, scratch_refs) for spec in specs]
+        transposed, scaled, dx = scratch_refs
+        own, routed = item.own(), item.expert < experts
         for kept_sum in sums:
             kept_sum.open()
         kept = jnp.where(own, tiles[0][...], jnp.zeros_like(tiles[0]))
-        turned[...] = kept.T
+        transposed[...] = kept.T
         dx[...] = jnp.zeros_like(dx)
         factor = None if scale is None else as_column(block_refs[1][...])[:, :1]
 
@@ -118,16 +118,16 @@ def matmul_gradients(
             scaled[...] = product.astype(scaled.dtype)
 
         def use(at: Any) -> None:
-            # First what the end of the visit waits for, so that it runs beside the others.
+            # First what the end of the item waits for, so that it runs beside the others.
             dx[:, :depth] += dot(tiles[1][:, at], block_refs[0][:, at], (1, 1), precision)
-            sums[0].total[:, at] += dot(turned[...], scaled[...], (1, 0), precision)
+            sums[0].total[:, at] += dot(transposed[...], scaled[...], (1, 0), precision)
 
         pipelined(chunks, prepare, make, use)
         rows = dx[:, :depth]
         if factor is not None:
             products = fold_lanes(rows * kept.astype(jnp.float32))
             gates = row_sums(products)
-            outs[-1][...] = jnp.where(own_lanes(visit), gates, outs[-1][...])
+            outs[-1][...] = jnp.where(own_lanes(item), gates, outs[-1][...])
             rows = rows * factor
         if as_rows:
             dx[:, :depth] = rows
@@ -145,7 +145,7 @@ def matmul_gradients(
         blocks.append((row_blocks(scale, height), vector_block(height)))
     outputs = tile_call(
         body,
-        visits,
+        work,
         name="grouped_matmul_resident_gradients",
         columns=1,
         rows=[x, dy],
@@ -167,5 +167,5 @@ def matmul_gradients(
         ),
     )
     dgates = None if scale is None else outputs[1].reshape(-1)[:num_rows]
-    dx, (dweights, *dbias) = joined(specs, outputs[own_results:], visits, outputs[0])
+    dx, (dweights, *dbias) = joined(specs, outputs[own_results:], work, outputs[0])
     return dx, dweights, dgates, dbias[0][:, 0] if dbias else None

@@ -1,13 +1,13 @@
-"""Rows in the form in which a DMA can fetch any one of them, and the fetching.
+"""Packed rows: the form in which a DMA can fetch any one of them, and the fetching.
 
-Rows narrower than 32 bits share words in a 2-D array and cannot be copied one by one. So rows of
-bfloat16 are kept in words of two columns: of every 1024 columns (or of all, where there are no
-more) those of the first half lie in the low halves of the words, those of the second half in the
-high ones. Each half is a float32 but for a shift or a mask, so words need no change of form to be
-where products want them, and no change of order. Rows of float32 are words already.
+Two rows narrower than 32 bits share a register's lanes in a 2-D array, and cannot be copied one by
+one. So two columns of rows of bfloat16 are packed into one of uint32: of every 1024 columns (or of
+all, where there are no more) those of the first half lie in the low 16 bits, those of the second
+half in the high ones. Each half is a float32 but for a shift or a mask, so that unpacking gives
+products what they want, in order. Rows of float32 are as they are.
 
-Words come in planes of 128, [P, R, 128]: where a row begins takes one shift to tell. A copy brings
-a row from all planes of an array to all planes of a tile.
+Packed columns come in planes of 128, [P, R, 128]: where a row begins takes one shift to tell. A
+copy brings a row from all planes of an array to all planes of a tile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROW_MULTIPLE = LANES * SUBLANES
 _HALF_BITS, _HIGH = 16, 0xFFFF0000
 # Rows of the narrowest dtype that fill registers.
 _PACKED_ROWS = 16
-# Of a block of rows that is brought into words.
+# Of a block of rows that is packed.
 _BLOCK_BYTES = 2**20
 
 
@@ -38,33 +38,33 @@ def round_up(x: int, multiple: int) -> int:
 
 
 def padded_width(width: int) -> int:
-    """Columns of rows in words, of which there are `width` columns."""
+    """Columns of rows of `width` columns, padded to be packed."""
     return round_up(width, 2 * LANES if width <= ROW_MULTIPLE else ROW_MULTIPLE)
 
 
-def _is_word(dtype: DTypeLike) -> bool:
+def _fills_lanes(dtype: DTypeLike) -> bool:
     return jnp.dtype(dtype).itemsize == 4
 
 
-def word_dtype(dtype: DTypeLike) -> Any:
-    """Of words of rows of a dtype."""
-    return jnp.dtype(dtype) if _is_word(dtype) else jnp.dtype(jnp.uint32)
+def packed_dtype(dtype: DTypeLike) -> Any:
+    """The dtype of packed rows of a dtype."""
+    return jnp.dtype(dtype) if _fills_lanes(dtype) else jnp.dtype(jnp.uint32)
 
 
-def row_dtype(words: Array) -> Any:
-    """Of the rows in words."""
-    return jnp.dtype(jnp.bfloat16) if words.dtype == jnp.uint32 else words.dtype
+def unpacked_dtype(packed: Array) -> Any:
+    """The dtype of the rows that are packed there."""
+    return jnp.dtype(jnp.bfloat16) if packed.dtype == jnp.uint32 else packed.dtype
 
 
-def words_shape(rows: int, width: int, dtype: DTypeLike) -> tuple[int, int, int]:
+def packed_shape(rows: int, width: int, dtype: DTypeLike) -> tuple[int, int, int]:
     """[P, R, 128]."""
     return padded_width(width) * jnp.dtype(dtype).itemsize // 4 // LANES, rows, LANES
 
 
 def _columns(planes: int, dtype: DTypeLike) -> Iterator[tuple[int, ...]]:
-    """For each plane the first columns of what its words hold: one, or the low and high halves'."""
+    """For each plane the first columns of what it holds: one, or the low and high halves'."""
     for plane in range(planes):
-        if _is_word(dtype):
+        if _fills_lanes(dtype):
             yield (plane * LANES,)
         else:
             part = min(planes, SUBLANES // 2)
@@ -72,8 +72,8 @@ def _columns(planes: int, dtype: DTypeLike) -> Iterator[tuple[int, ...]]:
             yield low, low + part * LANES
 
 
-def _join(low: Array, high: Array) -> Array:
-    """Rounds two of the same shape to bfloat16; the words of both."""
+def _pack_pair(low: Array, high: Array) -> Array:
+    """Rounds two of the same shape to bfloat16 and packs them into uint32."""
     low, high = (
         lax.bitcast_convert_type(x.astype(jnp.bfloat16).astype(jnp.float32), jnp.uint32)
         for x in (low, high)
@@ -81,24 +81,24 @@ def _join(low: Array, high: Array) -> Array:
     return (low >> _HALF_BITS) | high
 
 
-def _words(parts: list[Array], dtype: DTypeLike) -> Array:
-    return parts[0].astype(dtype) if _is_word(dtype) else _join(*parts)
+def _pack(parts: list[Array], dtype: DTypeLike) -> Array:
+    return parts[0].astype(dtype) if _fills_lanes(dtype) else _pack_pair(*parts)
 
 
-def row_words(rows: Array) -> Array:
-    """[R, D] to words [P, R, 128], in one pass over the array; in two where D has to be padded."""
+def pack_rows(rows: Array) -> Array:
+    """Packs [R, D] into [P, R, 128], in one pass over it; in two where D has to be padded."""
     count, width = rows.shape
     rows = jnp.pad(rows, ((0, 0), (0, padded_width(width) - width)))
-    shape = words_shape(count, width, rows.dtype)
+    shape = packed_shape(count, width, rows.dtype)
     some = max(_BLOCK_BYTES // (rows.shape[1] * rows.dtype.itemsize) // _PACKED_ROWS, 1)
     height = min(some * _PACKED_ROWS, round_up(count, _PACKED_ROWS))
 
-    def kernel(source: Any, words: Any) -> None:
-        store_columns(words, source, source.dtype)
+    def kernel(source: Any, packed: Any) -> None:
+        store_columns(packed, source, source.dtype)
 
-    words: Array = pl.pallas_call(
+    packed: Array = pl.pallas_call(
         kernel,
-        out_shape=jax.ShapeDtypeStruct(shape, word_dtype(rows.dtype)),
+        out_shape=jax.ShapeDtypeStruct(shape, packed_dtype(rows.dtype)),
         grid=(-(-count // height),),
         in_specs=[pl.BlockSpec((height, rows.shape[1]), lambda i: (i, 0))],
         out_specs=pl.BlockSpec((shape[0], height, LANES), lambda i: (0, i, 0)),
@@ -108,26 +108,26 @@ def row_words(rows: Array) -> Array:
         ),
         name="grouped_matmul_row_words",
     )(rows)
-    return words
+    return packed
 
 
-def rounded(words: Array, dtype: DTypeLike) -> Array:
-    """Words of float32 to those of another dtype."""
-    if not _is_word(dtype):
+def round_packed(packed: Array, dtype: DTypeLike) -> Array:
+    """Packed rows of float32 to those of another dtype."""
+    if not _fills_lanes(dtype):
         # XLA may leave a conversion there and back out, but not this.
-        words = lax.reduce_precision(words, exponent_bits=8, mantissa_bits=7)
-    planes = words.shape[0] * jnp.dtype(dtype).itemsize // 4
+        packed = lax.reduce_precision(packed, exponent_bits=8, mantissa_bits=7)
+    planes = packed.shape[0] * jnp.dtype(dtype).itemsize // 4
     columns = _columns(planes, dtype)
-    return jnp.stack([_words([words[at // LANES] for at in some], dtype) for some in columns])
+    return jnp.stack([_pack([packed[at // LANES] for at in some], dtype) for some in columns])
 
 
 def load_columns(
-    words: Any, first: Any, count: int, dtype: DTypeLike
+    packed: Any, first: Any, count: int, dtype: DTypeLike
 ) -> Iterator[tuple[int, Array]]:
-    """Reads rows in words, 128 columns at a time; in a kernel.
+    """Reads packed rows, 128 columns at a time; in a kernel.
 
     Args:
-        words: ref [P, M, 128].
+        packed: ref [P, M, 128].
         first: row.
         count: of rows.
         dtype: of the rows.
@@ -135,9 +135,9 @@ def load_columns(
     Yields:
         The first column, and [count, 128] as float32 where rows are of bfloat16.
     """
-    for plane, columns in enumerate(_columns(words.shape[0], dtype)):
-        both = words[plane, pl.ds(first, count), :]
-        if _is_word(dtype):
+    for plane, columns in enumerate(_columns(packed.shape[0], dtype)):
+        both = packed[plane, pl.ds(first, count), :]
+        if _fills_lanes(dtype):
             yield columns[0], both
             continue
         yield columns[0], lax.bitcast_convert_type(both << _HALF_BITS, jnp.float32)
@@ -145,18 +145,18 @@ def load_columns(
         yield columns[1], lax.bitcast_convert_type(high, jnp.float32)
 
 
-def store_columns(words: Any, rows: Any, dtype: DTypeLike, own: Array | None = None) -> None:
-    """Rounds rows and stores them in words; in a kernel.
+def store_columns(packed: Any, rows: Any, dtype: DTypeLike, own: Array | None = None) -> None:
+    """Rounds rows and stores them packed; in a kernel.
 
     Args:
-        words: ref [P, M, 128].
-        rows: ref [M, columns of the words].
-        dtype: of the rows in words.
+        packed: ref [P, M, 128].
+        rows: ref [M, packed columns].
+        dtype: of the packed rows.
         own: boolean [M, 1], which rows are stored; None for all.
     """
-    for plane, columns in enumerate(_columns(words.shape[0], dtype)):
-        new = _words([rows[:, at : at + LANES] for at in columns], dtype)
-        words[plane] = new if own is None else jnp.where(own, new, words[plane])
+    for plane, columns in enumerate(_columns(packed.shape[0], dtype)):
+        new = _pack([rows[:, at : at + LANES] for at in columns], dtype)
+        packed[plane] = new if own is None else jnp.where(own, new, packed[plane])
 
 
 def by_choice(values: Array, choices: int) -> Array:
@@ -185,7 +185,7 @@ def index_blocks(index: Array, rows: int, height: int) -> Array:
 
 
 def start_rows(
-    words: Any,
+    packed: Any,
     index: Any,
     buffer: Any,
     semaphore: Any,
@@ -199,7 +199,7 @@ def start_rows(
 
     def start(j: Any, carry: None) -> None:
         at = first + j
-        row = words.at[:, pl.ds(index[0, at], 1), :]
+        row = packed.at[:, pl.ds(index[0, at], 1), :]
         pltpu.make_async_copy(row, buffer.at[:, pl.ds(at, 1), :], semaphore).start()
 
     lax.fori_loop(0, count, start, None, unroll=True)

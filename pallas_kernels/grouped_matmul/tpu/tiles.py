@@ -1,15 +1,15 @@
 """The frame of the kernels that work tile by tile through the grouped rows.
 
-A grid step is one visit (`tpu_visits`) of one column block. Where a jax device has two cores, the
-outermost axis of the grid divides the visits, or the column blocks, between them; all else of the
-grid is a core's own, and so are scratch and pipelines. Operands come as
+A grid step is one item of the work list (`work_list`) for one column block. Where a jax device has
+two cores, the outermost axis of the grid divides the work list, or the column blocks, between them;
+all else of the grid is a core's own, and so are scratch and pipelines. Operands come as
 
 - `Rows`: the tile's rows, fetched one by one through an index where they have one;
 - blocks: whatever a `pl.BlockSpec` can describe, pipelined by Pallas.
 
 Rows with an index run through a pipeline of three stages, so that nothing stands between the
 products of two steps: while a step multiplies, the rows of the next step (already fetched) are
-brought from words into the form of the product, and the rows of the step after that are fetched.
+unpacked into the form of the product, and the rows of the step after that are fetched.
 Both are cut into parts, which the body calls for between its products, without a predicate: under
 one they would not be scheduled beside the products. The last steps therefore prepare the first
 tiles once more.
@@ -32,12 +32,12 @@ from pallas_kernels.grouped_matmul.tpu.rows import (
     LANES,
     index_blocks,
     load_columns,
-    row_dtype,
+    packed_shape,
     start_rows,
+    unpacked_dtype,
     wait_rows,
-    words_shape,
 )
-from pallas_kernels.grouped_matmul.tpu.visits import Visits
+from pallas_kernels.grouped_matmul.tpu.work_list import WorkList
 
 
 def _first(n: Any) -> Any:
@@ -50,7 +50,7 @@ class Rows:
     """The rows of the tiles, all columns of them or a block.
 
     Attributes:
-        rows: [R, D] in grouped order, or, with an index, any rows in words (`tpu_rows`).
+        rows: [R, D] in grouped order, or, with an index, any packed rows (`rows`).
         width: columns of a tile; if not all, a multiple of 1024.
         index: int32 [N]; which row each grouped row reads; None for rows in grouped order.
         place: which block of columns, from the column block of the grid.
@@ -63,18 +63,18 @@ class Rows:
 
     @property
     def dtype(self) -> Any:
-        """Of the rows."""
-        return self.rows.dtype if self.index is None else row_dtype(self.rows)
+        """The dtype of the rows."""
+        return self.rows.dtype if self.index is None else unpacked_dtype(self.rows)
 
     def buffer(self, height: int) -> tuple[int, int, int]:
-        """The shape of a tile in words; of an array of rows that has no more, all of its planes."""
-        planes, rows, lanes = words_shape(height, self.width, self.dtype)
+        """The shape of a packed tile; of an array of rows that has no more, all of its planes."""
+        planes, rows, lanes = packed_shape(height, self.width, self.dtype)
         return min(planes, self.rows.shape[0]), rows, lanes
 
 
 @dataclasses.dataclass(frozen=True)
 class Division:
-    """How the grid's axes (core, column block, visit) divide the work.
+    """The division of the work over the grid's axes (core, column block, item).
 
     Attributes:
         length: of a core's work list; 0 if both have the same one.
@@ -84,8 +84,8 @@ class Division:
     length: int
     columns: int
 
-    def visit(self, core: Any, number: Any) -> Any:
-        """The place of a visit in the work lists."""
+    def item(self, core: Any, number: Any) -> Any:
+        """The place of an item in the work lists."""
         return core * self.length + number if self.length else number
 
     def column(self, core: Any, number: Any) -> Any:
@@ -108,30 +108,30 @@ class Block:
     buffers: int = 2
 
     def spec(self, division: Division) -> pl.BlockSpec:
-        """As Pallas takes it: grid indices, then the scalars of `Visits`."""
+        """The block as Pallas takes it: grid indices, then the scalars of `WorkList`."""
 
         def place(c: Any, n: Any, v: Any, expert: Any, tile: Any, *rest: Any) -> Any:
             del rest
-            at = division.visit(c, v)
+            at = division.item(c, v)
             return self.place(division.column(c, n), expert[at], tile[at])
 
         mode = None if self.buffers == 2 else pl.Buffered(self.buffers)
         return pl.BlockSpec(self.shape, place, pipeline_mode=mode)
 
 
-class Visit:
-    """What a kernel body knows of the visit it makes.
+class WorkItem:
+    """The work item of a grid step, as a kernel body sees it.
 
     Attributes:
         core: 0 or 1.
         column: the column block.
-        expert: the visit's expert, E for rows that have none.
+        expert: the item's expert, E for rows that have none.
         tile: its tile.
         first_expert: of this core.
-        partial: the expert whose rows may be divided between the cores, or -1; see `Visits`.
-        opens_expert: whether it is the core's first visit for the expert.
+        partial: the expert whose rows may be divided between the cores, or -1; see `WorkList`.
+        opens_expert: whether it is the core's first item of the expert.
         closes_expert: whether it is the core's last one.
-        ends: whether it is the core's last visit to this column block.
+        ends: whether it is the core's last item of this column block.
     """
 
     def __init__(self, scalars: Sequence[Any], height: int, cores: int, division: Division):
@@ -139,7 +139,7 @@ class Visit:
         self.core: Any = pl.program_id(0) if cores > 1 else 0
         self.number, self.steps = pl.program_id(2), count[0]
         self.column = division.column(self.core, pl.program_id(1))
-        at = functools.partial(division.visit, self.core)
+        at = functools.partial(division.item, self.core)
         self.expert, self.tile = experts[at(self.number)], tiles[at(self.number)]
         self.first_expert, self.partial = experts[at(0)], partial[self.core]
         # Steps that only wait for the other core own nothing.
@@ -165,7 +165,7 @@ class Visit:
         return self.own_along(0)
 
 
-# Given the visit, refs of the tiles [height, D], of the blocks, of the results and of the scratch,
+# Given the item, refs of the tiles [height, D], of the blocks, of the results and of the scratch,
 # and a function that does one part of the preparation of later steps.
 Body = Callable[..., None]
 
@@ -185,26 +185,26 @@ class _Fetch:
     flat: Any
     semaphore: Any
 
-    def start(self, index: Any, slot: Any, first: Any, count: int, column: Any) -> None:
+    def start(self, index: Any, buffer: Any, first: Any, count: int, column: Any) -> None:
         size = self.raw.shape[1]
         source = self.source
         if size < source.shape[0]:
             source = source.at[pl.ds(self.rows.place(column) * size, size)]
-        start_rows(source, index, self.raw.at[slot], self.semaphore.at[slot], first, count)
+        start_rows(source, index, self.raw.at[buffer], self.semaphore.at[buffer], first, count)
 
-    def wait(self, slot: Any) -> None:
-        wait_rows(self.raw.at[slot], self.semaphore.at[slot])
+    def wait(self, buffer: Any) -> None:
+        wait_rows(self.raw.at[buffer], self.semaphore.at[buffer])
 
-    def flatten(self, slot: Any, first: Any, count: int) -> None:
+    def flatten(self, buffer: Any, first: Any, count: int) -> None:
         rows, width = pl.ds(first, count), self.flat.shape[2]
-        for column, values in load_columns(self.raw.at[slot], first, count, self.flat.dtype):
+        for column, values in load_columns(self.raw.at[buffer], first, count, self.flat.dtype):
             if column < width:
                 some = min(LANES, width - column)
                 place = slice(column, column + some)
-                self.flat[slot, rows, place] = values[:, :some].astype(self.flat.dtype)
+                self.flat[buffer, rows, place] = values[:, :some].astype(self.flat.dtype)
 
     def begin(self, first: Any, second: Any) -> None:
-        """Before the first step: its tile is made ready, and that of the second is fetched.
+        """Makes the tile of the first step ready, and fetches that of the second.
 
         Args:
             first: the column block of the first step.
@@ -231,7 +231,7 @@ def _direct_block(rows: Rows, height: int) -> Block:
 
 def tile_call(
     body: Body,
-    visits: Visits,
+    work: WorkList,
     *,
     name: str,
     columns: int,
@@ -245,35 +245,35 @@ def tile_call(
     vmem_limit: int,
     cost: pl.CostEstimate,
 ) -> tuple[Array, ...]:
-    """Runs `body(visit, tiles, blocks, results, scratch, prepare)` on every visit and column block.
+    """Runs `body(item, tiles, blocks, results, scratch, prepare)` for every item and column block.
 
     Args:
         body: computes a step. It calls `prepare(part)` once for each of the `parts`, where the
             scheduler can hide it.
-        visits: the work list.
+        work: the work list.
         name: of the kernel, as compilers and profilers show it.
-        columns: how often the visits are gone through.
+        columns: how often the work list is gone through.
         rows: operands whose tiles the body gets.
         blocks: operands in blocks.
         results: shapes and blocks of the results; those without a block stay in HBM, and the body
             copies to them.
-        into: for each result an array that it takes the place of, or None; blocks that no visit
+        into: for each result an array that it takes the place of, or None; blocks that no item
             writes stay as they were. May be shorter than the results.
         scratch: VMEM scratch shapes.
         parts: into how many equal parts a tile's preparation is divided.
-        column_cores: cores that the columns are divided between; if above 1, the visits are not.
+        column_cores: cores that the columns are divided between; if above 1, the items are not.
         vmem_limit: bytes.
         cost: what the kernel does, for XLA's scheduler.
     """
-    height = visits.height
+    height = work.height
     share = height // parts
-    cores = max(visits.cores, column_cores)
+    cores = max(work.cores, column_cores)
     assert share * parts == height, (height, parts)
-    assert 1 in (visits.cores, column_cores), "the visits or the columns are divided"
+    assert 1 in (work.cores, column_cores), "the items or the columns are divided"
     assert columns % column_cores == 0, (columns, column_cores)
     columns //= column_cores
     division = Division(
-        visits.expert.shape[0] // cores if visits.cores > 1 else 0,
+        work.expert.shape[0] // cores if work.cores > 1 else 0,
         columns if column_cores > 1 else 0,
     )
     fetched = [r for r in rows if r.index is not None]
@@ -283,7 +283,7 @@ def tile_call(
         def place(c: Any, n: Any, v: Any, expert: Any, tile: Any, offsets: Any, *rest: Any) -> Any:
             del n, expert, offsets
             count, _ = rest
-            return tile[division.visit(c, lax.rem(v + ahead, count[0]))], 0, 0
+            return tile[division.item(c, lax.rem(v + ahead, count[0]))], 0, 0
 
         return pl.BlockSpec((None, 1, height), place, memory_space=pltpu.SMEM)
 
@@ -309,7 +309,7 @@ def tile_call(
     aliases = {}
     for result, array in enumerate(into):
         if array is not None:
-            aliases[len(visits.scalars) + len(operands)] = result
+            aliases[len(work.scalars) + len(operands)] = result
             operands.append(array)
             specs.append(in_hbm)
 
@@ -321,7 +321,7 @@ def tile_call(
             del remaining[:count]
             return taken
 
-        visit = Visit(take(len(visits.scalars)), height, cores, division)
+        item = WorkItem(take(len(work.scalars)), height, cores, division)
         sources = [take(4) for _ in fetched]
         direct_refs, block_refs = take(len(direct)), take(len(blocks))
         take(len(aliases))  # the results themselves
@@ -331,12 +331,12 @@ def tile_call(
             for r, (source, *indices) in zip(fetched, sources, strict=True)
         ]
         column = pl.program_id(1)
-        step = column * visit.steps + visit.number
-        slot = lax.rem(step, 2)
+        step = column * item.steps + item.number
+        buffer = lax.rem(step, 2)
 
         def column_of(ahead: int) -> Any:
-            later = column + lax.div(visit.number + ahead, visit.steps)
-            return division.column(visit.core, lax.rem(later, columns))
+            later = column + lax.div(item.number + ahead, item.steps)
+            return division.column(item.core, lax.rem(later, columns))
 
         @pl.when(step == 0)
         def _() -> None:
@@ -344,31 +344,31 @@ def tile_call(
                 pipeline.begin(column_of(0), column_of(1))
 
         for pipeline in pipelines:
-            pipeline.wait(1 - slot)
+            pipeline.wait(1 - buffer)
 
         def prepare(part: Any) -> None:
             first = part * share
             for pipeline in pipelines:
-                pipeline.flatten(1 - slot, first, share)
-                pipeline.start(pipeline.indices[2], slot, first, share, column_of(2))
+                pipeline.flatten(1 - buffer, first, share)
+                pipeline.start(pipeline.indices[2], buffer, first, share, column_of(2))
 
-        flat, whole = iter(p.flat.at[slot] for p in pipelines), iter(direct_refs)
+        flat, whole = iter(p.flat.at[buffer] for p in pipelines), iter(direct_refs)
         tiles = [next(whole) if r.index is None else next(flat) for r in rows]
-        body(visit, tiles, block_refs, result_refs, scratch_refs, prepare)
+        body(item, tiles, block_refs, result_refs, scratch_refs, prepare)
 
         if pipelines:
 
-            @pl.when((column == columns - 1) & visit.ends)
+            @pl.when((column == columns - 1) & item.ends)
             def _() -> None:
                 for pipeline in pipelines:
-                    pipeline.wait(slot)
+                    pipeline.wait(buffer)
 
     outputs = pl.pallas_call(
         kernel,
         out_shape=[shape for shape, _ in results],
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(visits.scalars),
-            grid=(cores, columns, visits.count[0]),
+            num_scalar_prefetch=len(work.scalars),
+            grid=(cores, columns, work.count[0]),
             in_specs=specs,
             out_specs=[in_hbm if block is None else block.spec(division) for _, block in results],
             scratch_shapes=[
@@ -385,5 +385,5 @@ def tile_call(
         input_output_aliases=aliases,
         cost_estimate=cost,
         name=name,
-    )(*visits.scalars, *operands)
+    )(*work.scalars, *operands)
     return tuple(outputs)

@@ -22,8 +22,8 @@ from pallas_kernels.grouped_matmul.tpu.rows import (
     index_blocks,
     load_columns,
     round_up,
-    row_dtype,
     start_rows,
+    unpacked_dtype,
     wait_rows,
 )
 
@@ -55,7 +55,7 @@ def ungroup_rows(
     The sum runs over the slots of a token in their order, in float32, whatever the plan.
 
     Args:
-        rows: in words, as `tpu_matmul.expert_products` leaves them; rows without an expert may hold
+        rows: packed, as `matmul.expert_products` leaves them; rows without an expert may hold
             anything.
         plan: the routing plan.
         width: N, of the rows.
@@ -68,7 +68,7 @@ def ungroup_rows(
     """
     tokens, slots = plan.num_tokens, plan.experts_per_token
     summed = layout == "tokens"
-    dtype = row_dtype(rows)
+    dtype = unpacked_dtype(rows)
     height = _height(tokens, slots, rows.shape[0] * LANES * rows.dtype.itemsize)
     tiles = -(-tokens // height)
     rows_of_slots = by_choice(plan.inverse, slots) if summed else plan.inverse
@@ -105,7 +105,7 @@ def ungroup_rows(
         source: Any, now: Any, ahead: Any, weight: Any, out: Any, raw: Any, sem: Any
     ) -> None:
         step = pl.program_id(1)
-        slot = lax.rem(step, 2)
+        buffer = lax.rem(step, 2)
 
         @pl.when(step == 0)
         def _() -> None:
@@ -114,15 +114,15 @@ def ungroup_rows(
 
             lax.fori_loop(0, slots, part, None)
 
-        wait_rows(raw.at[slot], sem.at[slot])
+        wait_rows(raw.at[buffer], sem.at[buffer])
 
         def fetch(first: int, count: int) -> None:
-            start_rows(source, ahead, raw.at[1 - slot], sem.at[1 - slot], first, count)
+            start_rows(source, ahead, raw.at[1 - buffer], sem.at[1 - buffer], first, count)
 
         def picked(k: int) -> Iterator[tuple[Any, Array]]:
             """Columns, and the slots' values there; 0 for slots without an expert."""
             factor = as_column(weight[k])[:, :1]
-            for column, y in load_columns(raw.at[slot], k * height, height, dtype):
+            for column, y in load_columns(raw.at[buffer], k * height, height, dtype):
                 if column < width:
                     some = min(LANES, width - column)
                     y = y[:, :some] * factor if summed else y[:, :some]
@@ -142,7 +142,7 @@ def ungroup_rows(
 
         @pl.when(step == steps - 1)
         def _() -> None:
-            wait_rows(raw.at[1 - slot], sem.at[1 - slot])
+            wait_rows(raw.at[1 - buffer], sem.at[1 - buffer])
 
     def index_spec(place: Any) -> pl.BlockSpec:
         return pl.BlockSpec((None, 1, slots * height), place, memory_space=pltpu.SMEM)

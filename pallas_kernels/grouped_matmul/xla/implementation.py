@@ -27,10 +27,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import sequential_vmap
 from jax.typing import DTypeLike
 
+from pallas_kernels.grouped_matmul.hidden_layer import PRE_ACTIVATION_NAME, Activation
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
 from pallas_kernels.grouped_matmul.xla import loops, ragged
-
-PRE_ACTIVATION_NAME = "expert_pre_activation"
 
 
 def _on_platform(name: str, *args: Any, **settings: Any) -> Any:
@@ -122,7 +121,7 @@ def _feed_forward_rows(
     banks: tuple[Array, ...],
     plan: RoutingPlan,
     gates: Array,
-    activation: loops.Activation,
+    activation: Activation,
     precision: jax.lax.Precision,
 ) -> tuple[Array, tuple[Array, ...]]:
     result: tuple[Array, tuple[Array, ...]] = _on_platform(
@@ -143,7 +142,7 @@ def _feed_forward(
     banks: tuple[Array, ...],
     plan: RoutingPlan,
     gates: Array,
-    activation: loops.Activation,
+    activation: Activation,
     precision: jax.lax.Precision,
 ) -> Array:
     return _feed_forward_rows(inputs, banks, plan, gates, activation, precision)[0]
@@ -155,7 +154,7 @@ def _feed_forward_forward(*args: Any) -> tuple[Array, tuple[Any, ...]]:
 
 
 def _feed_forward_backward(
-    activation: loops.Activation,
+    activation: Activation,
     precision: jax.lax.Precision,
     saved: tuple[Any, ...],
     cotangent: Array,
@@ -177,7 +176,7 @@ def grouped_feed_forward(
     gates: Array,
     gate_weights: Array | None,
     *,
-    activation: loops.Activation,
+    activation: Activation,
     precision: jax.lax.Precision,
 ) -> Array:
     """See `pallas_kernels.grouped_matmul.grouped_feed_forward`; arguments are validated already."""

@@ -7,29 +7,21 @@ product from 128 rows on; products that contract the first axis of both operands
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from pallas_kernels.grouped_matmul.hidden_layer import Activation, hidden_layer
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
 from pallas_kernels.grouped_matmul.rows import gates_by_row, take_rows, ungroup
 from pallas_kernels.grouped_matmul.xla.block_sizes import tile_heights
 from pallas_kernels.grouped_matmul.xla.tile_loop import Arrays, Tile, loop_over_experts
 
-Activation = Callable[[Array], Array]
-
 
 def compute_dtype(x: Array) -> DTypeLike:
     """float32, or wider if x is."""
     return jnp.promote_types(jnp.float32, x.dtype)
-
-
-def hidden_layer(pre: Arrays, activation: Activation) -> Array:
-    """The hidden layer from the pre-activations (up,) or (up, gate)."""
-    return activation(pre[0]) if len(pre) == 1 else activation(pre[1]) * pre[0]
 
 
 def _dot(a: Array, b: Array, b_axis: int, precision: jax.lax.Precision) -> Array:

@@ -12,14 +12,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from pallas_kernels.grouped_matmul.hidden_layer import Activation, hidden_layer
 from pallas_kernels.grouped_matmul.plan import RoutingPlan
 from pallas_kernels.grouped_matmul.rows import flatten_rows, row_index, take_rows, ungroup
-from pallas_kernels.grouped_matmul.xla.loops import (
-    Activation,
-    compute_dtype,
-    hidden_layer,
-    padded_rows,
-)
+from pallas_kernels.grouped_matmul.xla.loops import compute_dtype, padded_rows
 
 Arrays = tuple[Array, ...]
 

@@ -90,7 +90,7 @@ def loop_over_experts(
         )
         return written, terms
 
-    def visit(i: Array, state: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
+    def one_expert(i: Array, state: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
         buffers, sums = state
         expert = busy[i]
         start, size = plan.group_offsets[expert], plan.group_sizes[expert]
@@ -122,6 +122,6 @@ def loop_over_experts(
         return buffers, sums
 
     result: tuple[Arrays, Arrays] = jax.lax.fori_loop(
-        0, jnp.sum(has_rows), visit, (row_buffers, expert_sums)
+        0, jnp.sum(has_rows), one_expert, (row_buffers, expert_sums)
     )
     return result

@@ -18,7 +18,7 @@ from modbrick.config import (
 )
 from modbrick.convert.correspondence import correspondence
 from modbrick.convert.format import Format, Row, Translation, fused, row
-from modbrick.convert.layouts import TRANSPOSED
+from modbrick.convert.transforms import TRANSPOSED
 from modbrick.errors import InputError
 from tests.contracts.conversion import check_rows
 

@@ -1,20 +1,29 @@
-"""Safetensors: what the reference implementation reads, and nothing that contradicts itself."""
+"""Safetensors: read and written as the reference does, but for what contradicts itself."""
 
 from __future__ import annotations
 
 import json
 import random
+import resource
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from modbrick.errors import InputError
-from modbrick.formats.safetensors import LARGEST_HEADER, read_safetensors
+from modbrick.formats.safetensors import (
+    LARGEST_HEADER,
+    SafetensorsWriter,
+    TensorSpec,
+    read_safetensors,
+    read_with_metadata,
+)
 
 F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
@@ -92,6 +101,8 @@ HOSTILE: dict[str, tuple[Any, str]] = {
         "overlaps",
     ),
     "gap": ({"x": {"dtype": "F32", "shape": [5], "data_offsets": [4, 24]}}, "leaves a gap"),
+    "metadata no texts": ({"__metadata__": {"a": 1}, "x": F32}, "__metadata__ must hold texts"),
+    "metadata no table": ({"__metadata__": ["a"], "x": F32}, "__metadata__ must hold texts"),
     "bytes of nobody": ({"x": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}}, "4 bytes"),
 }
 
@@ -101,6 +112,90 @@ def test_contradictions_are_refused(tmp_path: Path, case: str) -> None:
     header, message = HOSTILE[case]
     with pytest.raises(InputError, match=message):
         read_safetensors(write(tmp_path / "a.safetensors", header))
+
+
+VALUES: dict[str, np.ndarray] = {
+    "a": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "b": np.arange(5).astype(jnp.bfloat16),
+    "scalar": np.array(3, np.float16),
+    "c.ä": np.arange(6).reshape(1, 6).astype(np.float16),
+}
+SPECS = {name: TensorSpec(value.shape, value.dtype) for name, value in VALUES.items()}
+
+
+@pytest.mark.parametrize("metadata", [{}, {"format": "pt", "licence": "å\n"}])
+def test_the_reference_reads_what_is_written_in_pieces(
+    tmp_path: Path, metadata: dict[str, str]
+) -> None:
+    path = tmp_path / "x.safetensors"
+    with SafetensorsWriter(path, SPECS, metadata) as writer:
+        writer.write(VALUES["a"][:1])
+        writer.write(VALUES["a"].T[:, 1:].T)  # not in C order
+        for name in ("b", "scalar", "c.ä"):
+            writer.write(VALUES[name])
+    found = load_file(path)
+    assert found.keys() == VALUES.keys()
+    tensors, kept = read_with_metadata(path)
+    assert kept == metadata
+    for name, value in VALUES.items():
+        assert found[name].tobytes() == value.tobytes()
+        assert tensors[name].read().tobytes() == value.tobytes()
+    with safe_open(path, "numpy") as opened:
+        assert (opened.metadata() or {}) == metadata
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
+
+
+def test_other_values_than_announced_are_an_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="announced, not written"),
+        SafetensorsWriter(tmp_path / "few", SPECS) as writer,
+    ):
+        writer.write(VALUES["a"])
+    with (
+        pytest.raises(ValueError, match="only 72 are left"),
+        SafetensorsWriter(tmp_path / "many", SPECS) as writer,
+    ):
+        writer.write(np.zeros(100))
+    for name, dtype in (("__metadata__", np.float32), ("a", np.complex64)):
+        with pytest.raises(ValueError, match="no safetensors file holds"):
+            SafetensorsWriter(tmp_path / "other", {name: TensorSpec((1,), np.dtype(dtype))})
+
+
+# Why the reader and the writer are not those of the `safetensors` package.
+
+
+@pytest.mark.parametrize("case", ["a name twice", "more than that", "nothing of everything"])
+def test_the_package_takes_contradictions(tmp_path: Path, case: str) -> None:
+    path = write(tmp_path / "a.safetensors", HOSTILE[case][0])
+    with safe_open(path, "numpy") as opened:
+        assert "x" in opened.keys()  # noqa: SIM118
+    with pytest.raises(InputError):
+        read_safetensors(path)
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory, those of mapped files among them."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_the_package_holds_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    specs = {str(number): TensorSpec((8, 1 << 20), np.dtype(np.uint8)) for number in range(16)}
+    with SafetensorsWriter(path, specs) as writer:
+        for _ in specs:
+            writer.write(np.ones((8, 1 << 20), np.uint8))
+    before, most = resident(), 0
+    for tensor in read_safetensors(path).values():
+        for row in range(8):
+            tensor.read(row, row + 1).sum()
+            most = max(most, resident() - before)
+    assert most < 20 << 20
+    with safe_open(path, "numpy") as opened:
+        for name in specs:
+            for row in range(8):
+                opened.get_slice(name)[row : row + 1].sum()
+        assert resident() - before > 100 << 20
 
 
 @pytest.mark.parametrize("size", [25, LARGEST_HEADER + 1, 2**63, 2**64 - 1])

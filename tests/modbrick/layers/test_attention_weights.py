@@ -8,8 +8,9 @@ import pytest
 
 from modbrick.config import AttentionConfig
 from modbrick.layers.attention_weights import attention_weights
-from pallas_kernels.attention.softmax.xla import softmax_attention
-from pallas_kernels.attention.stickbreaking import stickbreaking_attention
+from modbrick.layers.context import Visibility
+from pallas_kernels.softmax_attention import softmax_attention
+from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 
 RANDOM = np.random.default_rng(0)
 QUERY, KEY, VALUE = (
@@ -25,6 +26,11 @@ VISIBLE: dict[str, Any] = {
 }
 
 
+def seen(visible: dict[str, Any]) -> Visibility:
+    names = ("key_mask", "query_segment_ids", "key_segment_ids")
+    return Visibility(visible["query_offset"], **{name: visible[name] for name in names})
+
+
 def mixed(weights):
     """Values by these weights, `[B, S, N, W]`; two query heads read one value head."""
     grouped = np.asarray(weights).reshape(2, 2, 2, 4, 9)
@@ -34,7 +40,7 @@ def mixed(weights):
 @pytest.mark.parametrize("attend_current", [True, False])
 def test_stickbreaking_weights_are_those_attention_uses(attend_current):
     config = AttentionConfig(4, 8, key_value_heads=2, window=4, attend_current=attend_current)
-    weights = attention_weights(config, QUERY, KEY, **VISIBLE)
+    weights = attention_weights(config, QUERY, KEY, seen(VISIBLE))
     output = stickbreaking_attention(QUERY, KEY, VALUE, attend_current=attend_current, **VISIBLE)
     np.testing.assert_allclose(mixed(weights), output.output, atol=1e-5)
     total = np.asarray(weights).sum(-1) + np.asarray(output.remainder).swapaxes(1, 2)
@@ -43,7 +49,7 @@ def test_stickbreaking_weights_are_those_attention_uses(attend_current):
 
 def test_softmax_weights_are_those_attention_uses():
     config = AttentionConfig(4, 8, kind="softmax", key_value_heads=2, window=4)
-    weights = attention_weights(config, QUERY, KEY, **VISIBLE)
+    weights = attention_weights(config, QUERY, KEY, seen(VISIBLE))
     output = softmax_attention(QUERY, KEY, VALUE, **VISIBLE)
     np.testing.assert_allclose(mixed(weights), output, atol=1e-5)
     np.testing.assert_allclose(np.asarray(weights).sum(-1), np.ones((2, 4, 4)), atol=1e-5)
@@ -53,4 +59,4 @@ def test_softmax_weights_are_those_attention_uses():
 def test_a_query_that_sees_nothing_has_no_weights(kind):
     config = AttentionConfig(4, 8, kind=kind, key_value_heads=2)
     blind = VISIBLE | {"key_mask": jnp.zeros((2, 9), bool), "window": None}
-    np.testing.assert_array_equal(attention_weights(config, QUERY, KEY, **blind), 0.0)
+    np.testing.assert_array_equal(attention_weights(config, QUERY, KEY, seen(blind)), 0.0)

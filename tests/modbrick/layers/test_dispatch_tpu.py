@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.training.step import loss_function
+from modbrick.training.tasks.pretraining import next_token_totals
 from pallas_kernels.compile_report import lower_for_tpu
 from pallas_kernels.grouped_matmul.tpu.block_sizes import KERNELS, BlockSizes, compiling_for
 from tests.modbrick.layers.tiny import SPARSE, model_config, model_of, relative_error, tokens_of
@@ -37,7 +38,7 @@ def _batch(length: int) -> dict[str, jax.Array]:
 def _value_and_gradients(dispatch: str, **changes: Any) -> Any:
     config = model_config(SPARSE, **changes)
     execution = ExecutionConfig(attention="xla", dispatch=dispatch)
-    loss = loss_function(config, execution, ObjectiveConfig())
+    loss = loss_function(next_token_totals, config, execution, ObjectiveConfig())
 
     def run(parameters: Any, batch: Any) -> Any:
         return jax.value_and_grad(lambda p: loss(p, batch, jnp.int32(0), None)[0])(parameters)

@@ -39,6 +39,7 @@ from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.schema import from_mapping
 from modbrick.training.program import train_program
 from modbrick.training.run_config import RunConfig, TrainingConfig
+from modbrick.training.tasks.pretraining import Pretraining
 
 LAYERS, EXPERTS = 3, 8
 
@@ -132,7 +133,7 @@ def step_text(config: MeshConfig, execution: ExecutionConfig, devices: list[Any]
         execution=execution,
         mesh=config,
     )
-    program = train_program(run, mesh)
+    program = train_program(run, Pretraining(run), mesh)
     step: Any = program.step
     with jax.set_mesh(mesh):
         return compiled_text(step.lower(program.state, program.batch()), devices)

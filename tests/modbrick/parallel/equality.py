@@ -25,6 +25,7 @@ from modbrick.objective import ObjectiveConfig
 from modbrick.parallel import MeshConfig, make_mesh, parameter_shardings
 from modbrick.parallel.batch import batch_sharding
 from modbrick.training.step import loss_function
+from modbrick.training.tasks.pretraining import next_token_totals
 
 ROWS, LENGTH, VOCABULARY = 16, 24, 48
 OBJECTIVE = ObjectiveConfig(load_balancing=0.3, switch=0.2, router_z=0.1, concentration=0.05)
@@ -64,7 +65,7 @@ def batch() -> dict[str, np.ndarray]:
 
 def values(parameters: Any, data: Any, execution: ExecutionConfig) -> dict[str, np.ndarray]:
     """Loss, its parts, dropped choices and gradients of one step, by name."""
-    loss = loss_function(CONFIG, execution, OBJECTIVE, microbatches=1)
+    loss = loss_function(next_token_totals, CONFIG, execution, OBJECTIVE)
     # The compiler's effort would be most of the time.
     options = {"xla_backend_optimization_level": 0}
     function = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options)

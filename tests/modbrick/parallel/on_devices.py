@@ -22,8 +22,8 @@ from modbrick.execution import ExecutionConfig
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.parallel.attention import Keys, Offset, attend_over_mesh
 from modbrick.parallel.dispatch import make_dispatch
-from pallas_kernels.attention.softmax.xla import softmax_attention
-from pallas_kernels.attention.stickbreaking import stickbreaking_attention
+from pallas_kernels.softmax_attention import softmax_attention
+from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 
 EXPERTS, K, WIDTH, HIDDEN = 8, 2, 6, 10
 ROWS, LENGTH = 8, 5

@@ -20,6 +20,7 @@ from modbrick.planning.compile_worker import MEMORY
 from modbrick.schema import from_json
 from modbrick.training.program import train_program
 from modbrick.training.run_config import RunConfig
+from modbrick.training.tasks.pretraining import Pretraining
 
 
 def memory(name: str) -> int:
@@ -33,7 +34,7 @@ def memory(name: str) -> int:
 def main(path: str) -> None:
     config = from_json(RunConfig, Path(path).read_text())
     mesh = make_mesh(config.mesh)
-    program = train_program(config, mesh)
+    program = train_program(config, Pretraining(config), mesh)
     with jax.set_mesh(mesh):
         compiled = program.step.lower(program.state, program.batch()).compile()  # type: ignore[attr-defined]
         before = memory("VmRSS")

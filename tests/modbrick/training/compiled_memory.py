@@ -27,6 +27,7 @@ from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.schema import from_mapping
 from modbrick.training.program import train_program
 from modbrick.training.run_config import RunConfig, TrainingConfig
+from modbrick.training.tasks.pretraining import Pretraining
 from pallas_kernels.compile_report.compilation import tpu_devices
 
 LAYERS, WIDTH, HIDDEN, ROWS, LENGTH, DEVICES = 6, 512, 4096, 16, 512, 4
@@ -58,7 +59,7 @@ def step(memory: str, devices: Sequence[jax.Device]) -> Any:
     """Lowers a whole step."""
     run = run_config(memory)
     mesh = make_mesh(run.mesh, devices)
-    program = train_program(run, mesh)
+    program = train_program(run, Pretraining(run), mesh)
     compiled: Any = program.step
     with jax.set_mesh(mesh):
         return compiled.lower(program.state, program.batch())

@@ -29,6 +29,7 @@ from modbrick.training.offload import check_host_memory
 from modbrick.training.program import train_program
 from modbrick.training.run_config import RunConfig, TrainingConfig
 from modbrick.training.state import TrainState, initial_state
+from modbrick.training.tasks.pretraining import Pretraining
 from pallas_kernels.compile_report.compilation import LIBTPU_ENVIRONMENT
 from tests.modbrick.training.compiled_memory import (
     DEVICES,
@@ -74,7 +75,7 @@ def state_after_two_steps(model: ModelConfig, **choices: str) -> TrainState:
         "loss_mask": ones,
     }
     with jax.set_mesh(mesh):
-        program = train_program(run, mesh)
+        program = train_program(run, Pretraining(run), mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
         parameters = initial_parameters(model, jax.random.key(0))
         state = initial_state(parameters, program.partition, program.optimizer, shardings)

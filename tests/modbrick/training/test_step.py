@@ -18,7 +18,8 @@ from modbrick.optimizer import Optimizer, OptimizerConfig
 from modbrick.parameters import Partition
 from modbrick.schema import from_mapping
 from modbrick.training.state import initial_state
-from modbrick.training.step import loss_function, train_step
+from modbrick.training.step import loss_function, samples_routing, train_step
+from modbrick.training.tasks.pretraining import next_token_totals
 
 
 def model(sample_top_k: int = 0) -> ModelConfig:
@@ -57,7 +58,9 @@ OBJECTIVE = ObjectiveConfig(load_balancing=0.3, switch=0.2, router_z=0.1, concen
 
 def gradient(microbatches: int, data: dict[str, np.ndarray]) -> tuple[float, Any]:
     config = model()
-    loss = loss_function(config, ExecutionConfig(), OBJECTIVE, microbatches)
+    loss = loss_function(
+        next_token_totals, config, ExecutionConfig(), OBJECTIVE, microbatches=microbatches
+    )
     parameters = initial_parameters(config, jax.random.key(1))
     function = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, _), gradients = function(parameters, data, jnp.int32(0), None)
@@ -93,15 +96,14 @@ def run(steps: int, *, seed: int = 0, frozen: tuple[str, ...] = (), sample: int 
         OptimizerConfig, {"learning_rate": 0.01, "schedule": {"kind": "constant"}}
     )
     optimizer = Optimizer(optimizer_config, partition, 100)
-    step = jax.jit(
-        train_step(config, ExecutionConfig(), OBJECTIVE, optimizer, partition, seed=seed),
-        donate_argnums=0,
-    )
+    loss = loss_function(next_token_totals, config, ExecutionConfig(), OBJECTIVE)
+    step = train_step(loss, optimizer, partition, seed=seed if samples_routing(config) else None)
+    step = jax.jit(step, donate_argnums=0)
     state = initial_state(initial_parameters(config, jax.random.key(1)), partition, optimizer)
     losses = []
     for _ in range(steps):
-        state, report = step(state, batch())
-        losses.append(float(report.parts["next_token"]))
+        state, metrics = step(state, batch())
+        losses.append(float(metrics.parts["next_token"]))
     return partition.join(state.trainable, state.frozen), losses, state
 
 

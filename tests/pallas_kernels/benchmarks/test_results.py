@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from pallas_kernels.benchmarks.results import PARTS, add_run, read_results
-from pallas_kernels.benchmarks.tables import tables
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
 OP = "grouped_matmul"
 FIRST, SECOND = {"commit": "aaa", "date": "2026-01-01"}, {"commit": "bbb", "date": "2026-01-02"}
 
@@ -79,10 +77,3 @@ def test_a_file_is_read_if_it_holds_results_of_the_op(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_results(file, OP)
-
-
-@pytest.mark.parametrize("op", ["grouped_matmul", "stickbreaking_attention"])
-def test_the_page_shows_the_figures_that_are_kept(op: str) -> None:
-    page = (DOCS / "kernels.md").read_text()
-    for table in tables(read_results(DOCS / f"figures/kernels_{op}.json", op)):
-        assert f"**{table.title}**\n\n{table.to_markdown()}\n" in page, table.title

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.benchmarks.timing import relative_error, take_turns
+from pallas_kernels.benchmarks.timing import relative_error, time_interleaved
 
 
 def test_contenders_get_the_same_fresh_data_in_turn() -> None:
@@ -22,7 +22,7 @@ def test_contenders_get_the_same_fresh_data_in_turn() -> None:
         return (jnp.full((4,), float(number)),)
 
     rounds: list[int] = []
-    times = take_turns(
+    times = time_interleaved(
         {"a": contender("a"), "b": contender("b")},
         inputs,
         rounds=2,
@@ -42,7 +42,7 @@ def test_wrong_results_show() -> None:
     def inputs(number: int):
         return (jax.random.normal(jax.random.key(number + 1), (8,)),)
 
-    times = take_turns({"a": lambda x: x + 1}, inputs, rounds=1, expected=lambda x: x)
+    times = time_interleaved({"a": lambda x: x + 1}, inputs, rounds=1, expected=lambda x: x)
     assert times["a"].errors[0] > 0.1
 
 

@@ -1,7 +1,7 @@
 """The kernel for the gradients of keys and values on Hopper GPUs.
 
 A block of the grid takes 64 keys and goes through the rows that see them, 128 at a time, of all
-heads that share the keys; it goes on from what `gpu_d_query` wrote down. Two warpgroups break the
+heads that share the keys; it goes on from what `d_query` wrote down. Two warpgroups break the
 sticks of 64 rows each and put weights and gradients of the logits into shared memory. Then one adds
 to the gradient of the values, the other to that of the keys. So every gradient is summed by one
 warpgroup in one order: no atomic additions, and the same bits each time.
@@ -18,8 +18,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.attention.stickbreaking.gpu import registers as registers
-from pallas_kernels.attention.stickbreaking.gpu import tiles as tiles
+from pallas_kernels.attention.stickbreaking.gpu import registers, tiles
 from pallas_kernels.attention.stickbreaking.gpu.tiles import (
     BLOCK_ROWS,
     COMPUTE_GROUPS,
@@ -45,7 +44,7 @@ def d_key_value(
 
     Args:
       problem: what the kernel is compiled for; its blocks have 64 keys.
-      query: as `gpu_d_query.d_query` takes them, like key, value, d_output, bound, counts, offset
+      query: as `d_query.d_query` takes them, like key, value, d_output, bound, counts, offset
         and ids.
       key: see there.
       value: see there.
@@ -86,15 +85,17 @@ def d_key_value(
             head = key_head * group_size + index // jnp.maximum(count, 1)
             return head, low + lax.rem(index, jnp.maximum(count, 1))
 
-        def walk(visit: Any, carry: Any) -> Any:
-            """`visit(slot, head, row_block, number, carry)` for each visited block of rows."""
+        def walk(compute: Any, carry: Any) -> Any:
+            """`compute(stage, head, row_block, number, carry)` for each visited block of rows."""
 
             def step(index: jax.Array, state: Any) -> Any:
                 number, carry = state
                 head, row_block = place(index)
 
                 def go(carry: Any) -> Any:
-                    return visit(lax.rem(number, jnp.int32(stages)), head, row_block, number, carry)
+                    return compute(
+                        lax.rem(number, jnp.int32(stages)), head, row_block, number, carry
+                    )
 
                 if not problem.tolerance:
                     return number + 1, go(carry)
@@ -114,8 +115,8 @@ def d_key_value(
             if id_refs:
                 column_ids = tiles.load_columns(id_refs[1].at[batch, pl.ds(start, keys)])
 
-            def visit(
-                slot: jax.Array, head: jax.Array, row_block: jax.Array, number: jax.Array, acc: Any
+            def compute(
+                stage: jax.Array, head: jax.Array, row_block: jax.Array, number: jax.Array, acc: Any
             ) -> Any:
                 first = row_block * BLOCK_ROWS + group * ROWS_PER_GROUP
                 rows = pl.ds(first, ROWS_PER_GROUP)
@@ -123,9 +124,9 @@ def d_key_value(
                 rest = tiles.load_rows(rest_ref.at[batch, head, block, rows])
                 bound = tiles.load_rows(bound_ref.at[batch, head, rows])
                 row_ids = tiles.load_rows(id_refs[0].at[batch, rows]) if id_refs else None
-                plgpu.barrier_wait(row_full.at[slot])
-                logits = tiles.product(row_smem.at[slot, 1, group], k_smem, tile)
-                d_weights = tiles.product(row_smem.at[slot, 0, group], v_smem, tile)
+                plgpu.barrier_wait(row_full.at[stage])
+                logits = tiles.product(row_smem.at[stage, 1, group], k_smem, tile)
+                d_weights = tiles.product(row_smem.at[stage, 0, group], v_smem, tile)
                 full_low, full_high = problem.full_key_blocks(first, ROWS_PER_GROUP, offset)
                 logits = lax.cond(
                     (full_low <= block) & (block < full_high),
@@ -151,16 +152,16 @@ def d_key_value(
                 acc = registers.accumulate_transposed(
                     acc,
                     *(
-                        (pair_smem.at[group, half], row_smem.at[slot, group, half])
+                        (pair_smem.at[group, half], row_smem.at[stage, group, half])
                         for half in range(COMPUTE_GROUPS)
                     ),
                 )
                 plgpu.barrier_arrive(read)
-                plgpu.barrier_arrive(row_free.at[slot])
+                plgpu.barrier_arrive(row_free.at[stage])
                 return acc
 
             acc = plgpu.layout_cast(jnp.zeros((keys, width), jnp.float32), registers.TILE)
-            number, acc = walk(visit, acc)
+            number, acc = walk(compute, acc)
             pl.when(number > 0)(lambda: plgpu.barrier_wait(read))
             target = (batch, pl.ds(start, keys), key_head)
 
@@ -180,16 +181,16 @@ def d_key_value(
             plgpu.copy_gmem_to_smem(v_ref.at[source], v_smem, kv_full)
 
             def copy(
-                slot: jax.Array, head: jax.Array, row_block: jax.Array, number: jax.Array, _: None
+                stage: jax.Array, head: jax.Array, row_block: jax.Array, number: jax.Array, _: None
             ) -> None:
-                pl.when(number >= stages)(lambda: plgpu.barrier_wait(row_free.at[slot]))
+                pl.when(number >= stages)(lambda: plgpu.barrier_wait(row_free.at[stage]))
                 for which, ref in enumerate((do_ref, q_ref)):
                     for half in range(COMPUTE_GROUPS):
                         first = row_block * BLOCK_ROWS + half * ROWS_PER_GROUP
                         plgpu.copy_gmem_to_smem(
                             ref.at[batch, pl.ds(first, ROWS_PER_GROUP), head],
-                            row_smem.at[slot, which, half],
-                            row_full.at[slot],
+                            row_smem.at[stage, which, half],
+                            row_full.at[stage],
                         )
 
             number, _ = walk(copy, None)

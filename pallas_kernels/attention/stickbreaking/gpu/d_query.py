@@ -2,7 +2,7 @@
 
 It walks like the forward kernel, as many blocks of keys, and breaks the sticks again. Before each
 block it writes down what is left of the sticks and of the sums of the gradients, from which
-`gpu_d_key_value` goes on for a block of keys by itself.
+`d_key_value` goes on for a block of keys by itself.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.attention.stickbreaking.gpu import registers as registers
-from pallas_kernels.attention.stickbreaking.gpu import tiles as tiles
+from pallas_kernels.attention.stickbreaking.gpu import registers, tiles
 from pallas_kernels.attention.stickbreaking.gpu.tiles import (
     BLOCK_ROWS,
     COMPUTE_GROUPS,
@@ -43,7 +42,7 @@ def d_query(
     Args:
       problem: what the kernel is compiled for.
       query: `[B, Sq, H, d]`; Sq is a multiple of 128, d of 64.
-      key: `[B, Sk, G, d]`, blocks in the order of `gpu_registers.permute_keys`.
+      key: `[B, Sk, G, d]`, blocks in the order of `registers.permute_keys`.
       value: `[B, Sk, G, d]`, likewise.
       d_output: `[B, Sq, H, d]`.
       total: float32 `[B, H, Sq]`: `dO . O + drem * rem`.
@@ -54,7 +53,7 @@ def d_query(
 
     Returns:
       d_query float32 `[B, Sq, H, d]`, not scaled, and float32 `[B, H, key blocks, Sq]` twice: what
-      is left in front of each block that a row's block visits, of the stick and of `total`.
+      is left in front of each block that a row's block walks over, of the stick and of `total`.
     """
     batch, length, heads, width = query.shape
     group_size = heads // key.shape[2]
@@ -92,18 +91,18 @@ def d_query(
                 stick_ref[place] = stick
                 rest_ref[place] = rest
 
-            def visit(index: jax.Array, carry: Any, *, masked: bool) -> Any:
+            def key_block(index: jax.Array, carry: Any, *, masked: bool) -> Any:
                 dq, stick, rest = carry
-                slot, start = lax.rem(index, jnp.int32(stages)), (high - 1 - index) * keys
+                stage, start = lax.rem(index, jnp.int32(stages)), (high - 1 - index) * keys
                 store_state(index, stick, rest)
                 column_ids = None
                 if id_refs:
                     column_ids = tiles.load_columns(id_refs[1].at[batch, pl.ds(start, keys)])
-                plgpu.barrier_wait(k_full.at[slot])
-                logits = tiles.product(q_smem.at[group], k_smem.at[slot], tile)
-                plgpu.barrier_wait(v_full.at[slot])
-                d_weights = tiles.product(do_smem.at[group], v_smem.at[slot], tile)
-                plgpu.barrier_arrive(v_free.at[slot])
+                plgpu.barrier_wait(k_full.at[stage])
+                logits = tiles.product(q_smem.at[group], k_smem.at[stage], tile)
+                plgpu.barrier_wait(v_full.at[stage])
+                d_weights = tiles.product(do_smem.at[group], v_smem.at[stage], tile)
+                plgpu.barrier_arrive(v_free.at[stage])
                 logits = problem.scaled(logits)
                 if masked:
                     logits = problem.masked(logits, first, start, offset)
@@ -111,16 +110,16 @@ def d_query(
                 _, d_logits, stick, rest = registers.d_logits(
                     logits, d_weights, stick, rest, bound, query.dtype
                 )
-                dq = registers.accumulate(dq, d_logits, k_smem.at[slot])
-                plgpu.barrier_arrive(k_free.at[slot])
+                dq = registers.accumulate(dq, d_logits, k_smem.at[stage])
+                plgpu.barrier_arrive(k_free.at[stage])
                 return dq, stick, rest
 
             def pass_over(index: jax.Array, carry: Any) -> Any:
-                slot = lax.rem(index, jnp.int32(stages))
+                stage = lax.rem(index, jnp.int32(stages))
                 store_state(index, *carry[1:])
                 for full, free in ((k_full, k_free), (v_full, v_free)):
-                    plgpu.barrier_wait(full.at[slot])
-                    plgpu.barrier_arrive(free.at[slot])
+                    plgpu.barrier_wait(full.at[stage])
+                    plgpu.barrier_arrive(free.at[stage])
                 return carry
 
             dq = plgpu.layout_cast(jnp.zeros((ROWS_PER_GROUP, width), jnp.float32), registers.TILE)
@@ -128,12 +127,12 @@ def d_query(
             carry = (dq, stick, rest)
             start = jnp.int32(0)
             for kind, stop in problem.phases(first, high, steps, offset):
-                visitor = (
+                compute = (
                     pass_over
                     if kind == "unseen"
-                    else functools.partial(visit, masked=kind == "masked")
+                    else functools.partial(key_block, masked=kind == "masked")
                 )
-                carry = lax.fori_loop(start, stop, visitor, carry)
+                carry = lax.fori_loop(start, stop, compute, carry)
                 start = stop
             dq_ref[batch, rows, head] = carry[0]
 
@@ -143,19 +142,19 @@ def d_query(
             key_head = lax.div(head, jnp.int32(group_size))
 
             def copy(index: jax.Array, _: None) -> None:
-                slot = lax.rem(index, jnp.int32(stages))
+                stage = lax.rem(index, jnp.int32(stages))
                 source = (batch, pl.ds((high - 1 - index) * keys, keys), key_head)
                 for ref, smem, full, free in (
                     (k_ref, k_smem, k_full, k_free),
                     (v_ref, v_smem, v_full, v_free),
                 ):
-                    pl.when(index >= stages)(functools.partial(plgpu.barrier_wait, free.at[slot]))
-                    plgpu.copy_gmem_to_smem(ref.at[source], smem.at[slot], full.at[slot])
+                    pl.when(index >= stages)(functools.partial(plgpu.barrier_wait, free.at[stage]))
+                    plgpu.copy_gmem_to_smem(ref.at[source], smem.at[stage], full.at[stage])
 
             def wait_until_free(index: jax.Array, _: None) -> None:
-                slot = lax.rem(index, jnp.int32(stages))
-                plgpu.barrier_wait(k_free.at[slot])
-                plgpu.barrier_wait(v_free.at[slot])
+                stage = lax.rem(index, jnp.int32(stages))
+                plgpu.barrier_wait(k_free.at[stage])
+                plgpu.barrier_wait(v_free.at[stage])
 
             lax.fori_loop(0, steps, copy, None)
             lax.fori_loop(jnp.maximum(steps - stages, 0), steps, wait_until_free, None)

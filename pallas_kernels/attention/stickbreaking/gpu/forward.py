@@ -2,7 +2,7 @@
 
 A block of the grid takes 128 rows, that is queries of a head. Two warpgroups compute 64 of them
 each; a third copies blocks of keys and values into shared memory ahead of them, the nearest first.
-Between the two matrix products of a tile the sticks are broken in registers (`gpu_registers`).
+Between the two matrix products of a tile the sticks are broken in registers (`registers`).
 
 With a tolerance, the computing warpgroups tell with each block of keys that they hand back whether
 all their rows have less of their sticks left. When both do, the copying one halts them.
@@ -19,8 +19,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.attention.stickbreaking.gpu import registers as registers
-from pallas_kernels.attention.stickbreaking.gpu import tiles as tiles
+from pallas_kernels.attention.stickbreaking.gpu import registers, tiles
 from pallas_kernels.attention.stickbreaking.gpu.tiles import (
     BLOCK_ROWS,
     COMPUTE_GROUPS,
@@ -42,7 +41,7 @@ def forward(
     Args:
       problem: what the kernel is compiled for.
       query: `[B, Sq, H, d]`; Sq is a multiple of 128, widths of 64.
-      key: `[B, Sk, G, d]`, blocks in the order of `gpu_registers.permute_keys`.
+      key: `[B, Sk, G, d]`, blocks in the order of `registers.permute_keys`.
       value: `[B, Sk, G, dv]`, likewise.
       offset: int32 `[1]`, the position of row 0.
       *ids: int32 `[B, Sq]` and `[B, Sk]` (in blocks like keys), if the problem has segments.
@@ -69,7 +68,7 @@ def forward(
         low, high = problem.key_blocks(block * BLOCK_ROWS, BLOCK_ROWS, offset)
         steps = jnp.maximum(high - low, 0)
 
-        def slot_of(index: jax.Array) -> jax.Array:
+        def stage_of(index: jax.Array) -> jax.Array:
             return lax.rem(index, jnp.int32(stages))
 
         @pl.when(group < COMPUTE_GROUPS)
@@ -83,49 +82,49 @@ def forward(
 
             def wait_for(index: jax.Array) -> jax.Array:
                 """Waits for a block of keys; whether there is none, as the walk is halted."""
-                plgpu.barrier_wait(k_full.at[slot_of(index)])
-                return halted[slot_of(index)] if problem.tolerance else jnp.int32(0)
+                plgpu.barrier_wait(k_full.at[stage_of(index)])
+                return halted[stage_of(index)] if problem.tolerance else jnp.int32(0)
 
             def wait_for_next(index: jax.Array) -> jax.Array:
                 return lax.cond(
                     index + 1 < steps, lambda: wait_for(index + 1), lambda: jnp.int32(0)
                 )
 
-            def visit(index: jax.Array, carry: Any, *, masked: bool) -> Any:
+            def key_block(index: jax.Array, carry: Any, *, masked: bool) -> Any:
                 output, stick = carry
-                slot, start = slot_of(index), (high - 1 - index) * keys
+                stage, start = stage_of(index), (high - 1 - index) * keys
                 column_ids = None
                 if id_refs:
                     columns = pl.ds(start, keys)
                     column_ids = tiles.load_columns(id_refs[1].at[batch, columns])
 
-                logits = tiles.product(q_smem.at[group], k_smem.at[slot], tile)
+                logits = tiles.product(q_smem.at[group], k_smem.at[stage], tile)
                 logits = problem.scaled(logits)
-                plgpu.barrier_arrive(k_free.at[slot])
+                plgpu.barrier_arrive(k_free.at[stage])
                 if masked:
                     logits = problem.masked(logits, first, start, offset)
                 logits = problem.same_segment(logits, row_ids, column_ids)
                 weights, stick = registers.break_sticks(logits, stick, query.dtype)
-                plgpu.barrier_wait(v_full.at[slot])
-                output = registers.accumulate(output, weights, v_smem.at[slot])
+                plgpu.barrier_wait(v_full.at[stage])
+                output = registers.accumulate(output, weights, v_smem.at[stage])
                 if problem.tolerance:
-                    below[group, slot] = (jnp.max(stick) < problem.tolerance).astype(jnp.int32)
-                plgpu.barrier_arrive(v_free.at[slot])
+                    below[group, stage] = (jnp.max(stick) < problem.tolerance).astype(jnp.int32)
+                plgpu.barrier_arrive(v_free.at[stage])
                 return output, stick
 
             def pass_over(index: jax.Array, carry: Any) -> Any:
-                slot = slot_of(index)
-                plgpu.barrier_arrive(k_free.at[slot])
-                plgpu.barrier_wait(v_full.at[slot])
+                stage = stage_of(index)
+                plgpu.barrier_arrive(k_free.at[stage])
+                plgpu.barrier_wait(v_full.at[stage])
                 if problem.tolerance:
-                    below[group, slot] = jnp.int32(0)
-                plgpu.barrier_arrive(v_free.at[slot])
+                    below[group, stage] = jnp.int32(0)
+                plgpu.barrier_arrive(v_free.at[stage])
                 return carry
 
-            def walk(state: Any, stop: jax.Array, visit: Any) -> Any:
+            def walk(state: Any, stop: jax.Array, key_block: Any) -> Any:
                 def step(state: Any) -> Any:
                     index, _, carry = state
-                    carry = visit(index, carry)
+                    carry = key_block(index, carry)
                     return index + 1, wait_for_next(index), carry
 
                 def goes_on(state: Any) -> jax.Array:
@@ -141,7 +140,7 @@ def forward(
             state = (jnp.int32(0), jnp.int32(0), (output, stick))
             pl.when(steps > 0)(lambda: _nothing(wait_for(jnp.int32(0))))
             for kind, stop in problem.phases(first, high, steps, offset):
-                masked = functools.partial(visit, masked=kind == "masked")
+                masked = functools.partial(key_block, masked=kind == "masked")
                 state = walk(state, stop, pass_over if kind == "unseen" else masked)
             count, _, (output, stick) = state
             output_ref[batch, rows, head] = output
@@ -156,23 +155,23 @@ def forward(
             plgpu.set_max_registers(40, action="decrease")
             key_head = lax.div(head, jnp.int32(group_size))
             if problem.tolerance:
-                for slot in range(stages):
-                    halted[slot] = jnp.int32(0)
+                for stage in range(stages):
+                    halted[stage] = jnp.int32(0)
 
             def copy(index: jax.Array) -> None:
-                slot = slot_of(index)
+                stage = stage_of(index)
                 source = (batch, pl.ds((high - 1 - index) * keys, keys), key_head)
-                plgpu.copy_gmem_to_smem(k_ref.at[source], k_smem.at[slot], k_full.at[slot])
-                plgpu.copy_gmem_to_smem(v_ref.at[source], v_smem.at[slot], v_full.at[slot])
+                plgpu.copy_gmem_to_smem(k_ref.at[source], k_smem.at[stage], k_full.at[stage])
+                plgpu.copy_gmem_to_smem(v_ref.at[source], v_smem.at[stage], v_full.at[stage])
 
             def wait_until_free(index: jax.Array) -> jax.Array:
                 """Waits until a visited block is handed back; whether all rows are below."""
-                slot = slot_of(index)
-                plgpu.barrier_wait(k_free.at[slot])
-                plgpu.barrier_wait(v_free.at[slot])
+                stage = stage_of(index)
+                plgpu.barrier_wait(k_free.at[stage])
+                plgpu.barrier_wait(v_free.at[stage])
                 if not problem.tolerance:
                     return jnp.int32(0)
-                return below[0, slot] & below[1, slot]
+                return below[0, stage] & below[1, stage]
 
             ahead = jnp.minimum(steps, stages)
             lax.fori_loop(0, ahead, lambda index, _: copy(index), None)
@@ -191,8 +190,8 @@ def forward(
 
                 @pl.when(halt != 0)
                 def _halt() -> None:
-                    halted[slot_of(copied)] = jnp.int32(1)
-                    plgpu.barrier_arrive(k_full.at[slot_of(copied)])
+                    halted[stage_of(copied)] = jnp.int32(1)
+                    plgpu.barrier_arrive(k_full.at[stage_of(copied)])
 
             returned = jnp.maximum(copied - stages, 0) + halt
             lax.fori_loop(returned, copied, lambda i, _: _nothing(wait_until_free(i)), None)

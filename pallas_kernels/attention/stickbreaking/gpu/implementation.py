@@ -1,6 +1,6 @@
 """Stick-breaking attention on Hopper GPUs, by Pallas kernels for Mosaic GPU.
 
-See `gpu_forward` for the kernel and `gpu_registers` for how a stick is broken in the registers of a
+See `forward` for the kernel and `registers` for how a stick is broken in the registers of a
 warpgroup.
 """
 
@@ -12,8 +12,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.attention.shared.case import Case
 from pallas_kernels.attention.shared.masks import Visibility
-from pallas_kernels.attention.stickbreaking.gpu import registers as gpu_registers
+from pallas_kernels.attention.stickbreaking.gpu import registers
 from pallas_kernels.attention.stickbreaking.gpu.block_sizes import (
     ROWS_AT_A_TIME,
     GPUBlockSizes,
@@ -25,8 +26,8 @@ from pallas_kernels.attention.stickbreaking.gpu.d_key_value import d_key_value
 from pallas_kernels.attention.stickbreaking.gpu.d_query import d_query
 from pallas_kernels.attention.stickbreaking.gpu.forward import forward
 from pallas_kernels.attention.stickbreaking.gpu.tiles import BLOCK_ROWS, ROWS_PER_GROUP, Problem
-from pallas_kernels.attention.stickbreaking.implementations import Case
 from pallas_kernels.attention.stickbreaking.residuals import named
+from pallas_kernels.target import no_hopper_gpu
 
 _LARGEST_WIDTH = 256
 _DTYPES = (jnp.bfloat16, jnp.float16)
@@ -34,16 +35,14 @@ _Results = tuple[jax.Array, jax.Array]
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, Visibility, jax.Array, jax.Array, jax.Array]
 
 
-def unsupported(case: Case, platform: str) -> str | None:
-    """Returns why the kernels cannot run a case on a platform, or None if they can."""
-    if platform != "cuda":
-        return f"its kernels are for NVIDIA's Hopper GPUs, and the platform is {platform}"
-    capability = _compute_capability()
-    if capability is not None and capability.split(".")[0] != "9":
-        return (
-            "its kernels use matrix instructions that only Hopper GPUs have (compute capability "
-            f"9.0), and this GPU has {capability}"
-        )
+def unsupported(case: Case | None, platform: str | None) -> str | None:
+    """Says why the kernels cannot run a case; see `pallas_kernels.implementations`."""
+    if platform not in (None, "gpu"):
+        return f"its kernels are for NVIDIA's Hopper GPUs, and the platform is {platform!r}"
+    if (other := no_hopper_gpu()) is not None:
+        return other
+    if case is None:
+        return None
     if case.query.dtype not in _DTYPES:
         return (
             f"{case.query.dtype} inputs are not supported: Hopper's matrix unit would round them "
@@ -197,8 +196,8 @@ def _attend_backward(
         else add_rows(jnp.int32(0), start)
     )
     d_queries = _heads(d_queries, length, problem.repeats)
-    d_keys = gpu_registers.restore_keys(scale * d_keys, problem.keys)
-    d_values = gpu_registers.restore_keys(d_values, problem.keys)
+    d_keys = registers.restore_keys(scale * d_keys, problem.keys)
+    d_values = registers.restore_keys(d_values, problem.keys)
     return (
         d_queries,
         d_keys[:, : key.shape[1], :, :width].astype(key.dtype),
@@ -292,7 +291,7 @@ def _heads(array: jax.Array, length: int, folded: int) -> jax.Array:
 
 def _key_blocks(array: jax.Array, size: int) -> jax.Array:
     """`[B, S, ...]` padded to blocks of keys, each in the order of the kernels."""
-    return gpu_registers.permute_keys(_padded(array, 1, size), size)
+    return registers.permute_keys(_padded(array, 1, size), size)
 
 
 def _padded_width(array: jax.Array) -> jax.Array:
@@ -311,10 +310,3 @@ def _padded(array: jax.Array, axis: int, multiple: int) -> jax.Array:
     padding = [(0, 0)] * array.ndim
     padding[axis] = (0, missing)
     return jnp.pad(array, padding)
-
-
-def _compute_capability() -> str | None:
-    """That of the GPU at hand; None if there is none (the kernels are compiled ahead of time)."""
-    if jax.default_backend() != "gpu":
-        return None
-    return str(jax.local_devices()[0].compute_capability)

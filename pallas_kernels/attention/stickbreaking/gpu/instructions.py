@@ -1,4 +1,4 @@
-"""The register code of `gpu_registers`, in the intermediate language of Mosaic GPU."""
+"""The register code of `registers`, in the intermediate language of Mosaic GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxlib.mlir.dialects import arith, llvm, math, vector
 
 
 def break_sticks(logits: Any, stick: Any, dtype: Any) -> tuple[Any, Any]:
-    """`gpu_registers.break_sticks` on fragmented arrays."""
+    """`registers.break_sticks` on fragmented arrays."""
     tile = _pairs(logits)
     weights = np.empty(tile.shape, dtype=object)
     sticks = _rows(stick)
@@ -28,7 +28,7 @@ def break_sticks(logits: Any, stick: Any, dtype: Any) -> tuple[Any, Any]:
 def d_logits(
     logits: Any, d_weights: Any, stick: Any, rest: Any, bound: Any, dtype: Any
 ) -> tuple[Any, Any, Any, Any]:
-    """`gpu_registers.d_logits` on fragmented arrays."""
+    """`registers.d_logits` on fragmented arrays."""
     tile, products = _pairs(logits), _pairs(d_weights)
     weights = np.empty(tile.shape, dtype=object)
     gradients = np.empty(tile.shape, dtype=object)

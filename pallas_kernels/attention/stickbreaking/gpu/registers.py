@@ -24,7 +24,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention.stickbreaking.gpu import instructions as gpu_instructions
+from pallas_kernels.attention.stickbreaking.gpu import instructions
 
 _SIMULATED = contextvars.ContextVar("simulated", default=False)
 
@@ -127,7 +127,7 @@ def break_sticks(logits: jax.Array, stick: jax.Array, dtype: Any) -> tuple[jax.A
         ),
     )
     def run(_: Any, logits: Any, stick: Any) -> Any:
-        return gpu_instructions.break_sticks(logits, stick, dtype)
+        return instructions.break_sticks(logits, stick, dtype)
 
     return run(logits, stick)
 
@@ -168,7 +168,7 @@ def d_logits(
         arg_types=(TILE, TILE, ROWS, ROWS, ROWS), return_type=(narrow, narrow, row, row)
     )
     def run(_: Any, logits: Any, d_weights: Any, stick: Any, rest: Any, bound: Any) -> Any:
-        return gpu_instructions.d_logits(logits, d_weights, stick, rest, bound, dtype)
+        return instructions.d_logits(logits, d_weights, stick, rest, bound, dtype)
 
     weights, gradients, stick, rest = run(logits, d_weights, stick, rest, bound)
     return weights, gradients, stick, rest

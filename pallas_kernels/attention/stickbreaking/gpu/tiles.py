@@ -11,7 +11,7 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-from pallas_kernels.attention.stickbreaking.gpu import registers as registers
+from pallas_kernels.attention.stickbreaking.gpu import registers
 
 # Rows of a tile: what a warpgroup multiplies at a time.
 ROWS_PER_GROUP = 64
@@ -29,7 +29,7 @@ COMPILER = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.Lower
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What a kernel is compiled for, apart from the shapes of its arrays.
+    """Settings that a kernel is compiled for, apart from the shapes of its arrays.
 
     Attributes:
       scale: factor of the logits.
@@ -80,7 +80,7 @@ class Problem:
     def phases(
         self, first: jax.Array, high: jax.Array, steps: jax.Array, offset: jax.Array
     ) -> list[tuple[str, jax.Array]]:
-        """How 64 rows walk back over blocks of keys, from before block `high` on.
+        """Phases of the walk of 64 rows back over blocks of keys, from before block `high` on.
 
         Returns:
           kinds of steps and where they end: first come blocks `unseen` by these rows (which lie in

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention.stickbreaking.tpu import tile as tpu_tile
+from pallas_kernels.attention.stickbreaking.tpu import tile
 from pallas_kernels.attention.stickbreaking.tpu.block_sizes import generation_in_force
 from pallas_kernels.attention.stickbreaking.tpu.forward import (
     clear_bounds,
@@ -191,17 +191,17 @@ def _kernel(
 
     def add_gradients(n: jax.Array) -> None:
         index = jnp.clip(stop - n, 0, blocks - 1)
-        d_value[index] += tpu_tile.dot("kq,qd->kd", weights[...], d_output[...])
-        d_key[index] += tpu_tile.dot("kq,qd->kd", d_logits[...], query[...])
-        sums[...] += tpu_tile.dot("dk,kq->dq", key_columns[n & 1], d_logits[...])
+        d_value[index] += tile.dot("kq,qd->kd", weights[...], d_output[...])
+        d_key[index] += tile.dot("kq,qd->kd", d_logits[...], query[...])
+        sums[...] += tile.dot("dk,kq->dq", key_columns[n & 1], d_logits[...])
 
     def compute(n: jax.Array, kind: jax.Array) -> None:
-        products = tpu_tile.dot("kd,qd->kq", nearest_first(keys[n & 1]), query[...])
-        effects = tpu_tile.dot("kd,qd->kq", nearest_first(values[n & 1]), d_output[...])
+        products = tile.dot("kd,qd->kq", nearest_first(keys[n & 1]), query[...])
+        effects = tile.dot("kd,qd->kq", nearest_first(values[n & 1]), d_output[...])
         add_gradients(n - 1)
         behind, rest_then = spent[...], rest[...]
         for strip, stored in strips(key_block):
-            weights[stored], d_logits[stored], behind, rest_then = tpu_tile.gradients(
+            weights[stored], d_logits[stored], behind, rest_then = tile.gradients(
                 products[strip],
                 effects[strip],
                 bounds[kind, strip],
@@ -281,8 +281,8 @@ def _rest(inputs: dict[str, Any]) -> jax.Array:
 
 
 def _bound(inputs: dict[str, Any]) -> jax.Array:
-    """`largest` of `tpu_tile.gradients`, float32 `[8, rows]`."""
+    """`largest` of `tile.gradients`, float32 `[8, rows]`."""
     magnitudes = jnp.abs(inputs["d_output"][...])
     ones = jnp.ones((SUBLANES, magnitudes.shape[1]), magnitudes.dtype)
-    effects = tpu_tile.dot("od,qd->oq", ones, magnitudes) * inputs["largest"][...]
+    effects = tile.dot("od,qd->oq", ones, magnitudes) * inputs["largest"][...]
     return jnp.maximum(effects, jnp.abs(inputs["d_remainder"][...]))

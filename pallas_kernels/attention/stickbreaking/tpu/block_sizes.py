@@ -10,9 +10,8 @@ import contextvars
 import dataclasses
 from collections.abc import Iterator
 
-import jax
-
 from pallas_kernels.attention.shared.block_sizes import BlockSizes
+from pallas_kernels.target import device_kind_in_force
 
 LANES = 128
 MEBI = 2**20
@@ -51,7 +50,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What a generation of TPUs has.
+    """Resources of a generation of TPUs, and the block sizes for it.
 
     Attributes:
       vmem: bytes of vector memory that a kernel may use; the rest is left to the compiler.
@@ -132,7 +131,7 @@ def compiling_for(
 
 def generation_in_force() -> Generation:
     """The generation that a trace is cut for: that of the context, or of the device in force."""
-    return GENERATIONS[_generation.get() or _KINDS.get(_device_kind(), _DEFAULT)]
+    return GENERATIONS[_generation.get() or _KINDS.get(device_kind_in_force(), _DEFAULT)]
 
 
 def tpu_block_sizes(rows: int, keys: int, width: int, itemsize: int) -> TpuBlockSizes:
@@ -201,13 +200,3 @@ def _round_up(length: int) -> int:
     while size < length:
         size *= 2
     return size
-
-
-def _device_kind() -> str:
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is not None:
-        return device.device_kind
-    default = jax.config.jax_default_device
-    if default is not None:
-        return default if isinstance(default, str) else default.device_kind
-    return jax.devices()[0].device_kind

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention.stickbreaking.tpu import tile as tpu_tile
+from pallas_kernels.attention.stickbreaking.tpu import tile
 from pallas_kernels.attention.stickbreaking.tpu.block_sizes import generation_in_force
 from pallas_kernels.attention.stickbreaking.tpu.layout import (
     COLUMNS,
@@ -149,7 +149,7 @@ def walk_inputs(walk: Walk, block: int) -> dict[str, tuple[jax.Array, pl.BlockSp
 
 
 def walk_strides(walk: Walk, groups: int, row_blocks: int) -> tuple[int, int]:
-    """How far apart the entries of two batch rows, and of two heads, lie in a walk's table."""
+    """Strides of a walk's table, from one batch row to the next and from one head to the next."""
     entries = walk.table.size // (row_blocks * COLUMNS)
     of_heads = walk.first is not None and walk.first.shape[1] > 1
     of_batch = entries > (groups if of_heads else 1)
@@ -187,14 +187,14 @@ def _kernel(
         )
 
     def add_outputs(n: jax.Array) -> None:
-        sums[...] += tpu_tile.dot("dk,kq->dq", values[n & 1], weights[...])
+        sums[...] += tile.dot("dk,kq->dq", values[n & 1], weights[...])
 
     def compute(n: jax.Array, kind: jax.Array) -> None:
-        products = tpu_tile.dot("kd,qd->kq", nearest_first(keys[n & 1]), query[...])
+        products = tile.dot("kd,qd->kq", nearest_first(keys[n & 1]), query[...])
         add_outputs(n + 1)
         behind = spent[...]
         for strip, stored in strips(key_block):
-            weights[stored], behind = tpu_tile.weights(
+            weights[stored], behind = tile.weights(
                 products[strip], bounds[kind, strip], behind, scale, weights.dtype
             )
         spent[...] = behind
@@ -239,13 +239,13 @@ def strips(key_block: int) -> list[tuple[slice, slice]]:
 
 def clear_bounds(bounds: Any) -> None:
     """Fills what logits are bounded to where rows see all keys: the first of the two bounds."""
-    bounds[0] = jnp.full(bounds.shape[1:], tpu_tile.LARGEST_LOGIT)
+    bounds[0] = jnp.full(bounds.shape[1:], tile.LARGEST_LOGIT)
 
 
 def kind_of_bounds(
     bounds: Any, inputs: dict[str, Any], table: Any, entry: jax.Array, index: jax.Array
 ) -> jax.Array:
-    """Which of the two bounds holds for the key block of that index; computes the second if so.
+    """Tells which of the two bounds holds for that key block; computes the second if it does.
 
     One code for tiles with and without a mask: a load and no more, where masks that are computed
     on the way would cost operations and registers in every tile.
@@ -263,7 +263,7 @@ def kind_of_bounds(
 
     def fill(strip: jax.Array, carry: jax.Array) -> jax.Array:
         start = pl.multiple_of(strip * STRIP, STRIP)
-        bounds[1, pl.ds(start, STRIP)] = tpu_tile.bounds_of_strip(
+        bounds[1, pl.ds(start, STRIP)] = tile.bounds_of_strip(
             index * key_block + (key_block - STRIP - start),
             inputs["last"][...],
             None if first is None else first[...],

@@ -1,7 +1,7 @@
 """Stick-breaking attention for TPUs, as Pallas (Mosaic) kernels.
 
-`tpu_layout` says how the arrays are laid out, `tpu_tile` how a tile is computed, `tpu_forward` and
-`tpu_backward` how tiles follow one another.
+`layout` says how the arrays are laid out, `tile` how a tile is computed, `forward` and
+`backward` how tiles follow one another.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention.shared.block_sizes import BlockSizes
+from pallas_kernels.attention.shared.case import Case
 from pallas_kernels.attention.shared.masks import Visibility
-from pallas_kernels.attention.stickbreaking.implementations import Case
 from pallas_kernels.attention.stickbreaking.residuals import named
-from pallas_kernels.attention.stickbreaking.tpu import layout as tpu_layout
+from pallas_kernels.attention.stickbreaking.tpu import layout
 from pallas_kernels.attention.stickbreaking.tpu.backward import backward
 from pallas_kernels.attention.stickbreaking.tpu.block_sizes import (
     TpuBlockSizes,
@@ -29,11 +29,11 @@ _Rows = tuple[jax.Array, jax.Array, jax.Array | None]
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, Visibility, _Rows, jax.Array | None]
 
 
-def unsupported(case: Case, platform: str) -> str | None:
-    """Returns why the kernels cannot run a case on a platform, or None if they can."""
-    if platform != "tpu":
-        return f"it runs on TPUs, not on {platform}"
-    if case.query.dtype == jnp.float64:
+def unsupported(case: Case | None, platform: str | None) -> str | None:
+    """Says why the kernels cannot run a case; see `pallas_kernels.implementations`."""
+    if platform not in (None, "tpu"):
+        return f"its kernels are for TPUs, and the platform is {platform!r}"
+    if case is not None and case.query.dtype == jnp.float64:
         return "TPU kernels do not compute in float64"
     return None
 
@@ -123,9 +123,9 @@ def _forward(
     groups = key.shape[2]
     block = sizes.forward
     output, error, spent, visited = forward(
-        tpu_layout.rows_of_queries(query, groups, block.query),
-        tpu_layout.blocks_of_keys(key, block.key),
-        jnp.swapaxes(tpu_layout.blocks_of_keys(value, block.key), 3, 4),
+        layout.rows_of_queries(query, groups, block.query),
+        layout.blocks_of_keys(key, block.key),
+        jnp.swapaxes(layout.blocks_of_keys(value, block.key), 3, 4),
         _walk(query, key, visibility, block),
         scale=scale,
         tolerance=tolerance,
@@ -140,7 +140,7 @@ def _forward(
 def _of_queries(rows: _Rows, query: jax.Array) -> _Rows:
     output, remainder, visited = rows
     length, heads = query.shape[1:3]
-    back = functools.partial(tpu_layout.queries_of_rows, length=length, heads=heads)
+    back = functools.partial(layout.queries_of_rows, length=length, heads=heads)
     return back(output), back(remainder), None if visited is None else back(visited)
 
 
@@ -150,8 +150,8 @@ def _walk(
     visibility: Visibility,
     block: BlockSizes,
     farthest: jax.Array | None = None,
-) -> tpu_layout.Walk:
-    return tpu_layout.walk(
+) -> layout.Walk:
+    return layout.walk(
         visibility,
         query_length=query.shape[1],
         key_length=key.shape[1],
@@ -174,8 +174,8 @@ def _attend_forward(
     # The backward pass needs the output before it is rounded: what it subtracts its own sums from.
     # What rounding took is kept beside it, where float32 would have to be rounded in a pass of its
     # own. All by rows, where two heads are no padding of eight.
-    query_rows = named(tpu_layout.rows_of_queries(query, key.shape[2], 1))
-    query = tpu_layout.queries_of_rows(query_rows, *query.shape[1:3])
+    query_rows = named(layout.rows_of_queries(query, key.shape[2], 1))
+    query = layout.queries_of_rows(query_rows, *query.shape[1:3])
     with_error = value.dtype != jnp.float32
     rows, error = jax.tree.map(
         named,
@@ -198,19 +198,19 @@ def _attend_backward(
     key_length, groups = key.shape[1:3]
     block = sizes.backward
     # Whatever is computed here is computed by rows: beside them, arrays by heads are padded.
-    d_output = tpu_layout.rows_of_queries(d_output.astype(value.dtype), groups, 1)
-    d_remainder = tpu_layout.rows_of_queries(d_remainder, groups, 1)
+    d_output = layout.rows_of_queries(d_output.astype(value.dtype), groups, 1)
+    d_remainder = layout.rows_of_queries(d_remainder, groups, 1)
     largest = jnp.max(jnp.abs(value), axis=(1, 3)).astype(jnp.float32)
-    fill = functools.partial(tpu_layout.fill, axis=2, multiple=block.query)
-    rows = tpu_layout.rows_of_queries(query, groups, block.query)
+    fill = functools.partial(layout.fill, axis=2, multiple=block.query)
+    rows = layout.rows_of_queries(query, groups, block.query)
     d_rows, rest, d_remainder = map(fill, (d_output, d_remainder * remainder, d_remainder))
     parts_of_output = tuple(fill(x) for x in (output, error) if x is not None)
     spent = jnp.zeros_like(rest)
     farthest = None
     if visited is not None:
-        farthest = tpu_layout.reached(
+        farthest = layout.reached(
             _walk(query, key, visibility, sizes.forward),
-            tpu_layout.fill(visited, 2, sizes.forward.query),
+            layout.fill(visited, 2, sizes.forward.query),
             sizes.forward.query,
             sizes.forward.key,
         )[:, :, : visited.shape[2]]
@@ -224,7 +224,7 @@ def _attend_backward(
         walk = _walk(
             query,
             key[:, part],
-            tpu_layout.part_of_keys(visibility, part),
+            layout.part_of_keys(visibility, part),
             block,
             None if farthest is None else farthest - start,
         )
@@ -232,8 +232,8 @@ def _attend_backward(
             rows,
             d_rows,
             parts_of_output,
-            tpu_layout.blocks_of_keys(key[:, part], block.key),
-            tpu_layout.blocks_of_keys(value[:, part], block.key),
+            layout.blocks_of_keys(key[:, part], block.key),
+            layout.blocks_of_keys(value[:, part], block.key),
             spent,
             rest,
             d_remainder,
@@ -246,10 +246,10 @@ def _attend_backward(
         parts_of_output = ()
         d_query += d_rows_query
         d_key, d_value = (scale * d_key).astype(key.dtype), d_value.astype(value.dtype)
-        d_keys.append(tpu_layout.keys_of_blocks(d_key, part.stop - part.start))
-        d_values.append(tpu_layout.keys_of_blocks(d_value, part.stop - part.start))
+        d_keys.append(layout.keys_of_blocks(d_key, part.stop - part.start))
+        d_values.append(layout.keys_of_blocks(d_value, part.stop - part.start))
     return (
-        tpu_layout.queries_of_rows(d_query.astype(query.dtype), length, heads),
+        layout.queries_of_rows(d_query.astype(query.dtype), length, heads),
         jnp.concatenate(d_keys[::-1], axis=1),
         jnp.concatenate(d_values[::-1], axis=1),
         None,

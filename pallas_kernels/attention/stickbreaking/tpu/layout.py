@@ -65,7 +65,7 @@ def nearest_first(block: jax.Array) -> jax.Array:
     """Keys `[block, d]` from the nearest strip on, and within it from the nearest keys of the runs.
 
     Two keys of a run stay as they are, because a register of bfloat16 holds both:
-    `tpu_tile.registers` tells them apart.
+    `tile.registers` tells them apart.
     """
     pair = 2 * SUBLANES
     starts = range(block.shape[0] - pair, -1, -pair)
@@ -94,7 +94,7 @@ def part_of_keys(visibility: Visibility, part: slice) -> Visibility:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """Which blocks of keys each block of rows walks over, and which keys in them a row sees.
+    """The blocks of keys that each block of rows walks over, and the keys in them that a row sees.
 
     T stands for B, or 1 if all batch rows are alike; U for G, or 1 if all key/value heads are.
 

@@ -1,6 +1,6 @@
 """What both TPU kernels compute in a strip of logits: the odds, and sums over nearer keys.
 
-A strip is 128 keys by the rows of a block, `[keys, rows]` in running order (see `tpu_layout`): 16
+A strip is 128 keys by the rows of a block, `[keys, rows]` in running order (see `layout`): 16
 registers' worth of keys, `[8, rows]` each, nearest first.
 
 The stick is kept as its logarithm: a key with logit z takes `softplus(z)` off it. Within a run the
@@ -62,7 +62,7 @@ def bounds_of_strip(
 
 
 def registers(strip: jax.Array) -> jax.Array:
-    """`[128, rows]`, of keys as `tpu_layout.nearest_first` has them, to `[16, 8, rows]`."""
+    """`[128, rows]`, of keys as `layout.nearest_first` has them, to `[16, 8, rows]`."""
     pairs = strip.reshape(RUN // 2, 2, SUBLANES, -1)
     return jnp.stack([pairs[n // 2, 1 - n % 2] for n in range(RUN)])
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modbrick import convert
+from modbrick import convert, load_model
 from modbrick.config import ModelConfig
 from modbrick.formats.safetensors import read_safetensors
 from modbrick.formats.strict_json import read_object
@@ -209,7 +209,7 @@ def test_greedy_continuation_with_a_cache(directory: Path) -> None:
 
 @each_fixture
 def test_load_returns_a_decoder_with_the_weights(directory: Path) -> None:
-    model = convert.load(directory)
+    model = load_model(directory)
     checkpoint = convert.open_checkpoint(directory)
     assert model.config == checkpoint.model
     found = parameters_of(model)

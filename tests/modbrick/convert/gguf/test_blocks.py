@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from modbrick.convert.gguf.blocks import BLOCK, ENCODINGS, REFUSED, encoding
-from modbrick.convert.gguf.file import read_gguf
+from modbrick.convert.gguf.header import read_gguf
 from modbrick.errors import InputError
 from tests.modbrick.convert.gguf import gguf_files as files
 

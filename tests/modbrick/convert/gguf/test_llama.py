@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from modbrick import load_model
 from modbrick.config import (
     AttentionConfig,
     ExpertsConfig,
@@ -24,7 +25,7 @@ from modbrick.config import (
     RouterConfig,
     SegmentConfig,
 )
-from modbrick.convert import load, open_checkpoint
+from modbrick.convert import open_checkpoint
 from modbrick.convert.gguf.llama import KNOWN, NEUTRAL
 from modbrick.errors import InputError
 from tests.modbrick.convert.gguf import gguf_files as files
@@ -123,7 +124,7 @@ def test_metadata_and_tensors_become_a_model(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_computes_what_others_do(name: str) -> None:
     wanted = load_file(FIXTURES / f"{name}.safetensors")
-    model = load(FIXTURES / f"{name}.gguf")
+    model = load_model(FIXTURES / f"{name}.gguf")
     found = np.asarray(jax.jit(lambda tokens: model(tokens).logits)(jnp.asarray(wanted["tokens"])))
     error = np.linalg.norm(found - wanted["logits"]) / np.linalg.norm(wanted["logits"])
     assert np.isfinite(found).all()

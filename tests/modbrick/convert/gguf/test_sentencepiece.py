@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers.models import BPE, Unigram
 
-from modbrick.convert.gguf.file import read_gguf
+from modbrick.convert.gguf.header import read_gguf
 from modbrick.convert.gguf.sentencepiece import LONGEST_PIECE, SPACE, sentencepiece_parts
 from modbrick.convert.gguf.tokenizer import tokenizer_files, unsupported
 from modbrick.data import Tokenizer
@@ -34,6 +35,25 @@ def test_ids_are_those_of_sentencepiece() -> None:
     for text, ids in cases:
         assert found.encode(text).tolist() == ids, text[:50]
         assert found.decode(ids) == text.replace(SPACE, " "), "both are a space to SentencePiece"
+
+
+def test_a_tokenizer_of_the_library_needs_the_merges() -> None:
+    """GGUF files have no merges, and without them no model of the library finds the same ids."""
+    metadata: Mapping[str, Any] = read_gguf(FIXTURES / "sentencepiece.gguf").metadata
+    pieces, scores = (list(metadata[f"tokenizer.ggml.{name}"]) for name in ("tokens", "scores"))
+    text, ids = json.loads((FIXTURES / "sentencepiece.json").read_text(encoding="utf-8"))[0]
+    spaced = SPACE + text.replace(" ", SPACE)
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    by_scores = Unigram(list(zip(pieces, map(float, scores), strict=True)), 0, True)
+    without_merges = BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    for model in (by_scores, without_merges):
+        assert [token.id for token in model.tokenize(spaced)] != ids
+    merges = sentencepiece_parts(
+        pieces, np.asarray(metadata["tokenizer.ggml.token_type"]), np.asarray(scores), True, "file"
+    )["model"]["merges"]
+    pairs = [(left, right) for left, right in merges]
+    merged = BPE(vocabulary, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    assert [token.id for token in merged.tokenize(spaced)] == ids
 
 
 def test_boundaries_are_found() -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from modbrick.convert.gguf.llama import FORMAT
+from modbrick.convert.gguf.llama import GGUF_LLAMA
 from modbrick.convert.gguf.source import open_gguf
-from modbrick.convert.huggingface.directory import LARGEST_TOKENIZER_FILE, Source
 from modbrick.convert.opening import open_source
+from modbrick.convert.source import LARGEST_TOKENIZER_FILE, Source
 from modbrick.errors import InputError
 from tests.modbrick.convert.gguf import gguf_files as files
 from tests.modbrick.convert.gguf.gguf_files import Typed, floats
@@ -110,7 +110,7 @@ def fuzz(directory: Path, count: int, seed: int) -> None:
             else:
                 metadata[key] = draw.choice(VALUES)
         files.overwrite(path, files.content(metadata, draw.choice([TENSORS, {"x": floats(1)}])))
-        for use in (lambda s: FORMAT.read_config(s.config, s.where), lambda s: s.tokenizer()):
+        for use in (lambda s: GGUF_LLAMA.read_config(s.config, s.where), lambda s: s.tokenizer()):
             message = refusal(use, path)
             outcomes["read" if message is None else "refused"] += 1
             if message is not None:

@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from modbrick.convert.gguf import tokenizer as gguf_tokenizer
-from modbrick.convert.gguf.file import read_gguf
+from modbrick.convert.gguf.header import read_gguf
 from modbrick.convert.gguf.tokenizer import PRE_TOKENIZERS, tokenizer_files, unsupported
 from modbrick.data import Tokenizer
 from modbrick.data.tokenizer_files import tokenizer_from_json

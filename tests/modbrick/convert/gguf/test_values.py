@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modbrick.convert.gguf import file as gguf
-from modbrick.convert.gguf.file import read_gguf
+from modbrick.convert.gguf import header
+from modbrick.convert.gguf.header import read_gguf
 from modbrick.convert.gguf.values import DEEPEST_ARRAY, StringArray
 from modbrick.errors import InputError
 from tests.modbrick.convert.gguf import gguf_files as files
@@ -144,7 +144,7 @@ def test_keys_are_unique(tmp_path: Path) -> None:
 
 
 def test_headers_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf, "LARGEST_HEADER", 100)
+    monkeypatch.setattr(header, "LARGEST_HEADER", 100)
     value_of(tmp_path, "a" * 50)
     with pytest.raises(InputError, match="beyond 100 bytes of header"):
         value_of(tmp_path, "a" * 90)

@@ -12,6 +12,7 @@ from etils import epath
 from modbrick.errors import InputError
 from modbrick.training.observe.profile import ProfiledSteps, Profiler
 from tests import remote_store
+from tests.modbrick.training.observe.steps import step_metrics
 
 
 @pytest.mark.parametrize(
@@ -40,8 +41,8 @@ def profiled(monkeypatch: pytest.MonkeyPatch, start: int, until: int) -> list[tu
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append(("stop", step)))
     with Profiler("nowhere", ProfiledSteps(3, 5)) as profiler:
         for step in range(start, until + 1):
-            profiler.begin(step)
-            profiler.end(step, None)
+            profiler.step_begins(step)
+            profiler.step_started(step, step_metrics())
     return seen
 
 
@@ -67,8 +68,8 @@ def test_a_profile_is_written(
     directory = remote_store.install(monkeypatch) if remote else epath.Path(tmp_path)
     with Profiler(directory, ProfiledSteps(2, 2)) as profiler:
         for step in (1, 2, 3):
-            profiler.begin(step)
-            profiler.end(step, jnp.ones(8) @ jnp.ones(8))
+            profiler.step_begins(step)
+            profiler.step_started(step, step_metrics(float(jnp.ones(8) @ jnp.ones(8))))
     (time,) = (directory / "profile" / "plugins" / "profile").iterdir()
     (trace,) = [path for path in time.iterdir() if path.name.endswith(".xplane.pb")]
     assert trace.stat().length > 0

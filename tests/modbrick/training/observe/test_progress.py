@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 
 from modbrick.training.evaluation import DomainResult, EvaluationResult
+from modbrick.training.observe.observer import FINISHED
 from modbrick.training.observe.progress import SECONDS_BETWEEN_LINES, TrainingProgress
+from modbrick.training.tasks.task import Evaluation
+from tests.modbrick.training.observe.steps import step_metrics
 
-RESULT = EvaluationResult(DomainResult(1.5, 4.48, 2.25, 100, 90, 3), {}, {})
+_FOUND = EvaluationResult(DomainResult(1.5, 4.48, 2.25, 100, 90, 3), {}, {})
+RESULT = Evaluation({"loss": 1.5}, _FOUND.to_mapping(), _FOUND.summary())
 
 
 @pytest.fixture(autouse=True)
@@ -37,16 +41,19 @@ def record(step: int, skipped: int = 0, dropped: float = 0.0) -> dict[str, Any]:
 
 def test_elsewhere_than_on_a_terminal_lines_are_plain(capsys: pytest.CaptureFixture[str]) -> None:
     with TrainingProgress(20, 0) as progress:
-        progress.step(1)
-        progress.figures(record(1, skipped=2, dropped=1234.0))
-        progress.evaluation(1, RESULT)
+        progress.step_started(1, step_metrics())
+        progress.recorded(record(1, skipped=2, dropped=1234.0))
+        progress.evaluated(1, RESULT, {})
         progress.message("[bold]as it is[/bold]")
+        progress.stopped(7, "SIGTERM")
+        progress.stopped(20, FINISHED)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == (
         "step 1/20  loss 2.346  12,346 tokens/s  utilisation 25%  skipped 2  dropped 1,234\n"
         "step 1  held out: loss 1.500, perplexity 4.48, 2.250 bits per byte\n"
         "[bold]as it is[/bold]\n"
+        "stopped by SIGTERM: saved step 7 of 20\n"
     )
 
 
@@ -55,8 +62,8 @@ def test_plain_lines_are_few_but_the_last_step_has_one(
 ) -> None:
     with TrainingProgress(20, 0) as progress:
         for step in range(1, 21):
-            progress.step(step)
-            progress.figures(record(step))
+            progress.step_started(step, step_metrics())
+            progress.recorded(record(step))
             clock.now += SECONDS_BETWEEN_LINES / 8
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == ["1/20", "9/20", "17/20", "20/20"]
@@ -68,9 +75,9 @@ def test_none_is_silent(
     for terminal in ("0", "1"):
         monkeypatch.setenv("TTY_COMPATIBLE", terminal)
         with TrainingProgress(20, 0, "none") as progress:
-            progress.step(1)
-            progress.figures(record(20))
-            progress.evaluation(1, RESULT)
+            progress.step_started(1, step_metrics())
+            progress.recorded(record(20))
+            progress.evaluated(1, RESULT, {})
             progress.message("text")
     assert capsys.readouterr() == ("", "")
 
@@ -82,10 +89,16 @@ def test_a_terminal_gets_a_bar_that_lines_do_not_disturb(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "150")
     with TrainingProgress(20, 5) as progress:
-        progress.step(7)
-        progress.figures(record(7))
+        progress.step_started(7, step_metrics())
+        progress.recorded(record(7))
         progress.message("[bold]as it is[/bold]")
     shown = capsys.readouterr().err
     assert "7/20" in shown
     assert "12,346 tokens/s" in shown
     assert "[bold]as it is[/bold]" in shown
+
+
+def test_the_loss_shown_is_the_one_of_the_task(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainingProgress(20, 0, loss_name="preference") as progress:
+        progress.recorded({**record(20), "preference": 0.6931})
+    assert "loss 0.693 " in capsys.readouterr().err

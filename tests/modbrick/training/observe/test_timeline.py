@@ -9,7 +9,9 @@ import pytest
 
 from modbrick.hardware import process_start
 from modbrick.training.observe import timeline
-from modbrick.training.observe.timeline import ACTIVITIES, Timeline, read_timeline
+from modbrick.training.observe.observer import ACTIVITIES
+from modbrick.training.observe.timeline import Timeline, read_timeline
+from tests.modbrick.training.observe.steps import step_metrics
 
 
 class Clock:
@@ -41,19 +43,19 @@ def test_a_start_from_its_beginning_to_its_end(tmp_path: Path, clock: Clock) -> 
     origin = clock.wall
     with Timeline(tmp_path, 7) as kept:
         clock.wait(20)
-        kept.add("data_wait", 0.5)
-        kept.first_step(8)
+        kept.spent("data_wait", 0.5)
+        kept.step_started(8, step_metrics())
         for step in (9, 10):
             clock.wait(2)
-            kept.add("data_wait", 0.25)
-            kept.first_step(step)
-        with kept.during("checkpoint"):
-            clock.wait(3)
+            kept.spent("data_wait", 0.25)
+            kept.step_started(step, step_metrics())
+        clock.wait(3)
+        kept.spent("checkpoint", 3.0)
         clock.wall -= 3600  # somebody sets the clock
-        kept.mark(10)
-        with kept.during("evaluation"):
-            clock.wait(5)
-        kept.stop(10, "SIGTERM")
+        kept.saved(10)
+        clock.wait(5)
+        kept.spent("evaluation", 5.0)
+        kept.stopped(10, "SIGTERM")
     none: dict[str, object] = dict.fromkeys(ACTIVITIES, 0.0)
     assert read_timeline(tmp_path) == [
         {"time": origin - 30, "event": "start", "step": 7},
@@ -69,11 +71,11 @@ def test_later_starts_are_added_to_the_records_of_a_killed_one(
     tmp_path: Path, clock: Clock
 ) -> None:
     killed = Timeline(tmp_path, 0)
-    killed.first_step(1)
-    killed.mark(9)
+    killed.step_started(1, step_metrics())
+    killed.recorded({"step": 9})
     clock.wait(100)
     with Timeline(tmp_path, 4) as kept:
-        kept.first_step(5)
+        kept.step_started(5, step_metrics())
     killed.close()
     told = [(record["event"], record["step"]) for record in read_timeline(tmp_path)]
     assert told == [("start", 0), ("first_step", 1), ("steps", 9), ("start", 4), ("first_step", 5)]

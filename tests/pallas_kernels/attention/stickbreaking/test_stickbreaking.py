@@ -8,7 +8,7 @@ import pytest
 
 from pallas_kernels.attention.stickbreaking import (
     IMPLEMENTATIONS,
-    selected_implementation,
+    choose_implementation,
     stickbreaking_attention,
 )
 
@@ -51,10 +51,10 @@ def test_errors_name_the_argument(changes, message: str) -> None:
         stickbreaking_attention(**_arguments(**changes))
 
 
-def test_selected_implementation() -> None:
-    best = selected_implementation()
+def test_choose_implementation() -> None:
+    best = choose_implementation()
     assert best in IMPLEMENTATIONS
-    assert selected_implementation("reference") == "reference"
+    assert choose_implementation("reference") == "reference"
     chosen = stickbreaking_attention(**_arguments())
     named = stickbreaking_attention(**_arguments(), implementation=best)
     np.testing.assert_array_equal(chosen.output, named.output)

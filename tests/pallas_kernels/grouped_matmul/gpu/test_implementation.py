@@ -19,7 +19,7 @@ from pallas_kernels import grouped_matmul as op
 from pallas_kernels.compile_report import lower_for_h100
 from pallas_kernels.grouped_matmul.gpu import implementation as gpu
 from pallas_kernels.grouped_matmul.gpu import products as gpu_products
-from pallas_kernels.grouped_matmul.target import Case
+from pallas_kernels.grouped_matmul.implementations import Case
 from tests.contracts.grouped_matmul import (
     GroupedMatmulContract,
     assert_close,
@@ -176,7 +176,7 @@ def test_rows_are_read_by_index_without_a_gathered_copy():
     ],
 )
 def test_a_case_that_cannot_run_says_why(changes, reason):
-    said = gpu.why_not(dataclasses.replace(CASE, **changes), None)
+    said = gpu.unsupported(dataclasses.replace(CASE, **changes), None)
     if reason is None:
         assert said is None
     else:
@@ -184,7 +184,7 @@ def test_a_case_that_cannot_run_says_why(changes, reason):
 
 
 def test_it_runs_on_hopper_only():
-    assert "'cpu'" in (gpu.why_not(None, "cpu") or "")
+    assert "'cpu'" in (gpu.unsupported(None, "cpu") or "")
 
     def on(kind: str) -> str | None:
         device = jax.sharding.AbstractDevice(kind, 132, platform="gpu")
@@ -192,8 +192,8 @@ def test_it_runs_on_hopper_only():
             jax.sharding.AbstractMesh((), (), abstract_device=device)
         ):
             chosen = op.choose_implementation(None, CASE)
-            assert chosen == ("gpu" if gpu.why_not(CASE, "gpu") is None else "xla")
-            return gpu.why_not(CASE, "gpu")
+            assert chosen == ("gpu" if gpu.unsupported(CASE, "gpu") is None else "xla")
+            return gpu.unsupported(CASE, "gpu")
 
     assert on("NVIDIA H100 80GB HBM3") is None
     assert on("NVIDIA H200") is None

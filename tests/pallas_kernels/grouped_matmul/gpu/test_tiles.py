@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.grouped_matmul.gpu import tiles as gpu_tiles
+from pallas_kernels.grouped_matmul.gpu import tiles as module
 
 LOADS = {
     "even": [40, 40, 40],
@@ -21,7 +21,7 @@ LOADS = {
 }
 
 
-_row_tiles = jax.jit(gpu_tiles.row_tiles, static_argnums=(1, 2), static_argnames="rest")
+_row_tiles = jax.jit(module.row_tiles, static_argnums=(1, 2), static_argnames="rest")
 
 
 @pytest.mark.parametrize("rest", [False, True])
@@ -30,7 +30,7 @@ def test_each_row_is_in_one_tile_of_its_expert(loads: list[int], rest: bool) -> 
     offsets = np.concatenate([[0], np.cumsum(loads)])
     num_rows, height = int(offsets[-1]) + 11, 64
     table = np.asarray(_row_tiles(jnp.asarray(offsets, jnp.int32), num_rows, height, rest=rest))
-    count = table[gpu_tiles.COUNT, 0]
+    count = table[module.COUNT, 0]
     assert count <= table.shape[1]
     owner = np.full(num_rows, -1)
     for expert, start, end in table[1:, :count].T:
@@ -45,13 +45,13 @@ def test_each_row_is_in_one_tile_of_its_expert(loads: list[int], rest: bool) -> 
 
 def test_a_forged_plan_stays_within_its_rows() -> None:
     forged = jnp.asarray([5, -9, 2**30, 12, 99], jnp.int32)
-    offsets = np.asarray(gpu_tiles.bounded_offsets(forged, 70))
+    offsets = np.asarray(module.bounded_offsets(forged, 70))
     assert offsets.tolist() == [5, 5, 70, 70, 70]
-    table = np.asarray(gpu_tiles.row_tiles(forged, 70, 64, rest=True))
-    count = table[gpu_tiles.COUNT, 0]
+    table = np.asarray(module.row_tiles(forged, 70, 64, rest=True))
+    count = table[module.COUNT, 0]
     assert count <= table.shape[1]
-    assert (table[gpu_tiles.START, :count] < 70).all()
-    assert (table[gpu_tiles.END, :count] <= 70).all()
+    assert (table[module.START, :count] < 70).all()
+    assert (table[module.END, :count] <= 70).all()
 
 
 @pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS)
@@ -62,7 +62,7 @@ def test_shares_cover_all_tiles_and_differ_by_a_tile(
     depth, overhead = 64, 2
     order, shares = map(
         np.asarray,
-        gpu_tiles.balanced_shares(jnp.asarray(loads, jnp.int32), items, depth, overhead, blocks),
+        module.balanced_shares(jnp.asarray(loads, jnp.int32), items, depth, overhead, blocks),
     )
     assert sorted(order.tolist()) == list(range(len(loads)))
     assert (shares[0], shares[-1]) == (0, len(loads) * items)
@@ -91,7 +91,7 @@ def test_skewed_loads_take_at_most_a_fifth_longer(seed: int) -> None:
         rows = -(-row_tiles // blocks) * (1024 // depth)
         order, shares = map(
             np.asarray,
-            gpu_tiles.balanced_shares(jnp.asarray(loads, jnp.int32), tiles, depth, 2, blocks),
+            module.balanced_shares(jnp.asarray(loads, jnp.int32), tiles, depth, 2, blocks),
         )
         cost = np.repeat(-(-loads[order] // depth) + 2, tiles)
         of_block = [cost[a:b].sum() for a, b in itertools.pairwise(shares)]
@@ -104,7 +104,7 @@ def test_skewed_loads_take_at_most_a_fifth_longer(seed: int) -> None:
 @pytest.mark.parametrize("width", [1, 3, 8, 20])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 8), (4, 20), (7, 3)])
 def test_bands_visit_each_tile_once(rows: int, columns: int, width: int) -> None:
-    order = gpu_tiles.in_bands(
+    order = module.in_bands(
         jnp.arange(rows * columns, dtype=jnp.int32), jnp.int32(rows), columns, width
     )
     visited = set(zip(*(np.asarray(axis).tolist() for axis in order), strict=True))

@@ -19,7 +19,7 @@ from pallas_kernels.grouped_matmul.tpu.block_sizes import (
     vmem_limit,
 )
 from pallas_kernels.grouped_matmul.tpu.matmul import Chunks, column_blocks
-from pallas_kernels.grouped_matmul.tpu.resident import Footprint
+from pallas_kernels.grouped_matmul.tpu.weight_stationary import Footprint
 
 
 def _on(kind: str):
@@ -79,9 +79,9 @@ def test_column_blocks_cover_the_fetched_row_exactly(width, most):
 @pytest.mark.parametrize("width", [33, 384, 2048])
 def test_chunks_divide_the_block_and_parts_the_tile(width):
     chunks = Chunks.of(width, BlockSizes(256, 2048, 512), 256, 1024)
-    assert chunks.turns * chunks.size == width
+    assert chunks.iterations * chunks.size == width
     assert 256 % chunks.parts == 0
-    assert chunks.parts in (1, chunks.turns)
+    assert chunks.parts in (1, chunks.iterations)
 
 
 @pytest.mark.parametrize(

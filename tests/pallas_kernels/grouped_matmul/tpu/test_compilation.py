@@ -101,8 +101,8 @@ def test_many_choices_and_wide_rows_lower(k, width, hidden, dtype):
 
 
 @pytest.mark.parametrize("width", [640, 1100])
-def test_blocks_narrower_than_words_lower(monkeypatch, width):
-    """Rows have fewer words than a block of columns has room for."""
+def test_blocks_wider_than_packed_rows_lower(monkeypatch, width):
+    """A block of columns has room for more than a packed row has."""
     monkeypatch.setattr(tpu.Footprint, "buffers", lambda self, budget: None)
     with compiling_for("v6e", dict.fromkeys(KERNELS, BlockSizes(64, 512, 128))):
         text = lower_for_tpu(

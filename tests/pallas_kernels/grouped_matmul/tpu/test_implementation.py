@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import grouped_matmul as op
 from pallas_kernels.compile_report import lower_for_tpu
-from pallas_kernels.grouped_matmul.target import Case
+from pallas_kernels.grouped_matmul.implementations import Case
 from pallas_kernels.grouped_matmul.tpu import feed_forward as tpu_feed_forward
 from pallas_kernels.grouped_matmul.tpu import implementation as tpu
 from pallas_kernels.grouped_matmul.tpu import matmul as tpu_matmul
@@ -178,7 +178,7 @@ def _assert_feed_forward(
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_feed_forward_with_resident_matrices():
+def test_feed_forward_with_stationary_weights():
     _assert_feed_forward(_Resident(), "silu", True, np.float32, 5e-6)
 
 
@@ -199,7 +199,7 @@ def _kernels_of_layers(wrap: Callable[..., Any]) -> collections.Counter[str]:
 def _assert_computed_again(gradients: dict[str, int]) -> None:
     """Forward kernels once more, but those that no gradient reads; those of gradients once."""
     kept, again = _kernels_of_layers(lambda layer: layer), _kernels_of_layers(jax.checkpoint)
-    # Inputs and cotangents of three operations are brought into words, once each.
+    # Inputs and cotangents of three operations are packed, once each.
     assert kept["grouped_matmul_row_words"] == 6
     assert again - kept == {
         "grouped_matmul_row_words": 3,
@@ -231,11 +231,11 @@ def test_streamed_layers_that_are_computed_again_lower():
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_inputs_are_brought_into_words_one_after_the_other():
+def test_inputs_are_packed_one_after_the_other():
     p = problem(BRIEF)
     both = jnp.asarray(np.stack([p.tokens, 2 * p.tokens]), jnp.float32)
-    words = jax.vmap(functools.partial(tpu._readable, layout="tokens"))(both)
-    for mine, rows in zip(words, both, strict=True):
+    packed = jax.vmap(functools.partial(tpu._readable, layout="tokens"))(both)
+    for mine, rows in zip(packed, both, strict=True):
         width = rows.shape[1]
         np.testing.assert_array_equal(mine[0, :, :width], rows)
 
@@ -293,19 +293,19 @@ def test_outside_of_interpret_mode_a_cpu_refuses():
 
 def test_what_cannot_run_says_why():
     case = Case("grouped_matmul", jnp.dtype("float32"), jnp.dtype("float32"), 6, 2, 3, 4, 5)
-    assert tpu.why_not(case, None) is None
-    assert tpu.why_not(case, "tpu") is None
+    assert tpu.unsupported(case, None) is None
+    assert tpu.unsupported(case, "tpu") is None
     deep = dataclasses.replace(case, width=50_000)
-    assert "D=50000 above" in (tpu.why_not(deep, "tpu") or "")
-    assert tpu.why_not(dataclasses.replace(deep, width=50 * 1024), "tpu") is None
+    assert "D=50000 above" in (tpu.unsupported(deep, "tpu") or "")
+    assert tpu.unsupported(dataclasses.replace(deep, width=50 * 1024), "tpu") is None
     wide = dataclasses.replace(deep, operation="grouped_feed_forward", width=50 * 1024)
-    assert "the most that VMEM holds" in (tpu.why_not(wide, "tpu") or "")
-    assert "for TPUs" in (tpu.why_not(case, "cpu") or "")
+    assert "the most that VMEM holds" in (tpu.unsupported(wide, "tpu") or "")
+    assert "for TPUs" in (tpu.unsupported(case, "cpu") or "")
     half = jnp.dtype("float16")
     for narrow in (
         dataclasses.replace(case, input_dtype=half),
         dataclasses.replace(case, weight_dtype=half),
     ):
-        assert "float32 or bfloat16" in (tpu.why_not(narrow, "tpu") or "")
+        assert "float32 or bfloat16" in (tpu.unsupported(narrow, "tpu") or "")
         with pytest.raises(ValueError, match=r"'tpu' cannot run: .* must be float32 or bfloat16"):
             op.choose_implementation("tpu", narrow)

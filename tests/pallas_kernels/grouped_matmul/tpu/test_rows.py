@@ -1,4 +1,4 @@
-"""Rows in words: what lies where, there and back."""
+"""Packed rows: what lies where, there and back."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pallas_kernels.grouped_matmul.tpu.rows import (
     LANES,
     by_choice,
     load_columns,
+    pack_rows,
+    packed_shape,
     padded_width,
-    rounded,
-    row_dtype,
-    row_words,
+    round_packed,
     store_columns,
-    words_shape,
+    unpacked_dtype,
 )
 
 SHAPES = [(1, 1), (5, 20), (16, 256), (17, 300), (9, 1024), (3, 1025), (40, 3000)]
@@ -32,11 +32,11 @@ def _rows(shape: tuple[int, int], dtype: Any) -> Array:
     return jax.random.normal(jax.random.key(sum(shape)), shape).astype(dtype)
 
 
-def _from_words(words: Array, width: int) -> np.ndarray:
-    """The columns of words, by their definition."""
-    planes, rows, _ = words.shape
-    flat = np.asarray(words).swapaxes(0, 1).reshape(rows, -1)
-    if row_dtype(words) == jnp.float32:
+def _unpacked(packed: Array, width: int) -> np.ndarray:
+    """The columns of packed rows, by their definition."""
+    planes, rows, _ = packed.shape
+    flat = np.asarray(packed).swapaxes(0, 1).reshape(rows, -1)
+    if unpacked_dtype(packed) == jnp.float32:
         return flat[:, :width]
     part = min(planes * LANES, 512)
     parts = flat.reshape(rows, -1, 1, part)
@@ -49,19 +49,19 @@ def _from_words(words: Array, width: int) -> np.ndarray:
 def test_words_hold_every_column_where_they_should(shape, dtype):
     rows = _rows(shape, dtype)
     with pltpu.force_tpu_interpret_mode():
-        words = row_words(rows)
-    assert words.shape == words_shape(shape[0], shape[1], dtype)
-    assert row_dtype(words) == dtype
-    assert _from_words(words, shape[1]).tobytes() == np.asarray(rows).tobytes()
+        packed = pack_rows(rows)
+    assert packed.shape == packed_shape(shape[0], shape[1], dtype)
+    assert unpacked_dtype(packed) == dtype
+    assert _unpacked(packed, shape[1]).tobytes() == np.asarray(rows).tobytes()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_rounding_words_is_rounding_rows(shape):
+def test_rounding_packed_rows_is_rounding_rows(shape):
     rows = _rows(shape, jnp.float32)
     with pltpu.force_tpu_interpret_mode():
-        words = jax.jit(rounded, static_argnums=1)(row_words(rows), jnp.bfloat16)
-        expected = row_words(rows.astype(jnp.bfloat16))
-    np.testing.assert_array_equal(words, expected)
+        packed = jax.jit(round_packed, static_argnums=1)(pack_rows(rows), jnp.bfloat16)
+        expected = pack_rows(rows.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(packed, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -70,16 +70,16 @@ def test_a_kernel_reads_what_it_stored_and_leaves_others_rows(width, dtype):
     height, columns = 16, padded_width(width)
     rows, before = _rows((height, columns), jnp.float32), _rows((height, columns), dtype)
 
-    def kernel(source: Any, old: Any, words: Any, read: Any) -> None:
+    def kernel(source: Any, old: Any, packed: Any, read: Any) -> None:
         own = jax.lax.broadcasted_iota(jnp.int32, (height, 1), 0) % 3 == 0
-        words[...] = old[...]
-        store_columns(words, source, dtype, own)
-        for column, values in load_columns(words, 4, 8, dtype):
+        packed[...] = old[...]
+        store_columns(packed, source, dtype, own)
+        for column, values in load_columns(packed, 4, 8, dtype):
             read[:, column : column + LANES] = values.astype(jnp.float32)
 
     with pltpu.force_tpu_interpret_mode():
-        old = row_words(before)
-        words, read = pl.pallas_call(
+        old = pack_rows(before)
+        packed, read = pl.pallas_call(
             kernel,
             out_shape=(
                 jax.ShapeDtypeStruct(old.shape, old.dtype),
@@ -88,14 +88,14 @@ def test_a_kernel_reads_what_it_stored_and_leaves_others_rows(width, dtype):
         )(rows, old)
     own = np.arange(height)[:, None] % 3 == 0
     expected = np.where(own, rows.astype(dtype), before)
-    assert _from_words(words, columns).tobytes() == expected.tobytes()
+    assert _unpacked(packed, columns).tobytes() == expected.tobytes()
     np.testing.assert_array_equal(read, expected[4:12].astype(np.float32))
 
 
 def test_a_nan_and_an_infinity_stay_what_they_are():
     rows = jnp.array([[np.nan, np.inf, -np.inf, -0.0]], jnp.bfloat16)
     with pltpu.force_tpu_interpret_mode():
-        values = _from_words(row_words(rows), 4).astype(np.float32)[0]
+        values = _unpacked(pack_rows(rows), 4).astype(np.float32)[0]
     assert np.isnan(values[0])
     np.testing.assert_array_equal(values[1:], [np.inf, -np.inf, -0.0])
     assert np.signbit(values[3])

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import grouped_matmul as op
+from pallas_kernels.grouped_matmul.hidden_layer import PRE_ACTIVATION_NAME
 from pallas_kernels.grouped_matmul.xla.block_sizes import tile_heights
-from pallas_kernels.grouped_matmul.xla.implementation import PRE_ACTIVATION_NAME
 from tests.contracts.grouped_matmul import GroupedMatmulContract
 
 T, K, E, D, F = 160, 2, 16, 24, 40

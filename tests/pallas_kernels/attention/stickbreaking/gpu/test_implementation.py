@@ -12,21 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention.stickbreaking import stickbreaking_attention
 from pallas_kernels.attention.stickbreaking.gpu import implementation as gpu
-from pallas_kernels.attention.stickbreaking.gpu import registers as gpu_registers
-from pallas_kernels.attention.stickbreaking.implementations import (
-    Case,
-    selected_implementation,
-    unsupported,
-)
+from pallas_kernels.attention.stickbreaking.gpu import registers
 from pallas_kernels.compile_report import lower_for_h100
+from pallas_kernels.stickbreaking_attention import (
+    Case,
+    choose_implementation,
+    stickbreaking_attention,
+)
 from tests.contracts import stickbreaking_attention as contract
 
 
 @pytest.fixture
 def _simulated() -> Iterator[None]:
-    with gpu_registers.simulated(detect_races=True):
+    with registers.simulated(detect_races=True):
         yield
 
 
@@ -70,30 +69,26 @@ def _case(dtype: str = "bfloat16", width: int = 128, value_width: int = 128) -> 
 @pytest.mark.parametrize(
     ("case", "platform", "reason"),
     [
-        (_case(), "cpu", "Hopper GPUs, and the platform is cpu"),
-        (_case("float32"), "cuda", "float32 inputs are not supported.*TF32"),
-        (_case(width=1024, value_width=1024), "cuda", "width 1024 .* registers"),
-        (_case(value_width=320), "cuda", "width 320"),
+        (_case(), "cpu", "Hopper GPUs, and the platform is 'cpu'"),
+        (_case("float32"), "gpu", "float32 inputs are not supported.*TF32"),
+        (_case(width=1024, value_width=1024), "gpu", "width 1024 .* registers"),
+        (_case(value_width=320), "gpu", "width 320"),
     ],
 )
 def test_says_why_it_cannot_run(case: Case, platform: str, reason: str) -> None:
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(gpu.unsupported(case, platform))
-    assert selected_implementation(None, case, platform) == "xla"
-
-
-@pytest.mark.parametrize("capability", ["8.0", "10.0"])
-def test_other_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
-    monkeypatch.setattr(gpu, "_compute_capability", lambda: capability)
-    assert capability in (unsupported("gpu", _case(), "cuda") or "")
-    assert selected_implementation(None, _case(), "cuda") == "xla"
+    assert choose_implementation(None, case, platform) == "xla"
 
 
 @pytest.mark.parametrize("width", [32, 64, 96, 128, 256])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_is_picked_on_hopper(monkeypatch: pytest.MonkeyPatch, width: int, dtype: str) -> None:
-    monkeypatch.setattr(gpu, "_compute_capability", lambda: "9.0")
-    assert selected_implementation(None, _case(dtype, width, width), "cuda") == "gpu"
+def test_is_picked_on_hopper(width: int, dtype: str) -> None:
+    for kind, expected in (("NVIDIA H100", "gpu"), ("NVIDIA A100", "xla"), ("NVIDIA B200", "xla")):
+        device = jax.sharding.AbstractDevice(kind, 132, platform="gpu")
+        mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert choose_implementation(None, _case(dtype, width, width)) == expected
 
 
 def test_an_error_names_the_reason() -> None:

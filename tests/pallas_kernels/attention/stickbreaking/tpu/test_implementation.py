@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention.shared.block_sizes import BlockSizes
 from pallas_kernels.attention.shared.masks import Visibility
-from pallas_kernels.attention.stickbreaking.tpu import block_sizes as tpu_block_sizes
+from pallas_kernels.attention.stickbreaking.tpu import block_sizes
 from pallas_kernels.attention.stickbreaking.tpu import implementation as tpu
 from pallas_kernels.attention.stickbreaking.tpu.block_sizes import TpuBlockSizes, compiling_for
 from tests.contracts.stickbreaking_attention import (
@@ -195,12 +195,12 @@ def test_block_sizes_are_checked() -> None:
         pass
 
 
-@pytest.mark.parametrize("generation", tpu_block_sizes.GENERATIONS)
+@pytest.mark.parametrize("generation", block_sizes.GENERATIONS)
 @pytest.mark.parametrize("width", [32, 128, 256, 1024])
 def test_gradients_in_vmem_leave_half_of_it(generation: str, width: int) -> None:
     with compiling_for(generation):
-        sizes = tpu_block_sizes.tpu_block_sizes(32768, 32768, width, 2)
-        keys = tpu_block_sizes.keys_at_a_time(32768, sizes.backward.key, 2 * width)
-        vmem = tpu_block_sizes.generation_in_force().vmem
+        sizes = block_sizes.tpu_block_sizes(32768, 32768, width, 2)
+        keys = block_sizes.keys_at_a_time(32768, sizes.backward.key, 2 * width)
+        vmem = block_sizes.generation_in_force().vmem
     assert keys % sizes.backward.key == 0
     assert keys * 2 * width * 4 <= vmem // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention.stickbreaking.tpu import tile as tpu_tile
+from pallas_kernels.attention.stickbreaking.tpu import tile
 from pallas_kernels.attention.stickbreaking.tpu.forward import strips
 from pallas_kernels.attention.stickbreaking.tpu.layout import (
     RUN,
@@ -32,11 +32,11 @@ def test_registers_hold_keys_from_the_nearest_on() -> None:
     read = nearest_first(stored)
     sublane, register = np.meshgrid(np.arange(SUBLANES), np.arange(RUN))
     for number, (place, place_in_hbm) in enumerate(strips(BLOCK)):
-        registers = tpu_tile.registers(read[place])
+        registers = tile.registers(read[place])
         farthest = BLOCK - (number + 1) * STRIP
         expected = farthest + RUN * sublane + RUN - 1 - register
         np.testing.assert_array_equal(registers[..., 0], expected)
-        back = tpu_tile.as_stored(registers, jnp.float32)
+        back = tile.as_stored(registers, jnp.float32)
         np.testing.assert_array_equal(back, stored[place_in_hbm])
 
 
@@ -48,11 +48,11 @@ def test_bounds_let_through_what_is_seen() -> None:
     )
     query_ids = jnp.asarray([[0, 0, 1, 1]])
     ids = np.arange(STRIP) // 45
-    bounds = tpu_tile.bounds_of_strip(
+    bounds = tile.bounds_of_strip(
         jnp.int32(start), last, first, query_ids, jnp.asarray(ids.reshape(SUBLANES, RUN)[:, ::-1])
     )
     sublane, register = np.meshgrid(np.arange(SUBLANES), np.arange(RUN))
     key = (RUN * sublane + RUN - 1 - register).reshape(STRIP, 1)
     seen = (start + key <= last) & (start + key >= first) & (ids[key] == query_ids)
-    np.testing.assert_array_equal(bounds, np.where(seen, tpu_tile.LARGEST_LOGIT, -np.inf))
+    np.testing.assert_array_equal(bounds, np.where(seen, tile.LARGEST_LOGIT, -np.inf))
     assert seen.any(axis=0).tolist() == [False, True, True, True]

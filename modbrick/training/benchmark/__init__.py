@@ -1,0 +1,1 @@
+"""Benchmark of a training step: cases, their measurement, and another code to compare with."""

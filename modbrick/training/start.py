@@ -1,0 +1,118 @@
+"""Start of a run: from new parameters, from a model's, or from its own last checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import jax
+import numpy as np
+from etils import epath
+
+from modbrick.checkpoints import CheckpointStore, Metadata, Restored, save_tokenizer
+from modbrick.checkpoints.directory import write_text
+from modbrick.layers.functional import initial_parameters
+from modbrick.models import open_model
+from modbrick.parallel.processes import everywhere, is_first, say
+from modbrick.schema import to_json
+from modbrick.training.program import TrainProgram
+from modbrick.training.run_config import check_identity
+from modbrick.training.state import TrainState, initial_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """State and position that training starts from.
+
+    Attributes:
+      state: laid out as the program says; the first step consumes it.
+      row: number of the first row to train on.
+      metrics: held-out metrics in the run's last checkpoint, empty if it was not evaluated; None:
+        the run begins.
+    """
+
+    state: TrainState
+    row: int = 0
+    metrics: Mapping[str, float] | None = None
+
+    @property
+    def step(self) -> int:
+        """Steps done before."""
+        return int(self.state.step)
+
+
+def start_run(
+    program: TrainProgram,
+    store: CheckpointStore,
+    metadata: Metadata,
+    *,
+    allow_change: Iterable[str] = (),
+) -> Start:
+    """Continues the run in the store, or begins it. Every process makes this call.
+
+    Args:
+      program: what is trained.
+      store: of the run's checkpoints.
+      metadata: of the run, from its task; `run` is its identity.
+      allow_change: what may differ from the run to be continued, see `check_identity`.
+
+    Raises:
+      InputError: the checkpoints are of another run, do not fit, or are all damaged; or the initial
+        checkpoint does not fit.
+    """
+    if (latest := store.latest()) is not None:
+        before, directory = latest.metadata.run, str(store.directory)
+        for line in everywhere(
+            lambda: check_identity(before, metadata.run, allow_change, directory)
+        ):
+            say(f"continuing with a change: {line}")
+    restored = store.restore_latest(program.parameters, program.state.optimizer)
+    if restored is None:
+        return Start(_first_state(program))
+    say(f"continuing from step {restored.step}")
+    return Start(
+        _restored_state(program, restored),
+        restored.metadata.data["row"],
+        restored.description.metrics,
+    )
+
+
+def describe_run(directory: epath.PathLike, program: TrainProgram) -> None:
+    """Writes the run's config and its tokenizer into its directory; the first process does."""
+    if not is_first():
+        return
+    write_text(epath.Path(directory) / "config.json", to_json(program.config))
+    if (tokenizer := program.task.tokenizer()) is not None:
+        save_tokenizer(directory, tokenizer.to_json())
+
+
+def _first_state(program: TrainProgram) -> TrainState:
+    """Returns the state before the first step, of new parameters or of the initial checkpoint's."""
+    model, training = program.config.model, program.config.training
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.parameters)
+    origin = training.initial_checkpoint
+    if origin is None:
+        parameters = initial_parameters(model, jax.random.key(training.seed), shardings)
+    else:
+        stored = everywhere(lambda: open_model(origin))
+        parameters = everywhere(
+            lambda: stored.read(config=model, dtype="float32", shardings=shardings)
+        )
+        say(f"starting from {stored.origin}")
+    return initial_state(parameters, program.partition, program.optimizer, _shardings(program))
+
+
+def _restored_state(program: TrainProgram, restored: Restored) -> TrainState:
+    """Returns the state that a checkpoint holds; consumes its parameters."""
+    shardings = _shardings(program)
+    trainable, frozen = jax.jit(
+        program.partition.split,
+        donate_argnums=0,
+        out_shardings=(shardings.trainable, shardings.frozen),
+    )(restored.parameters)
+    step = jax.device_put(np.int32(restored.step), shardings.step)
+    return TrainState(step, trainable, frozen, restored.optimizer_state)
+
+
+def _shardings(program: TrainProgram) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.sharding, program.state)

@@ -1,0 +1,30 @@
+"""Softmax attention written down as its definition says, on whole arrays.
+
+The oracle of the tests: logits and weights are `[B, G, R, Sq, Sk]`, and gradients are JAX's own.
+Inputs in float64 are computed in float64.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pallas_kernels.attention.shared import blocks
+from pallas_kernels.attention.shared.masks import Visibility
+
+
+def softmax_attention(
+    query: Array, key: Array, value: Array, visibility: Visibility, *, scale: float
+) -> Array:
+    """Returns output `[B, Sq, H, dv]` (see the public op)."""
+    if 0 in query.shape or 0 in value.shape:
+        return jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
+    query = blocks.fold_heads(query, key.shape[2])
+    seen = visibility.seen(0, query.shape[1], 0, key.shape[1])
+    seen = jnp.swapaxes(seen, 1, 2)[:, None, None]
+    logits = scale * blocks.dot("bigrd,bjgd->bgrij", query, key)
+    logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
+    weights = jnp.where(seen, jax.nn.softmax(logits, axis=-1), 0)
+    output = blocks.dot("bgrij,bjgd->bigrd", weights, value.astype(weights.dtype))
+    return blocks.unfold_heads(output).astype(value.dtype)

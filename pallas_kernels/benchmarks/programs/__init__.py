@@ -1,0 +1,1 @@
+"""Contenders: our operations beside those of others, as programs."""

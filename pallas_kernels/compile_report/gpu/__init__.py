@@ -1,0 +1,1 @@
+"""What the assembler makes of the kernels of a program for an H100."""

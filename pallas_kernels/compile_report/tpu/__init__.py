@@ -1,0 +1,1 @@
+"""What libtpu makes of a program for a TPU."""

@@ -1,0 +1,115 @@
+"""Where a run starts: new, from a model, or from its own last checkpoint; and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from modbrick.checkpoints import CheckpointStore, Metadata
+from modbrick.errors import InputError
+from modbrick.parallel import MeshConfig, make_mesh
+from modbrick.training.program import TrainProgram, train_program
+from modbrick.training.run_config import RunConfig
+from modbrick.training.start import Start, describe_run, start_run
+from tests.configs import tiny
+from tests.modbrick.training.tasks.regression import Regression
+
+CONFIG = tiny.get_config()
+
+
+def changed(**training: Any) -> RunConfig:
+    return dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, **training))
+
+
+@contextlib.contextmanager
+def opened(
+    workdir: Path, config: RunConfig = CONFIG
+) -> Iterator[tuple[TrainProgram, CheckpointStore, Metadata]]:
+    mesh, task = make_mesh(MeshConfig(), jax.devices()[:1]), Regression(config)
+    with jax.set_mesh(mesh), CheckpointStore(workdir, config.checkpoint) as store:
+        yield train_program(config, task, mesh), store, task.metadata()
+
+
+def save(workdir: Path, step: int, metrics: dict[str, float]) -> Start:
+    """Saves the first state of a run as if it were a later one."""
+    with opened(workdir) as (program, store, metadata):
+        start = start_run(program, store, metadata)
+        metadata = dataclasses.replace(metadata, data={"row": 4 * step})
+        state = start.state
+        store.save(step, program.parameters_of(state), state.optimizer, metadata, metrics)
+        return start
+
+
+def test_a_new_run_starts_from_its_seed(tmp_path: Path) -> None:
+    starts = []
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        with opened(tmp_path / name, changed(seed=seed)) as (program, store, metadata):
+            starts.append(start_run(program, store, metadata))
+            chex.assert_trees_all_equal_shapes_and_dtypes(starts[-1].state, program.state)
+    one, same, other = starts
+    assert (one.step, one.row, one.metrics) == (0, 0, None)
+    chex.assert_trees_all_equal(one.state, same.state)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(one.state.trainable, other.state.trainable)
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = save(tmp_path, 7, {"error": 0.5})
+    with opened(tmp_path) as (program, store, metadata):
+        start = start_run(program, store, metadata)
+    assert capsys.readouterr().out == "continuing from step 7\n"
+    assert (start.step, start.row, start.metrics) == (7, 28, {"error": 0.5})
+    chex.assert_trees_all_equal(start.state.trainable, first.state.trainable)
+    chex.assert_trees_all_equal(start.state.optimizer, first.state.optimizer)
+
+
+def test_another_run_is_refused_unless_the_change_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, 7, {})
+    with opened(tmp_path, changed(steps=99)) as (program, store, metadata):
+        with pytest.raises(InputError, match=r"training\.steps: 12 -> 99.*--allow_change=training"):
+            start_run(program, store, metadata)
+        start = start_run(program, store, metadata, allow_change=["training.steps"])
+    assert start.step == 7
+    told = capsys.readouterr().out.splitlines()
+    assert told == ["continuing with a change: training.steps: 12 -> 99", "continuing from step 7"]
+
+
+def test_a_new_run_may_start_from_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save(tmp_path / "model", 7, {})
+    config = changed(initial_checkpoint=str(tmp_path / "model"), seed=5)
+    with opened(tmp_path / "run", config) as (program, store, metadata):
+        start = start_run(program, store, metadata)
+    assert capsys.readouterr().out == f"starting from {tmp_path / 'model'}, step 7\n"
+    assert (start.step, start.row, start.metrics) == (0, 0, None)
+    chex.assert_trees_all_equal(start.state.trainable, model.state.trainable)
+
+
+def test_a_directory_says_what_its_run_is(tmp_path: Path) -> None:
+    with opened(tmp_path) as (program, _, _):
+        describe_run(tmp_path, program)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["training"]["steps"] == CONFIG.training.steps
+    assert not (tmp_path / "tokenizer").exists(), "this task has none"
+
+
+def test_the_step_counts_in_int32(tmp_path: Path) -> None:
+    save(tmp_path, 7, {})
+    with opened(tmp_path) as (program, store, metadata):
+        step = start_run(program, store, metadata).state.step
+    assert step.dtype == np.int32
+    assert step.sharding.is_equivalent_to(program.state.step.sharding, 0)
