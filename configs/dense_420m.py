@@ -9,7 +9,7 @@ projections stands for the query and output of two experts, 4,096 of its 4,352 h
 feed-forward experts, and the rest for what the routers take. The schedule is that of
 `molm_350m_4b`.
 
-Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
+Laid out for these topologies; HBM of a chip and time of a step as `tools/plan_presets.py`
 predicts them:
 
     v5p:4x4x4, data 8 x fsdp 8: 10.4 of 95.7 GiB, 0.53 s a step

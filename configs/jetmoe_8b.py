@@ -9,7 +9,7 @@ phase of 1 trillion tokens and a decay over the last 250 billion. The decay is e
 linear here. Chosen: a warm-up of 10 billion tokens, an end at a tenth, AdamW's betas, weight decay,
 clipping.
 
-Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
+Laid out for these topologies; HBM of a chip and time of a step as `tools/plan_presets.py`
 predicts them:
 
     v5p:4x4x4, data 4 x fsdp 16: 40.0 of 95.7 GiB, 4.85 s a step

@@ -7,7 +7,7 @@ Published (arXiv 2401.04088 and the model's config): the sizes, and a context of
 it was trained is not: tokens, batch, rows of 4,096 (short rows first, as is usual), AdamW and its
 learning rate, the schedule and the weight 0.01 of the balance loss are chosen here.
 
-Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
+Laid out for these topologies; HBM of a chip and time of a step as `tools/plan_presets.py`
 predicts them:
 
     v5p:4x4x4, data 2 x fsdp 32: 79.3 of 95.7 GiB, 16.94 s a step

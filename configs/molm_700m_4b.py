@@ -8,7 +8,7 @@ Not published, chosen here: AdamW's betas, weight decay and clipping as usual fo
 warm-up of 2,000 steps and half a cosine down to a tenth, 0.01 as the weight of load balancing, rows
 of 1,024 tokens (the released models see 512 and 512 before them).
 
-Laid out for these topologies; HBM of a chip and time of a step as `scripts/plan_pod.py --presets`
+Laid out for these topologies; HBM of a chip and time of a step as `tools/plan_presets.py`
 predicts them:
 
     v5p:4x4x4, data 2 x fsdp 32: 43.0 of 95.7 GiB, 0.92 s a step

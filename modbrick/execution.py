@@ -47,6 +47,13 @@ class ExecutionConfig:
       unroll: layers of a segment unrolled into one iteration of the scan.
       head_chunk: positions of each sequence whose logits exist at a time in training and
         evaluation.
+
+    Examples:
+        >>> import modbrick
+        >>> slow_and_sure = modbrick.ExecutionConfig(attention="reference", dispatch="reference")
+        >>> model = modbrick.load_model("run", execution=slow_and_sure)
+        >>> model.execution.dispatch
+        'reference'
     """
 
     rematerialisation: Rematerialisation = "none"

@@ -62,6 +62,16 @@ def load_model(
     Raises:
       InputError: there is no model, it is damaged, does not fit its own config, or has weights that
         are not finite in a foreign format.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import modbrick
+        >>> model = modbrick.load_model("run")
+        >>> output = model(jnp.asarray([[1, 2, 3]]), capture=["routing"])
+        >>> output.logits.shape  # [B, S, V]
+        (1, 3, 256)
+        >>> sorted(output.router_statistics)
+        ['segments.0.attention', 'segments.0.feed_forward']
     """
     stored = open_model(path, step)
     config = stored.config if dtype is None else stored.config.replace(dtype=dtype)
@@ -93,6 +103,12 @@ def load_parameters(
 
     Raises:
       InputError: as `load_model`; a path that the model does not have; or it is another model.
+
+    Examples:
+        >>> import modbrick
+        >>> parameters = modbrick.load_parameters("run", paths=["embedding"])
+        >>> parameters["embedding"].shape
+        (256, 16)
     """
     stored = open_model(path, step)
     return stored.read(config=config, paths=paths, dtype=dtype, shardings=shardings)

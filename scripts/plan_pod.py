@@ -2,8 +2,7 @@
 
     python scripts/plan_pod.py --config=configs/molm_700m_8b.py --topology=v5p:4x4x4
     [--search] [--json=FILE] [--config.mesh.fsdp=64 ...]
-    python scripts/plan_pod.py --presets
-    python scripts/plan_pod.py --rates [--config=... --topology=...]
+    python scripts/plan_pod.py --rates --config=... --topology=...
 
 Compiles the step that scripts/train.py would run, for that topology, on this machine's CPU (libtpu
 is needed: pip install 'modbrick[plan]'), and prints what each device holds, what the collectives
@@ -12,8 +11,8 @@ leaves open are those of a TPU. A preset may have a layout for the topology:
 --config=configs/molm_700m_8b.py:v5e:16x16.
 
 What kernels take is read from modbrick/planning/rates.json by their shapes. --rates measures what
-is missing there, of all presets or of one config: minutes for each shape, written one by one, so
-that it may be stopped and started again. Delete a rate to measure it again.
+the config needs and is missing there: minutes for each shape, written one by one, so that it may
+be stopped and started again. Delete a rate to measure it again.
 
 --search ranks meshes, rematerialisation policies and microbatches by a fast model and compiles only
 the best, until --compile of them fit. Exit status 0: it fits; 2: bad input, or it does not fit, and
@@ -24,9 +23,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
@@ -37,28 +35,9 @@ from modbrick import command_line
 from modbrick.config.flag import DEFINE_config
 from modbrick.errors import InputError
 from modbrick.planning.advice import advice, verdict
-from modbrick.planning.docstrings import write_presets
-from modbrick.planning.kernel_shapes import kernel_shapes
-from modbrick.planning.plan import Plan, make_plan, named
-from modbrick.planning.presets import (
-    PRESETS as PRESET_NAMES,
-)
-from modbrick.planning.presets import (
-    TOPOLOGIES,
-    keep_plan,
-    missing,
-    preset,
-    read_plans,
-    write_table,
-)
-from modbrick.planning.rates import (
-    FILE,
-    keep_rate,
-    measure_rate,
-    read_rates,
-    shape_name,
-    unmeasured,
-)
+from modbrick.planning.measuring import measure_missing_rates
+from modbrick.planning.plan import Plan, make_plan
+from modbrick.planning.rates import FILE
 from modbrick.planning.search import compiled, search
 from modbrick.planning.table import describe, describe_candidates
 from modbrick.planning.topology import Topology, find_topology
@@ -70,17 +49,10 @@ SEARCH = flags.DEFINE_bool("search", False, "Try meshes, rematerialisation and m
 COMPILE = flags.DEFINE_integer(
     "compile", 2, "Compile the found plans until so many fit.", lower_bound=1
 )
-PRESETS = flags.DEFINE_bool(
-    "presets", False, "Plan all presets into docs/figures/plans.json; delete one to plan it again."
-)
-RATES = flags.DEFINE_bool(
-    "rates", False, "Measure the kernels' rates that the config, or else the presets, need."
-)
+RATES = flags.DEFINE_bool("rates", False, "Measure the kernels' rates that the config needs.")
 JSON = flags.DEFINE_string("json", None, "File for the (best) plan as JSON.")
 
-ROOT = Path(__file__).resolve().parents[1]
-PLANS, PAGE = ROOT / "docs/figures/plans.json", ROOT / "docs/pods.md"
-KEPT_RATES = ROOT / "modbrick/planning" / FILE
+KEPT_RATES = Path(__file__).resolve().parents[1] / "modbrick/planning" / FILE
 SHOWN = 10  # plans that --search lists
 
 
@@ -90,22 +62,15 @@ def main(argv: Sequence[str]) -> int:
     command_line.check_output(JSON)
     # Planning happens on the CPU, whatever else the machine has.
     jax.config.update("jax_platforms", "cpu")
-    if PRESETS.value:
-        return plan_presets()
     config = CONFIG.value
-    if RATES.value and config is None:
-        return keep_rates(
-            (preset(ROOT / "configs", name, topology), find_topology(topology))
-            for topology in TOPOLOGIES
-            for name in PRESET_NAMES
-        )
     if config is None or TOPOLOGY.value is None:
         raise InputError(
             "name a config and a topology: --config=configs/NAME.py --topology=v5p:4x4x4"
         )
     topology = find_topology(TOPOLOGY.value, config.mesh.slices)
     if RATES.value:
-        return keep_rates([(config, topology)])
+        measure_missing_rates(KEPT_RATES, [(config, topology)])
+        return 0
     console = Console(width=110)
     if SEARCH.value:
         candidates = search(config, topology)
@@ -131,45 +96,6 @@ def main(argv: Sequence[str]) -> int:
     if not best.fits:
         raise InputError(verdict(best))
     return 0
-
-
-def plan_presets() -> int:
-    """Plans every preset that has no kept plan yet, and writes JSON and table after each."""
-    plans = read_plans(PLANS)
-    for name, config, topology in missing(plans, ROOT / "configs"):
-        plan = watched_plan(config, topology)
-        keep_plan(PLANS, plans, name, plan.to_mapping())
-        tell_plans(plans)
-        utilisation = f"{plan.time.utilisation:.0%}" if plan.time else "does not fit"
-        print(f"{name} {topology.name}: {utilisation}", flush=True)
-    tell_plans(plans)
-    return 0
-
-
-def keep_rates(runs: Iterable[tuple[RunConfig, Topology]]) -> int:
-    """Measures the rates that these runs need and that are not kept yet, and writes each."""
-    rates = read_rates(KEPT_RATES)
-    wanted = [
-        (topology.generation.name, part, shape)
-        for config, topology in runs
-        for part, shape in kernel_shapes(named(config)).items()
-    ]
-    asked = unmeasured(rates, wanted)
-    for i, (generation, part, shape) in enumerate(asked):
-        what = f"{i + 1} of {len(asked)}: {part} on {generation}, {shape_name(shape)}"
-        with Status(what, console=Console(stderr=True)):
-            rate = measure_rate(generation, part, shape)
-        keep_rate(KEPT_RATES, rates, generation, rate)
-        print(f"{what}: forward {rate.forward:.1%}, backward {rate.backward:.1%}", flush=True)
-    if not asked:
-        print(f"all rates are in {KEPT_RATES}")
-    return 0
-
-
-def tell_plans(plans: dict[str, Any]) -> None:
-    """Writes the kept plans into the guide and into the presets' docstrings."""
-    write_table(PAGE, plans)
-    write_presets(ROOT / "configs", plans["plans"])
 
 
 def watched_plan(config: RunConfig, topology: Topology) -> Plan:

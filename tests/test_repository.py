@@ -50,7 +50,7 @@ FLOORS = [
 # Runs the original PyTorch code, in an environment of its own.
 FOREIGN = "scripts/benchmark_original.py"
 
-GENERATED = {"__pycache__", "build", "runs"}
+GENERATED = {"__pycache__", "build", "runs", "site"}
 
 
 def tree() -> Iterator[Path]:
@@ -239,7 +239,8 @@ def test_locks_agree_and_cover_setup() -> None:
         text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
         return dict(re.findall(r"(?m)^([\w.-]+)(?:\[[\w,-]+\])?==(\S+)", text))
 
-    runtime, dev = pins("runtime.txt"), pins("dev.txt")
+    runtime, dev, docs = pins("runtime.txt"), pins("dev.txt"), pins("docs.txt")
+    assert {name: dev[name] for name in docs.keys() & dev.keys()}.items() <= docs.items()
     assert runtime.items() <= dev.items()
     assert declared("REQUIRES") | {"setuptools"} <= set(runtime)
     assert {"pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "ruff", "mypy"} <= set(dev)

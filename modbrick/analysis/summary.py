@@ -74,7 +74,14 @@ class ModelSummary:
 
 
 def summarise(config: ModelConfig) -> ModelSummary:
-    """Counts a model's bricks and parameters without initialising any."""
+    """Counts a model's bricks and parameters without initialising any.
+
+    Examples:
+        >>> import modbrick
+        >>> summary = modbrick.summarise(modbrick.load_model("run").config)
+        >>> summary.active < summary.total  # a token uses some of the experts
+        True
+    """
     found: dict[tuple[str, int, int], int] = {}
     for info in parameter_table(config):
         bricks = 1

@@ -92,6 +92,12 @@ def load_parameters(
     Raises:
       InputError: there is none, it is damaged or of another format, or it does not fit the config
         (lists every parameter that is missing, unexpected or of another shape).
+
+    Examples:
+        >>> from modbrick.checkpoints import load_parameters
+        >>> parameters, description = load_parameters("run")
+        >>> parameters["embedding"].shape, description.step
+        ((256, 16), 0)
     """
     path = locate(directory, step)
     try:
@@ -136,6 +142,14 @@ def save_model(
     Raises:
       InputError: the directory holds something, the parameters do not fit the config (lists every
         one), or writing fails.
+
+    Examples:
+        >>> import modbrick
+        >>> from modbrick.checkpoints import Metadata, load_parameters
+        >>> parameters, description = load_parameters("run")
+        >>> path = modbrick.save_model("copy", parameters, Metadata(description.metadata.model))
+        >>> modbrick.load_model("copy").config == description.metadata.model
+        True
     """
     target = as_path(directory)
     require_own(target)

@@ -59,6 +59,16 @@ class ModelConfig:
       initial_scale: standard deviation of initial embeddings and dense projections.
       expert_initialiser: initial expert weights: `uniform_fan_in` (uniform in ±1/in, as the
         original ModuleFormer code) or `normal` (of standard deviation `initial_scale`).
+
+    Examples:
+        >>> import modbrick
+        >>> config = modbrick.families.dense(
+        ...     vocabulary=32, width=8, layers=2, heads=2, feed_forward_width=16
+        ... )
+        >>> len(config.layers), config.layers[0].attention.kind
+        (2, 'stickbreaking')
+        >>> config.replace(dtype="float32").dtype
+        'float32'
     """
 
     vocabulary: int

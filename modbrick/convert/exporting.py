@@ -74,6 +74,13 @@ def prepare_export(
     Raises:
       InputError: there is no such checkpoint, it is damaged, or has something for which the format
         has no words or no place, each of them by name.
+
+    Examples:
+        >>> import modbrick
+        >>> from modbrick.convert import format_named
+        >>> export = modbrick.prepare_export("run", format_named("moduleformer"))
+        >>> export.tensors["transformer.wte.weight"].shape
+        (256, 16)
     """
     path = locate(directory, step)
     if not is_local(path):
@@ -144,6 +151,13 @@ def export_checkpoint(
 
     Raises:
       InputError: the target holds something, the checkpoint is damaged, or writing fails.
+
+    Examples:
+        >>> import modbrick
+        >>> from modbrick.convert import format_named
+        >>> export = modbrick.prepare_export("run", format_named("moduleformer"))
+        >>> sorted(modbrick.export_checkpoint(export, "for_others"))
+        ['model.safetensors']
     """
     if max_shard_size < 1:
         raise InputError(f"max_shard_size must be at least 1 byte, got {max_shard_size}")

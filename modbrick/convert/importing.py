@@ -68,6 +68,13 @@ def import_checkpoint(
     Raises:
       InputError: the target holds something, the tokenizer does not fit, the source proves damaged
         in reading, or has values that are not finite (names the tensors); or writing fails.
+
+    Examples:
+        >>> import modbrick
+        >>> source = modbrick.open_checkpoint("their_llama")
+        >>> imported = modbrick.import_checkpoint(source, "imported")
+        >>> modbrick.load_model("imported").config == source.model
+        True
     """
     with staging(Path(target)) as directory:
         tokenizer = _tokenizer(checkpoint, directory)

@@ -115,6 +115,12 @@ def open_checkpoint(path: str | Path) -> OpenedSource:
       InputError: what `open_source` refuses; an unknown format; a model that cannot be represented
         exactly; or tensors that are missing, unexpected, or of the wrong shape or dtype, each of
         them by name.
+
+    Examples:
+        >>> import modbrick
+        >>> source = modbrick.open_checkpoint("their_llama")  # config.json, model.safetensors
+        >>> source.form.name, source.model.width
+        ('llama', 16)
     """
     source = open_source(path)
     form = recognise(source.container, source.model_type, source.where)

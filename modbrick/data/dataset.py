@@ -104,7 +104,16 @@ class Documents:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A whole data set; `open` is the way to get one."""
+    """A whole data set; `open` is the way to get one.
+
+    Examples:
+        >>> import modbrick
+        >>> dataset = modbrick.Dataset.open("data")  # made by scripts/prepare_data.py
+        >>> sorted(dataset.domains("train"))
+        ['text']
+        >>> dataset.tokenizer().decode(dataset.documents("train").read(0, 0, 12))
+        'the quick br'
+    """
 
     directory: str
     manifest: Manifest

@@ -57,6 +57,11 @@ def generate(
       brick_ids: which variant of the bricks each prompt uses, -1 none.
       on_tokens: called for each sequence after every token, in the order of the prompts.
 
+    Examples:
+        >>> import modbrick
+        >>> modbrick.generate(modbrick.load_model("run"), [[1]], max_new_tokens=2).finish_reasons
+        ['length']
+
     Raises:
       InputError: no prompt, an empty one, ids beyond the vocabulary, a number out of range; or
         logits that are not finite.

@@ -21,6 +21,11 @@ class SamplingConfig:
       top_k: only the k likeliest tokens can be drawn; None: all.
       top_p: only the likeliest tokens that together reach this probability can be drawn (nucleus
         sampling, arXiv 1904.09751, section 3.1), after temperature and `top_k`; None: all.
+
+    Examples:
+        >>> import modbrick
+        >>> modbrick.SamplingConfig(temperature=0.0)  # always the likeliest token
+        SamplingConfig(temperature=0.0, top_k=None, top_p=None)
     """
 
     temperature: float = 1.0

@@ -52,6 +52,17 @@ class Cache:
       mask: which slots hold a real token (padding takes a slot but is never attended to).
       segment_ids: the document of each slot; zeros where the caller named none.
       length: slots written so far, the same for every sequence.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import modbrick
+        >>> model = modbrick.load_model("run")
+        >>> tokens = jnp.asarray([[1, 2, 3, 4]])
+        >>> cache = modbrick.Cache.empty(model.config, batch=1, capacity=16)
+        >>> before = model(tokens[:, :3], cache=cache)  # the prompt
+        >>> after = model(tokens[:, 3:], cache=before.cache)  # its next token alone
+        >>> after.logits.shape, int(after.cache.length)
+        ((1, 1, 256), 4)
     """
 
     segments: Mapping[str, SegmentCache]

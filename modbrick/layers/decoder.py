@@ -31,6 +31,19 @@ class Decoder(nnx.Module):
 
     The module holds float32 parameters; `nnx.split` it once and run the pure function
     `nnx.merge(graph, parameters)(...)` under `jax.jit`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import modbrick
+        >>> model = modbrick.load_model("run")  # or a new one: modbrick.Decoder(config)
+        >>> graph, parameters = nnx.split(model)
+        >>> @jax.jit
+        ... def logits(parameters, tokens):
+        ...     return nnx.merge(graph, parameters)(tokens).logits
+        >>> logits(parameters, jnp.asarray([[1, 2, 3]])).shape
+        (1, 3, 256)
     """
 
     def __init__(

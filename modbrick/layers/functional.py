@@ -48,7 +48,19 @@ def functional_decoder(
 
 
 def parameter_table(config: ModelConfig) -> ParameterTable:
-    """Lists the parameters of a model."""
+    """Lists the parameters of a model, with shapes, axes and addresses.
+
+    Examples:
+        >>> import modbrick
+        >>> config = modbrick.families.dense(
+        ...     vocabulary=32, width=8, layers=2, heads=2, feed_forward_width=16
+        ... )
+        >>> table = modbrick.parameter_table(config)
+        >>> table["segments.0.feed_forward.up.weight"].shape
+        (2, 8, 16)
+        >>> sorted(table.select(["layer.1.feed_forward"]))
+        ['segments.0.feed_forward.down.weight', 'segments.0.feed_forward.up.weight']
+    """
     return functional_decoder(config).table
 
 

@@ -34,6 +34,11 @@ class MeshConfig:
       tensor: devices over which hidden units, heads and vocabulary are divided.
       slices: groups of devices without fast links between them (slices of TPU pods); whole groups
         of the data axis lie in one.
+
+    Examples:
+        >>> import modbrick
+        >>> modbrick.MeshConfig(fsdp=8, expert=4).sizes(64)
+        {'data': 2, 'fsdp': 8, 'expert': 4, 'sequence': 1, 'tensor': 1}
     """
 
     data: int = -1

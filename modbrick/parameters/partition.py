@@ -28,6 +28,18 @@ class Partition:
       table: the model's parameters.
       trainable: what each trainable leaf holds, by the parameter's path.
       frozen: the same for frozen leaves.
+
+    Examples:
+        >>> import modbrick
+        >>> config = modbrick.families.dense(
+        ...     vocabulary=32, width=8, layers=2, heads=2, feed_forward_width=16
+        ... )
+        >>> table = modbrick.parameter_table(config)
+        >>> partition = modbrick.Partition(table, trainable=["layer.1.feed_forward"])
+        >>> partition.trainable["segments.0.feed_forward.up.weight"].shape  # of layer 1 alone
+        (1, 8, 16)
+        >>> "embedding" in partition.frozen
+        True
     """
 
     def __init__(

@@ -94,7 +94,24 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything a training run is told."""
+    """Everything a training run is told.
+
+    Examples:
+        >>> import modbrick
+        >>> from modbrick.data import DataConfig
+        >>> from modbrick.optimizer import OptimizerConfig
+        >>> from modbrick.training.run_config import TrainingConfig
+        >>> run = modbrick.RunConfig(
+        ...     model=modbrick.families.dense(
+        ...         vocabulary=256, width=8, layers=2, heads=2, feed_forward_width=16
+        ...     ),
+        ...     data=DataConfig(path="data", sequence_length=32, batch_size=4),
+        ...     training=TrainingConfig(steps=100),
+        ...     optimizer=OptimizerConfig(learning_rate=1e-3),
+        ... )
+        >>> run.training.microbatches  # what is not named has a default
+        1
+    """
 
     model: ModelConfig
     data: DataConfig

@@ -20,8 +20,8 @@ from modbrick.config.files import load_config
 from modbrick.errors import InputError
 from modbrick.parallel import AXES
 from modbrick.parallel.batch import check_batch
-from modbrick.planning.docstrings import planned_line
 from modbrick.training.run_config import RunConfig
+from tools.docstrings import planned_line
 
 PRESETS = (
     "molm_350m_4b",

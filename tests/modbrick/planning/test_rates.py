@@ -11,7 +11,6 @@ from modbrick.planning import plan as planning
 from modbrick.planning import rates, time
 from modbrick.planning.kernel_shapes import kernel_shapes
 from modbrick.planning.plan import make_plan, named
-from modbrick.planning.presets import PRESETS, TOPOLOGIES, preset
 from modbrick.planning.rates import (
     FILE,
     FURTHEST,
@@ -24,6 +23,7 @@ from modbrick.planning.rates import (
 from modbrick.planning.time import kernel_rates, kernel_seconds, useful_flops
 from modbrick.planning.topology import EXAMPLES, find_topology
 from tests.modbrick.planning.small_run import small_run
+from tools.presets import PRESETS, TOPOLOGIES, preset
 
 ROOT = Path(__file__).resolve().parents[3]
 SHAPE = {"width": 1024, "hidden": 2048, "experts": 32, "top_k": 2, "gated": 0}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modbrick.parallel import MeshConfig
-from modbrick.planning.docstrings import planned_line, write_plans, write_presets
+from tools.docstrings import planned_line, write_plans, write_presets
 
 MESHES = {"v5p:4x4x4": MeshConfig(data=1, fsdp=64), "v5e:4x4": MeshConfig(data=2, fsdp=8)}
 PLAN = {"hbm": {"total": 3 * 2**29, "limit": 16 * 2**30}, "time": {"step": 1.234}}

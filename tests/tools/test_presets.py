@@ -10,11 +10,11 @@ import pytest
 
 from modbrick.execution import ExecutionConfig
 from modbrick.planning.plan import make_plan, named
-from modbrick.planning.presets import BEGIN, END, PRESETS, TOPOLOGIES, preset, read_plans, table
 from modbrick.planning.topology import find_topology
 from modbrick.schema import from_mapping, to_mapping
+from tools.presets import BEGIN, END, PRESETS, TOPOLOGIES, preset, read_plans, table
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 PLANS = read_plans(ROOT / "docs/figures/plans.json")
 KEPT = [(name, topology) for name, plans in PLANS["plans"].items() for topology in plans]
 
