@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import numpy as np
 from modbrick.checkpoints import load_parameters
 from modbrick.convert import open_checkpoint
 from modbrick.parameters.addresses import flatten
+from tests import programs
 from tests.configs.foreign import SOURCE
 
 ROOT = Path(__file__).parents[2]
@@ -52,13 +50,6 @@ def test_training_goes_on_with_foreign_weights(tmp_path: Path) -> None:
 
 
 def run(script: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / f"scripts/{script}.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = programs.run([ROOT / f"scripts/{script}.py", *arguments])
     assert done.returncode == 0, done.stderr
     return done.stdout

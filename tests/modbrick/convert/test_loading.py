@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -18,6 +15,7 @@ from modbrick.convert import import_checkpoint, load, open_checkpoint, read_para
 from modbrick.errors import InputError
 from modbrick.models import initial_weights
 from modbrick.parameters.addresses import flatten
+from tests import programs
 
 ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests/fixtures/moduleformer"
@@ -67,13 +65,7 @@ def test_weights_are_as_stored_unless_asked_otherwise() -> None:
 
 
 def test_each_device_reads_its_share_only() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", ON_A_MESH, str(FULL)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = programs.run(["-c", ON_A_MESH, FULL])
     assert done.returncode == 0, done.stderr
     read = json.loads(done.stdout.splitlines()[-1])
     most, whole = read["segments.0.feed_forward.up.weight"]
