@@ -51,6 +51,7 @@ EXTRAS = {
     # Checkpoints fetched by their name on the Hugging Face hub.
     "convert": ["huggingface-hub>=1.0"],
     "test": [
+        "chex>=0.1.92",
         "fsspec>=2025.3",
         "hypothesis>=6.130",
         "pytest>=9",
