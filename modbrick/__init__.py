@@ -17,10 +17,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modbrick import bricks
+    from modbrick import bricks, families
     from modbrick.analysis.summary import summarise
     from modbrick.checkpoints import save_model
-    from modbrick.config import ModelConfig, families
+    from modbrick.config import ModelConfig
     from modbrick.convert import (
         export_checkpoint,
         import_checkpoint,
@@ -55,7 +55,7 @@ _HOMES = {
     "SamplingConfig": "modbrick.inference",
     "bricks": "modbrick",
     "export_checkpoint": "modbrick.convert",
-    "families": "modbrick.config",
+    "families": "modbrick",
     "generate": "modbrick.inference",
     "import_checkpoint": "modbrick.convert",
     "load_model": "modbrick.models",

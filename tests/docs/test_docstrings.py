@@ -6,7 +6,6 @@ import doctest
 import importlib
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,7 +13,8 @@ import modbrick
 from modbrick.checkpoints import Metadata, save_model
 from modbrick.config import families
 from modbrick.data import ByteTokenizer, DatasetWriter
-from modbrick.training.state import abstract_parameters
+from modbrick.layers.functional import functional_decoder
+from modbrick.parameters import nest
 
 ROOT = Path(__file__).resolve().parents[2]
 THEIR_LLAMA = ROOT / "tests/fixtures/llama/tied_biased_llama3"
@@ -46,11 +46,11 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dtype="float32",
     )
     draw = np.random.default_rng(0)
-    parameters = jax.tree.map(
-        lambda leaf: 0.1 * draw.standard_normal(leaf.shape, np.float32),
-        abstract_parameters(config),
-    )
-    save_model(folder / "run", parameters, Metadata(config))
+    parameters = {
+        path: 0.1 * draw.standard_normal(leaf.shape, np.float32)
+        for path, leaf in functional_decoder(config).abstract_parameters().items()
+    }
+    save_model(folder / "run", nest(parameters), Metadata(config))
     tokenizer = ByteTokenizer()
     with DatasetWriter(str(folder / "data")) as writer:
         writer.set_tokenizer(tokenizer)

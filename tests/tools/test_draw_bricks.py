@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax
 import pytest
-from modbrick.layers.parameter_table import parameter_table
 
 from modbrick.bricks import LoRA, attach
 from modbrick.config import families
+from modbrick.layers.functional import parameter_table
 from tools.draw_bricks import TEXT, draw, read
 
 TOLD = TEXT.read_text(encoding="utf-8")
