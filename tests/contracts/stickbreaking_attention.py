@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.stickbreaking_attention import stickbreaking_attention
 from tests.compilation import QUICK
 
 NAMES = ("output", "remainder", "d_query", "d_key", "d_value")
@@ -310,8 +311,8 @@ class StickbreakingAttentionContract:
             )
             return output[:, at].sum() + jnp.cos(remainder[:, at]).sum()
 
-        gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)), compiler_options=QUICK)
-        gradients = gradient(*arrays)
+        differentiate = jax.jit(jax.grad(total, argnums=(0, 1, 2)), compiler_options=QUICK)
+        gradients = differentiate(*arrays)
         d_query, d_key, d_value = (np.asarray(g) for g in gradients)
         keys = unseen(at, positions)
         assert keys.any()

@@ -23,6 +23,7 @@ from modbrick.config import (
 )
 from modbrick.data import load_tokenizer
 from modbrick.inference import GREEDY, generate
+from modbrick.layers.functional import functional_decoder
 from tests import programs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,6 +19,7 @@ from modbrick.checkpoints import (
 from modbrick.config import SegmentConfig
 from modbrick.errors import InputError
 from modbrick.layers.decoder import Decoder
+from modbrick.layers.functional import parameters_of
 from tests import programs
 
 

@@ -12,6 +12,7 @@ from modbrick.bricks import LoRA, attach
 from modbrick.config import ExpertsConfig, LayerConfig, RouterConfig
 from modbrick.layers.context import Bricks
 from modbrick.layers.decoder import Decoder
+from modbrick.layers.sites import model_sites
 from tests.compilation import max_traces
 from tests.modbrick.layers.tiny import (
     ATTENTIONS,

@@ -12,6 +12,7 @@ import pytest
 from modbrick.config.families import moduleformer
 from modbrick.data import Dataset, evaluation_batches
 from modbrick.execution import ExecutionConfig
+from modbrick.layers.decoder import Decoder
 from modbrick.layers.functional import functional_decoder
 from modbrick.training.evaluation import EvaluationResult, EvaluationStep, evaluate, evaluation_step
 from tests.compilation import max_traces
