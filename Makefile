@@ -51,10 +51,10 @@ quickstart: $(VENV)/.runtime  ## set up, and pretrain a small ModuleFormer on re
 	$(VENV)/bin/python scripts/quickstart.py
 
 test: $(DEV_VENV)/.dev  ## set up, and run the test suite
-	$(DEV_VENV)/bin/python -m pytest -n $(WORKERS) -m "not verify" $(PYTEST_FLAGS)
+	$(DEV_VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not verify" $(PYTEST_FLAGS)
 
 verify: $(DEV_VENV)/.dev  ## the long checks: sweeps, repeated kills, ahead-of-time compilations
-	$(DEV_VENV)/bin/python -m pytest -n $(WORKERS) -m verify --timeout 3600 $(PYTEST_FLAGS)
+	$(DEV_VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m verify --timeout 3600 $(PYTEST_FLAGS)
 
 lint: $(DEV_VENV)/.dev  ## lint, check the formatting and the types
 	$(DEV_VENV)/bin/ruff check

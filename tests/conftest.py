@@ -6,9 +6,11 @@ bits and the same memory analysis. `make clean` removes the cache.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
@@ -17,6 +19,18 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+pytest_plugins = ["tests.processor_time"]
+
 # How long an example takes says nothing about the code where workers share the cores.
 hypothesis.settings.register_profile("shared_cores", deadline=None)
 hypothesis.settings.load_profile("shared_cores")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """What this module compiles is not optimised; see `tests/compilation.py` for where not to."""
+    import jax  # reads the variables above
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

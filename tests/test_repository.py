@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import importlib
 import re
@@ -13,6 +14,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
+from tests import programs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,6 +108,7 @@ MODULES = {
 }
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """The full names that a file imports, those inside functions too."""
     found: set[str] = set()
@@ -287,10 +291,14 @@ def test_pages_name_only_commands_that_exist() -> None:
 
 
 @pytest.mark.parametrize("path", SCRIPTS + TOOLS, ids=relative)
-def test_script_explains_itself(path: Path) -> None:
+@pytest.mark.parametrize("start", ["prepared", pytest.param("cold", marks=pytest.mark.verify)])
+def test_script_explains_itself(path: Path, start: str) -> None:
     # Tools use each other, as modules of the repository's root.
-    started = ["-m", module_name(path)] if path in TOOLS else [str(path)]
-    command = [sys.executable, *started, "--help"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    command = ["-m", module_name(path)] if path in TOOLS else [str(path)]
+    if start == "prepared":
+        run = programs.run([path, "--help"])
+    else:
+        cold = [sys.executable, *command, "--help"]
+        run = subprocess.run(cold, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]
     assert path.name in run.stdout or "usage" in run.stdout.lower()

@@ -48,6 +48,7 @@ class Partition:
         *,
         trainable: Iterable[str] = ("*",),
         frozen: Iterable[str] = (),
+        frozen_dtype: str | None = None,
     ):
         """Decides what is trained.
 
@@ -55,11 +56,12 @@ class Partition:
           table: the model's parameters.
           trainable: address patterns of bricks that are trained.
           frozen: address patterns of bricks that are not, even if `trainable` covers them.
+          frozen_dtype: in which frozen parameters are held; None: as they are given.
 
         Raises:
           InputError: a pattern that covers nothing, or nothing is left to train.
         """
-        self.table = table
+        self.table, self.frozen_dtype = table, frozen_dtype
         self.trainable: dict[str, ParameterSlice] = {}
         self.frozen: dict[str, ParameterSlice] = {}
         trained, held = table.select(trainable), table.select(frozen)
@@ -79,7 +81,8 @@ class Partition:
     def split(self, parameters: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
         """Returns the trainable and the frozen part of a model's parameters.
 
-        Leaves that are trained or frozen as a whole are passed on, not copied.
+        Leaves that are trained or frozen as a whole are passed on, not copied; frozen ones are in
+        `frozen_dtype`.
 
         Raises:
           ValueError: parameters that are not those of the table.
@@ -87,7 +90,7 @@ class Partition:
         _require_paths(parameters, [info.path for info in self.table])
         return (
             {path: part.take(parameters[path]) for path, part in self.trainable.items()},
-            {path: part.take(parameters[path]) for path, part in self.frozen.items()},
+            {path: self._held(part.take(parameters[path])) for path, part in self.frozen.items()},
         )
 
     def join(self, trainable: Mapping[str, Array], frozen: Mapping[str, Array]) -> dict[str, Array]:
@@ -112,6 +115,9 @@ class Partition:
             else:
                 joined[path] = trainable[path] if path in trainable else frozen[path]
         return joined
+
+    def _held(self, leaf: Array) -> Array:
+        return leaf if self.frozen_dtype is None else leaf.astype(self.frozen_dtype)
 
     def select(self, patterns: Iterable[str]) -> dict[str, Bool[np.ndarray, "..."]]:
         """Returns what the patterns cover of the trainable leaves.

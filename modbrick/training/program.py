@@ -83,6 +83,7 @@ def train_program(config: RunConfig, task: Task, mesh: Mesh | AbstractMesh) -> T
         decoder.table,
         trainable=config.optimizer.trainable,
         frozen=config.optimizer.frozen,
+        frozen_dtype=config.training.frozen_dtype,
     )
     optimizer = Optimizer(config.optimizer, partition, config.training.steps)
     whole = decoder.abstract_parameters()

@@ -30,12 +30,16 @@ class TrainingConfig:
         batch's.
       initial_checkpoint: a model to start from instead of new parameters (a run's working
         directory, or an imported model); its optimizer state is not used.
+      frozen_dtype: in which parameters are held that are not trained; None: float32, as trained
+        ones. In the model's `dtype` they take half the memory, and products are what they were
+        (they are made in that dtype anyway); routers, norms and the head are rounded.
     """
 
     steps: int
     seed: int = 0
     microbatches: int = 1
     initial_checkpoint: str | None = None
+    frozen_dtype: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "microbatches"):

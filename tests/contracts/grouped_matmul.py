@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import grouped_matmul as op
+from tests.compilation import QUICK
 
 INPUT_LAYOUTS = ("tokens", "slots", "grouped")
 OUTPUT_LAYOUTS = ("grouped", "slots", "tokens")
@@ -176,7 +177,7 @@ def _compiled_matmul(contract: Any, input_layout: str, output_layout: str):
         outputs, pull = jax.vjp(call, inputs, weights, bias, gates)
         return outputs, pull(cotangent)
 
-    return jax.jit(run)
+    return jax.jit(run, compiler_options=QUICK)
 
 
 @functools.cache
@@ -196,7 +197,7 @@ def _compiled_feed_forward(contract: Any, activation: str, gated: bool):
         outputs, pull = jax.vjp(call, *arguments)
         return outputs, pull(cotangent)
 
-    return jax.jit(run)
+    return jax.jit(run, compiler_options=QUICK)
 
 
 class GroupedMatmulContract:
@@ -315,7 +316,7 @@ class GroupedMatmulContract:
                 return jnp.sum(jnp.cos(function(*arguments)))
 
             arguments = (p.tokens, p.weights, p.down, p.gates)
-            run = jax.jit(jax.grad(loss, argnums=(1, 2, 3, 4)))
+            run = jax.jit(jax.grad(loss, argnums=(1, 2, 3, 4)), compiler_options=QUICK)
             return run(p.plan, *(a.astype(np.float32) for a in arguments))
 
         for a, b in zip(gradients(fused), gradients(apart), strict=True):
@@ -492,8 +493,9 @@ class GroupedMatmulContract:
             return jnp.sum(jnp.sin(y)) + jnp.sum(z**2)
 
         grad = jax.grad(loss, argnums=(0, 2, 3))
-        alone = jax.jit(grad)
-        batched = jax.jit(jax.vmap(grad, in_axes=(0, 0, 0, None)))(x, chosen, gates, up)
+        alone = jax.jit(grad, compiler_options=QUICK)
+        together = jax.vmap(grad, in_axes=(0, 0, 0, None))
+        batched = jax.jit(together, compiler_options=QUICK)(x, chosen, gates, up)
         for i in range(4):
             for a, b in zip(batched, alone(x[i], chosen[i], gates[i], up), strict=True):
                 assert_close("gradient", a[i], np.asarray(b, np.float64), 1e-5)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.stickbreaking_attention import stickbreaking_attention
+from tests.compilation import QUICK
 
 NAMES = ("output", "remainder", "d_query", "d_key", "d_value")
 
@@ -100,7 +101,7 @@ EARLY_EXIT_CASES = (
 )
 
 
-@functools.partial(jax.jit, static_argnames=("static", "implementation"))
+@functools.partial(jax.jit, static_argnames=("static", "implementation"), compiler_options=QUICK)
 def _run(arrays, cotangents, options, static, implementation):
     def call(query, key, value):
         return stickbreaking_attention(
@@ -207,7 +208,7 @@ class StickbreakingAttentionContract:
         call = functools.partial(
             stickbreaking_attention, implementation=self.implementation, **options
         )
-        return jax.jit(call)(query, key, value)
+        return jax.jit(call, compiler_options=QUICK)(query, key, value)
 
     def assert_same(self, one, other) -> None:
         """Asserts that two ways to compute numbers of size 1 agree."""
@@ -310,7 +311,8 @@ class StickbreakingAttentionContract:
             )
             return output[:, at].sum() + jnp.cos(remainder[:, at]).sum()
 
-        gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*arrays)
+        differentiate = jax.jit(jax.grad(total, argnums=(0, 1, 2)), compiler_options=QUICK)
+        gradients = differentiate(*arrays)
         d_query, d_key, d_value = (np.asarray(g) for g in gradients)
         keys = unseen(at, positions)
         assert keys.any()
@@ -357,7 +359,7 @@ class StickbreakingAttentionContract:
         query, key, value = (random.standard_normal(s).astype(np.float32) for s in shapes)
         whole = self.attend(query, key, value, attend_current=True, window=window)
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=QUICK)
         def step(query, key, value, offset):
             return stickbreaking_attention(
                 query,

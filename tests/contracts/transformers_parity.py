@@ -33,14 +33,13 @@ from modbrick.layers.output import DecoderOutput
 from modbrick.layers.positions import rope_frequencies
 from modbrick.objective import Totals, objective
 from modbrick.schema import to_mapping
+from tests.compilation import QUICK
 
 ROOT = Path(__file__).parents[1] / "fixtures"
 Refusals = list[tuple[dict[str, Any], str]]
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 # By their definitions: quick to differentiate, and every other implementation must equal them.
 PLAIN = ExecutionConfig(attention="reference", dispatch="reference")
-# Compiling takes all the time here, and half of it would go into the quality of machine code.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def fixtures(family: str) -> list[Path]:

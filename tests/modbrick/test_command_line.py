@@ -1,6 +1,4 @@
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +6,7 @@ from absl import flags
 
 from modbrick.command_line import check_output
 from modbrick.errors import InputError
+from tests import programs
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,13 +60,7 @@ def script(tmp_path):
     def call(*arguments, positional=None):
         path = tmp_path / "script.py"
         path.write_text(SCRIPT.format(root=str(ROOT), positional=positional))
-        return subprocess.run(
-            [sys.executable, str(path), *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return programs.run([path, *arguments], cwd=tmp_path)
 
     return call
 

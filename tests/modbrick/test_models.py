@@ -32,7 +32,9 @@ from modbrick.execution import ExecutionConfig
 from modbrick.layers.decoder import Decoder
 from modbrick.layers.functional import parameters_of
 from modbrick.models import open_model
+from tests.modbrick.layers.tiny import run
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 TOKENS = jnp.arange(24).reshape(2, 12) % 32
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests/fixtures/moduleformer"
@@ -64,7 +66,7 @@ def test_logits_are_those_of_the_saved_model(saved: tuple[Decoder, Path]) -> Non
     model, directory = saved
     loaded = modbrick.load_model(directory)
     assert loaded.config == model.config
-    assert np.array_equal(loaded(TOKENS).logits, model(TOKENS).logits)
+    assert np.array_equal(run(loaded, TOKENS).logits, run(model, TOKENS).logits)
 
 
 def test_execution_and_dtype_are_as_asked(saved: tuple[Decoder, Path]) -> None:
@@ -73,7 +75,7 @@ def test_execution_and_dtype_are_as_asked(saved: tuple[Decoder, Path]) -> None:
     loaded = modbrick.load_model(directory, dtype="bfloat16", execution=execution)
     assert loaded.execution == execution
     assert loaded.embedding[...].dtype == jnp.bfloat16
-    a, b = (np.asarray(m(TOKENS).logits, np.float32) for m in (loaded, model))
+    a, b = (np.asarray(run(m, TOKENS).logits, np.float32) for m in (loaded, model))
     assert 0 < np.linalg.norm(a - b) < 0.05 * np.linalg.norm(b)
 
 

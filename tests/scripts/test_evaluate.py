@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -24,6 +22,7 @@ from modbrick.config import (
 )
 from modbrick.data import ByteTokenizer
 from modbrick.layers.functional import functional_decoder
+from tests import programs
 from tests.modbrick.data.conftest import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,15 +51,7 @@ def save(directory: Path, **changes: object) -> str:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return programs.run([ROOT / "scripts" / "evaluate.py", *arguments])
 
 
 def test_the_last_line_is_one_json_object_of_everything(data: str, tmp_path: Path) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -26,6 +24,7 @@ from modbrick.config import (
 from modbrick.data import load_tokenizer
 from modbrick.inference import GREEDY, generate
 from modbrick.layers.functional import functional_decoder
+from tests import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["Grüße, 日本", "x ="]
@@ -48,15 +47,7 @@ def checkpoint(tmp_path_factory) -> str:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts/generate.py"), *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=240,
-        check=False,
-    )
+    return programs.run([ROOT / "scripts/generate.py", *arguments])
 
 
 def test_one_json_object_tells_everything(checkpoint, tmp_path):

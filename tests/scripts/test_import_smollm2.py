@@ -11,7 +11,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -28,6 +27,7 @@ from modbrick.convert.gguf.header import read_gguf
 from modbrick.data import Tokenizer, load_tokenizer
 from modbrick.inference import GREEDY, generate
 from modbrick.layers.decoder import Decoder
+from tests import programs
 
 pytestmark = pytest.mark.verify
 
@@ -73,9 +73,7 @@ def script(name: str) -> ModuleType:
 
 
 def convert(*arguments: object) -> dict:
-    command = [sys.executable, str(SCRIPTS / "convert_checkpoint.py"), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = programs.run([SCRIPTS / "convert_checkpoint.py", *arguments], timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -16,6 +16,7 @@ from modbrick.data.dataset import Dataset
 from modbrick.data.tokenizer import TokenizerIdentity
 from modbrick.data.tokenizer_files import train_tokenizer
 from modbrick.schema import from_mapping
+from tests import programs
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,10 +26,7 @@ def command(*arguments):
 
 
 def run(*arguments, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    return programs.run([ROOT / "scripts" / "prepare_data.py", *arguments], cwd=cwd)
 
 
 @pytest.fixture

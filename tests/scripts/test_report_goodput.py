@@ -1,22 +1,15 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from tests import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_picture_that_cannot_be_written_is_refused_before_the_run_is_read(tmp_path: Path) -> None:
     flags = ("--workdir=nowhere", f"--json={tmp_path / 'it'}", f"--picture={tmp_path / 'it.foo'}")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/report_goodput.py"), *flags],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = programs.run([ROOT / "scripts/report_goodput.py", *flags])
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert "--picture: the name must end in .png" in line

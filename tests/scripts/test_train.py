@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,8 @@ import pytest
 
 from modbrick.checkpoints import describe, load_parameters
 from modbrick.training.observe.metrics import read_metrics
+from tests import programs
+from tests.programs import Program
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "configs" / "tiny.py"
@@ -46,17 +46,10 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-def command(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
-
-
 def script(
     name: str, *arguments: object, status: int = 0, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run(
-        command(name, *arguments), env=environment, capture_output=True, text=True, check=False
-    )
+    done = programs.run([ROOT / "scripts" / name, *arguments], environment=variables)
     assert done.returncode == status, done.stderr[-2000:]
     return done
 
@@ -75,18 +68,11 @@ def train(data: Path, workdir: Path, *more: str, status: int = 0) -> str:
     return done.stderr if status else done.stdout
 
 
-def start(data: Path, workdir: Path, *more: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command("train.py", *arguments(data, workdir, *more)),
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(data: Path, workdir: Path, *more: str) -> Program:
+    return Program([ROOT / "scripts" / "train.py", *arguments(data, workdir, *more)])
 
 
-def wait_for_checkpoint(process: subprocess.Popen[str], workdir: Path, above: int) -> None:
+def wait_for_checkpoint(process: Program, workdir: Path, above: int) -> None:
     """Waits until a checkpoint of a later step than `above` is complete."""
     while process.poll() is None:
         steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]

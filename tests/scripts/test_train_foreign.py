@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from modbrick import load_parameters
 from modbrick.convert import open_checkpoint
+from tests import programs
 from tests.configs.foreign import SOURCE
 
 ROOT = Path(__file__).parents[2]
@@ -51,13 +49,6 @@ def test_training_goes_on_with_foreign_weights(tmp_path: Path) -> None:
 
 
 def run(script: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / f"scripts/{script}.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = programs.run([ROOT / f"scripts/{script}.py", *arguments])
     assert done.returncode == 0, done.stderr
     return done.stdout

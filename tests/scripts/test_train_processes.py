@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,16 +17,14 @@ import pytest
 
 from modbrick.checkpoints import describe
 from modbrick.training.observe.metrics import read_metrics
+from tests import programs
+from tests.programs import Program
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests" / "scripts" / "recorded_train.py"
 STEPS, BATCH = 60, 8
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": str(ROOT),
-    # Processes but the first do not write to the cache of compiled programs.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-}
+# Processes but the first do not write to the cache of compiled programs.
+ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +41,11 @@ def prepare(root: Path, seed: int) -> None:
     for index in range(40):
         words = rng.choices(["stick", "break", "expert", "router", "gate"], k=5 + index)
         (root / "texts" / f"{index}.txt").write_text(" ".join(words))
-    subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "scripts" / "prepare_data.py"),
-            f"--input={root / 'texts'}",
-            f"--output={root / 'data'}",
-            "--held_out=0.2",
-        ],
-        env=ENVIRONMENT,
-        check=True,
-        capture_output=True,
+    script = ROOT / "scripts" / "prepare_data.py"
+    done = programs.run(
+        [script, f"--input={root / 'texts'}", f"--output={root / 'data'}", "--held_out=0.2"]
     )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -83,40 +71,36 @@ def running(
     devices: int,
     *more: str,
     of_process: Mapping[int, tuple[str, ...]] | None = None,
-) -> Iterator[list[subprocess.Popen[str]]]:
+) -> Iterator[list[Program]]:
     """Starts a run in `root/run`; what is left of it at the end is killed."""
     address = f"127.0.0.1:{free_port()}"
     started = []
     for index in range(processes):
         own = (of_process or {}).get(index, ())
         joined = [f"--coordinator={address}", f"--processes={processes}", f"--process={index}"]
-        with (root / f"errors.{index}").open("w") as errors:
-            started.append(
-                subprocess.Popen(
-                    [
-                        sys.executable,
-                        str(RECORDED),
-                        str(root),
-                        f"--config={ROOT / 'tests' / 'configs' / 'tiny.py'}",
-                        f"--config.data.path={data}",
-                        f"--config.data.batch_size={BATCH}",
-                        f"--config.training.steps={STEPS}",
-                        "--config.logging.every=1",
-                        "--config.evaluation.every=0",
-                        "--config.execution.attention=reference",
-                        "--config.execution.dispatch=reference",
-                        f"--workdir={root / 'run'}",
-                        *(joined if processes > 1 else []),
-                        "--silence_timeout=30",
-                        *more,
-                        *own,
-                    ],
-                    env={**ENVIRONMENT, "JAX_NUM_CPU_DEVICES": str(devices)},
-                    stdout=subprocess.DEVNULL,
-                    stderr=errors,
-                    text=True,
-                )
+        started.append(
+            Program(
+                [
+                    RECORDED,
+                    root,
+                    f"--config={ROOT / 'tests' / 'configs' / 'tiny.py'}",
+                    f"--config.data.path={data}",
+                    f"--config.data.batch_size={BATCH}",
+                    f"--config.training.steps={STEPS}",
+                    "--config.logging.every=1",
+                    "--config.evaluation.every=0",
+                    "--config.execution.attention=reference",
+                    "--config.execution.dispatch=reference",
+                    f"--workdir={root / 'run'}",
+                    *(joined if processes > 1 else []),
+                    "--silence_timeout=30",
+                    *more,
+                    *own,
+                ],
+                environment=ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)},
+                errors=root / f"errors.{index}",
             )
+        )
     try:
         yield started
     finally:
@@ -125,7 +109,7 @@ def running(
             process.wait()
 
 
-def ends(processes: list[subprocess.Popen[str]]) -> list[int]:
+def ends(processes: list[Program]) -> list[int]:
     """Waits for all of them and returns their exit statuses."""
     return [process.wait(timeout=600) for process in processes]
 
@@ -134,7 +118,7 @@ def errors_of(root: Path, process: int) -> str:
     return (root / f"errors.{process}").read_text()
 
 
-def wait_for_step(processes: list[subprocess.Popen[str]], root: Path, step: int) -> None:
+def wait_for_step(processes: list[Program], root: Path, step: int) -> None:
     while all(process.poll() is None for process in processes):
         records = read_metrics(str(root / "run"))
         if records and records[-1]["step"] >= step:

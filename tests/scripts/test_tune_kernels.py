@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,13 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
     ],
 )
 def test_bad_input_gets_one_line_and_status_2(arguments: list[str], message: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/tune_kernels.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = programs.run([ROOT / "scripts/tune_kernels.py", *arguments])
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

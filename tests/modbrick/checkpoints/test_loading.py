@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 import textwrap
 
 import jax
@@ -22,6 +20,7 @@ from modbrick.config import SegmentConfig
 from modbrick.errors import InputError
 from modbrick.layers.decoder import Decoder
 from modbrick.layers.functional import parameters_of
+from tests import programs
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +158,7 @@ FOUR_DEVICES = textwrap.dedent("""
 def test_from_one_device_to_four_and_back(run, tmp_path, parameters):
     copy = tmp_path / "copy"
     os.system(f"cp -r {run} {copy}")
-    child = subprocess.run(
-        [sys.executable, "-c", FOUR_DEVICES, copy], capture_output=True, text=True, timeout=200
-    )
+    child = programs.run(["-c", FOUR_DEVICES, copy])
     assert child.stdout.endswith("sharded\n"), child.stderr[-2000:]
     loaded, description = load_parameters(copy)
     assert description.step == 30

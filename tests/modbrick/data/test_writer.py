@@ -1,8 +1,3 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -10,6 +5,7 @@ from modbrick.data.byte_tokenizer import ByteTokenizer
 from modbrick.data.dataset import Dataset
 from modbrick.data.writer import DatasetWriter
 from modbrick.errors import InputError
+from tests import programs
 
 
 def entries(path):
@@ -114,15 +110,8 @@ except InputError as error:
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
-    root = Path(__file__).parents[3]
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path / "set")],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = programs.run(["-c", FULL, tmp_path / "set"])
+    assert done.returncode == 0, done.stderr
     assert "cannot be written" in done.stdout, done.stderr
     assert "File too large" in done.stdout
     assert entries(tmp_path) == []

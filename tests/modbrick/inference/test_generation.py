@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from modbrick.errors import InputError
 from modbrick.inference import GREEDY, SamplingConfig, generate, generation
 from modbrick.inference.generation import rounded_up
 from modbrick.layers.decoder import Decoder
+from tests.compilation import max_traces
 
 VOCABULARY = 23
 EXPERTS = ExpertsConfig(4, 2, RouterConfig("linear"))
@@ -173,19 +173,16 @@ def test_few_shapes_compile(model):
             **options,
         )
 
-    functions: list[Any] = [generation._prefill, generation._decode]
-
-    def compiled() -> list[int]:
-        return [function._cache_size() for function in functions]
-
     sampled([[1], [2]], 5, 1.0)
-    before = compiled()
-    sampled([[3, 4, 5], [6] * 16], 8, 0.5, seed=4)
-    sampled([[3], [6]], 3, 0.5, on_tokens=lambda index, tokens: index == 0)
-    sampled([[3], [6]], 1, 2.0)
-    assert compiled() == before
-    sampled([[1], [2]], 20, 1.0)
-    assert compiled() == [before[0] + 1, before[1] + 1]
+    with max_traces(Decoder, "features", 0):
+        sampled([[3, 4, 5], [6] * 16], 8, 0.5, seed=4)
+        sampled([[3], [6]], 3, 0.5, on_tokens=lambda index, tokens: index == 0)
+        sampled([[3], [6]], 1, 2.0)
+    # More tokens than fit: the prompt's function is compiled again, and that of the tokens.
+    with max_traces(Decoder, "features", 1), pytest.raises(AssertionError, match="traced > 1"):
+        sampled([[1], [2]], 20, 1.0)
+    with max_traces(Decoder, "features", 1):
+        sampled([[1], [2]], 20, 1.0)
 
 
 def test_lengths_are_rounded_up():

@@ -25,6 +25,7 @@ from modbrick.config import (
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.decoder import Decoder
 from modbrick.layers.output import DecoderOutput
+from tests.compilation import QUICK
 
 VOCABULARY, WIDTH = 19, 16
 RMS = NormConfig("rms", bias=False)
@@ -95,10 +96,6 @@ def model_of(
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, nnx.as_pure(state)))
 
 
-# Code that LLVM does not optimise computes the same, and compiles in half the time.
-QUICK = {"xla_backend_optimization_level": 0}
-
-
 def _call(graph: Any, parameters: Any, arguments: dict[str, Any], capture: tuple[str, ...]) -> Any:
     return nnx.merge(graph, parameters)(**arguments, capture=capture)
 
@@ -114,11 +111,6 @@ def run(
     arguments = {name: value for name, value in arguments.items() if value is not None}
     tokens = jnp.asarray(tokens, jnp.int32)
     return _run(graph, nnx.as_pure(parameters), {"tokens": tokens} | arguments, capture)
-
-
-def compilations() -> int:
-    """How many forms of `run` are compiled so far."""
-    return _run._cache_size()
 
 
 def tokens_of(batch: int, length: int, seed: int = 0) -> np.ndarray:

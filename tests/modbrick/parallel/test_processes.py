@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,8 @@ from modbrick.parallel.processes import (
     gather,
     start_processes,
 )
+from tests import programs
+from tests.programs import Program
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,17 +33,10 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def told() -> list[dict[str, Any]]:
     """What each of two processes with four devices says; see `in_processes.py`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "4"}
-    script = str(ROOT / "tests" / "modbrick" / "parallel" / "in_processes.py")
+    script = Path(__file__).with_name("in_processes.py")
     address = f"127.0.0.1:{free_port()}"
     started = [
-        subprocess.Popen(
-            [sys.executable, script, address, "2", str(index)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Program([script, address, 2, index], environment={"JAX_NUM_CPU_DEVICES": "4"})
         for index in range(2)
     ]
     try:
@@ -101,14 +93,11 @@ command_line.run(main, positional="ADDRESS")
 """
 
 
-def test_an_error_of_one_process_alone_ends_it_as_any_other(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-c", LONE, f"127.0.0.1:{free_port()}"]
-    first = subprocess.Popen([*line, "0"], env=environment, stderr=subprocess.DEVNULL)
+def test_an_error_of_one_process_alone_ends_it_as_any_other() -> None:
+    line = ["-c", LONE, f"127.0.0.1:{free_port()}"]
+    first = Program([*line, 0])
     try:
-        lone = subprocess.run(
-            [*line, "1"], env=environment, capture_output=True, text=True, timeout=100, check=False
-        )
+        lone = programs.run([*line, 1], timeout=100)
     finally:
         first.kill()
         first.wait()

@@ -172,3 +172,20 @@ def test_parts_under_jit_with_abstract_values():
     partition = Partition(TABLE, frozen=("layer.1.feed_forward.expert.0",))
     part, _ = jax.eval_shape(partition.split, parameters())
     assert part[BANK].shape == partition.trainable[BANK].shape
+
+
+def test_frozen_parameters_may_be_held_in_fewer_bits():
+    frozen = ("embedding", "layer.*.feed_forward.expert.1")
+    partition = Partition(TABLE, frozen=frozen, frozen_dtype="bfloat16")
+    whole = parameters()
+    part, rest = partition.split(whole)
+    assert {leaf.dtype.name for leaf in part.values()} == {"float32"}
+    assert {leaf.dtype.name for leaf in rest.values()} == {"bfloat16"}
+    joined = partition.join(part, rest)
+    assert joined["embedding"].dtype == jnp.bfloat16
+    # A bank of both is one array, in which what is trained keeps its bits.
+    assert joined[BANK].dtype == jnp.float32
+    np.testing.assert_array_equal(joined[BANK][:, [0, 2, 3]], whole[BANK][:, [0, 2, 3]])
+    np.testing.assert_array_equal(
+        joined[BANK][:, 1], whole[BANK][:, 1].astype(jnp.bfloat16).astype(jnp.float32)
+    )

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh
 
 from modbrick.errors import InputError
+from modbrick.execution import ExecutionConfig
+from modbrick.layers.decoder import Decoder
 from modbrick.parallel import AXES, MeshConfig, make_mesh
 from modbrick.training.program import train_program
 from modbrick.training.tasks.pretraining import Pretraining
+from tests.compilation import max_traces
 from tests.configs import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = tiny.get_config()
 
 
@@ -22,14 +28,28 @@ def test_a_step_keeps_the_shapes_that_the_program_describes() -> None:
     program = train_program(CONFIG, Pretraining(CONFIG), mesh)
     with jax.set_mesh(mesh):
         after, _ = jax.eval_shape(program.step, program.state, program.batch())
-    for described, array in zip(
-        jax.tree.leaves(program.state), jax.tree.leaves(after), strict=True
-    ):
-        assert (described.shape, described.dtype) == (array.shape, array.dtype)
+    for described in jax.tree.leaves(program.state):
         assert described.sharding.mesh == mesh
+    chex.assert_trees_all_equal_shapes_and_dtypes(program.state, after)
     whole = program.parameters_of(after)
     shapes = jax.tree.map(lambda leaf: leaf.shape, whole)
     assert shapes == jax.tree.map(lambda leaf: leaf.shape, program.parameters)
+
+
+def test_steps_after_the_first_compile_nothing() -> None:
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    execution = ExecutionConfig(attention="reference", dispatch="reference")
+    program = train_program(
+        dataclasses.replace(CONFIG, execution=execution), Pretraining(CONFIG), mesh
+    )
+    with jax.set_mesh(mesh), max_traces(Decoder, "features", 1):
+        state, batch = jax.tree.map(
+            lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding),
+            (program.state, program.batch()),
+        )
+        for _ in range(3):
+            state, _ = program.step(state, batch)
+    assert state.step == 3
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_compiled() -> None:

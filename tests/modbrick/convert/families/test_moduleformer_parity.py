@@ -23,6 +23,7 @@ from modbrick.layers.functional import FunctionalDecoder, functional_decoder, pa
 from modbrick.layers.output import DecoderOutput
 from modbrick.next_token import token_losses
 from modbrick.objective import ObjectiveConfig, Totals, objective
+from tests.compilation import QUICK
 
 FIXTURES = sorted(
     path.parent
@@ -32,8 +33,6 @@ TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 # Of a router's loss: a difference of entropies of up to log E, which float32 resolves to 2e-7 in
 # both programs; the original also adds 1e-8 to the argument of a logarithm, worth E times that.
 RESOLUTION = 5e-7
-# Compiling takes all the time here, and half of it would go into the quality of machine code.
-QUICK = {"xla_backend_optimization_level": 0}
 
 each_fixture = pytest.mark.parametrize("directory", FIXTURES, ids=lambda path: path.name)
 

@@ -13,17 +13,16 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from modbrick.checkpoints import Metadata
 from modbrick.layers.decoder import Decoder
+from modbrick.layers.functional import functional_decoder
 from modbrick.objective import Mean, Totals
 from modbrick.parallel.batch import local_rows
 from modbrick.schema import to_mapping
 from modbrick.training.run_config import RunConfig
-from modbrick.training.step import decoder_graph
 from modbrick.training.tasks.task import Evaluate, Evaluation, LocalBatch, Work
 
 
@@ -113,13 +112,13 @@ class Regression:
     def evaluation(self, mesh: Mesh) -> Evaluate:
         """On rows that training never sees."""
         del mesh
-        graph = decoder_graph(self.config.model, self.config.execution)
+        decoder = functional_decoder(self.config.model, self.config.execution)
         held_out = Rows(self.config, tuple(range(self.config.data.batch_size)), at=10**6)
         batch = next(held_out)
 
         @jax.jit
         def totals(parameters: Any) -> Totals:
-            return self.loss(nnx.merge(graph, parameters), batch, None)
+            return self.loss(decoder.bind(parameters), batch, None)
 
         def run(parameters: Any, should_stop: Callable[[], bool]) -> Evaluation | None:
             if should_stop():

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 
@@ -13,6 +11,7 @@ import numpy as np
 from pallas_kernels.attention.shared.masks import Visibility
 from pallas_kernels.attention.stickbreaking import stickbreaking_attention
 from pallas_kernels.attention.stickbreaking.xla import attend_and_count
+from tests import programs
 from tests.contracts.stickbreaking_attention import StickbreakingAttentionContract
 
 
@@ -146,8 +145,6 @@ def test_sharded_batch_and_heads_need_no_communication() -> None:
         text = step.lower(query, key, key).compile().as_text()
         print(sorted(set(re.findall("all-[a-z]+|collective-permute|reduce-scatter", text))))
     """)
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False
-    )
+    result = programs.run(["-c", program])
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"

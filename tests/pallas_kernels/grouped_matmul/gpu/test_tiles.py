@@ -22,6 +22,8 @@ LOADS = {
 
 
 _row_tiles = jax.jit(module.row_tiles, static_argnums=(1, 2), static_argnames="rest")
+_balanced_shares = jax.jit(module.balanced_shares, static_argnums=(1, 2, 3, 4))
+_in_bands = jax.jit(module.in_bands, static_argnums=(2, 3))
 
 
 @pytest.mark.parametrize("rest", [False, True])
@@ -47,7 +49,7 @@ def test_a_forged_plan_stays_within_its_rows() -> None:
     forged = jnp.asarray([5, -9, 2**30, 12, 99], jnp.int32)
     offsets = np.asarray(module.bounded_offsets(forged, 70))
     assert offsets.tolist() == [5, 5, 70, 70, 70]
-    table = np.asarray(module.row_tiles(forged, 70, 64, rest=True))
+    table = np.asarray(_row_tiles(forged, 70, 64, rest=True))
     count = table[module.COUNT, 0]
     assert count <= table.shape[1]
     assert (table[module.START, :count] < 70).all()
@@ -62,7 +64,7 @@ def test_shares_cover_all_tiles_and_differ_by_a_tile(
     depth, overhead = 64, 2
     order, shares = map(
         np.asarray,
-        module.balanced_shares(jnp.asarray(loads, jnp.int32), items, depth, overhead, blocks),
+        _balanced_shares(jnp.asarray(loads, jnp.int32), items, depth, overhead, blocks),
     )
     assert sorted(order.tolist()) == list(range(len(loads)))
     assert (shares[0], shares[-1]) == (0, len(loads) * items)
@@ -91,7 +93,7 @@ def test_skewed_loads_take_at_most_a_fifth_longer(seed: int) -> None:
         rows = -(-row_tiles // blocks) * (1024 // depth)
         order, shares = map(
             np.asarray,
-            module.balanced_shares(jnp.asarray(loads, jnp.int32), tiles, depth, 2, blocks),
+            _balanced_shares(jnp.asarray(loads, jnp.int32), tiles, depth, 2, blocks),
         )
         cost = np.repeat(-(-loads[order] // depth) + 2, tiles)
         of_block = [cost[a:b].sum() for a, b in itertools.pairwise(shares)]
@@ -104,8 +106,6 @@ def test_skewed_loads_take_at_most_a_fifth_longer(seed: int) -> None:
 @pytest.mark.parametrize("width", [1, 3, 8, 20])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 8), (4, 20), (7, 3)])
 def test_bands_visit_each_tile_once(rows: int, columns: int, width: int) -> None:
-    order = module.in_bands(
-        jnp.arange(rows * columns, dtype=jnp.int32), jnp.int32(rows), columns, width
-    )
+    order = _in_bands(jnp.arange(rows * columns, dtype=jnp.int32), jnp.int32(rows), columns, width)
     visited = set(zip(*(np.asarray(axis).tolist() for axis in order), strict=True))
     assert visited == {(row, column) for row in range(rows) for column in range(columns)}
