@@ -75,7 +75,7 @@ lock:  ## renew the locked requirements (LOCK_FLAGS=--upgrade for the newest ver
 	$(call compile,runtime,$(PROJECT))
 	$(call compile,dev,$(PROJECT) --extra test --extra dev --extra plan --extra plan-cuda \
 	  --constraint requirements/runtime.txt)
-	sed -n '/"docs": \[/,/\]/s/^ *"\(.*\)",$$/\1/p' setup.py | $(call compile,docs,- --constraint requirements/dev.txt)
+	sed -n '/"docs": \[/,/^ *\],/s/^ *"\(.*\)",$$/\1/p' setup.py | $(call compile,docs,- --constraint requirements/dev.txt)
 
 PROJECT := setup.py requirements/build.in
 

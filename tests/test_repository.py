@@ -244,6 +244,7 @@ def test_locks_agree_and_cover_setup() -> None:
         return dict(re.findall(r"(?m)^([\w.-]+)(?:\[[\w,-]+\])?==(\S+)", text))
 
     runtime, dev, docs = pins("runtime.txt"), pins("dev.txt"), pins("docs.txt")
+    assert {"mkdocs", "mkdocs-material", "mkdocstrings", "ruff"} <= set(docs)
     assert {name: dev[name] for name in docs.keys() & dev.keys()}.items() <= docs.items()
     assert runtime.items() <= dev.items()
     assert declared("REQUIRES") | {"setuptools"} <= set(runtime)
