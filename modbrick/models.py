@@ -109,6 +109,8 @@ def load_parameters(
         >>> parameters = modbrick.load_parameters("run", paths=["embedding"])
         >>> parameters["embedding"].shape
         (256, 16)
+        >>> len(modbrick.load_parameters("their_llama", dtype="bfloat16")) > 10
+        True
     """
     stored = open_model(path, step)
     return stored.read(config=config, paths=paths, dtype=dtype, shardings=shardings)

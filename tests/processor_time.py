@@ -21,6 +21,7 @@ from tests import programs
 # longest path. Two cores share them: together under 40.
 AREAS = {
     "tests": 0.5,
+    "tests/docs": 1.5,
     "tests/modbrick": 1.5,
     "tests/modbrick/analysis": 1.0,
     "tests/modbrick/bricks": 3.0,
@@ -36,6 +37,7 @@ AREAS = {
     "tests/modbrick/training": 3.0,
     "tests/pallas_kernels": 8.0,
     "tests/scripts": 6.5,
+    "tests/tools": 1.0,
 }
 # Processor minutes of a test file.
 FILE_MINUTES = 1.5

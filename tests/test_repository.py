@@ -65,7 +65,7 @@ def tree() -> Iterator[Path]:
                 hidden = path.name.startswith(".") and path.name != ".ci"
                 if not hidden and path.name not in GENERATED and path.suffix != ".egg-info":
                     pending.append(path)
-            else:
+            elif path.name != ".git":  # a file, in a worktree
                 yield path
 
 

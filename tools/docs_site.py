@@ -26,7 +26,12 @@ PAGES = {
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
 }
-PUBLIC_KERNELS = ("grouped_matmul", "stickbreaking_attention", "compile_report")
+PUBLIC_KERNELS = (
+    "grouped_matmul",
+    "stickbreaking_attention",
+    "softmax_attention",
+    "compile_report",
+)
 
 
 def on_files(files: Any, config: Any) -> Any:

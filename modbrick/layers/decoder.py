@@ -33,17 +33,11 @@ class Decoder(nnx.Module):
     `nnx.merge(graph, parameters)(...)` under `jax.jit`.
 
     Examples:
-        >>> import jax
         >>> import jax.numpy as jnp
-        >>> from flax import nnx
         >>> import modbrick
         >>> model = modbrick.load_model("run")  # or a new one: modbrick.Decoder(config)
-        >>> graph, parameters = nnx.split(model)
-        >>> @jax.jit
-        ... def logits(parameters, tokens):
-        ...     return nnx.merge(graph, parameters)(tokens).logits
-        >>> logits(parameters, jnp.asarray([[1, 2, 3]])).shape
-        (1, 3, 256)
+        >>> model(jnp.asarray([[1, 2, 3]])).hidden.shape  # [B, S, D]
+        (1, 3, 16)
     """
 
     def __init__(

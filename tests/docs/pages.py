@@ -15,11 +15,9 @@ seconds.
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -27,6 +25,8 @@ from sybil import Example
 from sybil.document import Document
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
+
+from tests import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -62,10 +62,12 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def run_python(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Runs Python in the current directory."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    """Runs a script, or `-m` and a module, in the current directory."""
+    line = list(arguments)
+    if line[0] == "-m":
+        module = f"import runpy; runpy.run_module({line[1]!r}, run_name='__main__', alter_sys=True)"
+        line = ["-c", module, *line[2:]]
+    return programs.run(line, cwd=Path.cwd(), timeout=1800)
 
 
 def run_shell(example: Example) -> None:

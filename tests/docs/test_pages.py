@@ -43,7 +43,7 @@ LONG = {
     (
         "docs/kernels/grouped_matmul.md",
         "python -m pallas_kernels.compile_report "
-        "pallas_kernels.benchmarks.expert_programs:expert_program v5p \\",
+        "pallas_kernels.benchmarks.programs.experts:expert_program v5p \\",
     ),
     (
         "docs/pods.md",
