@@ -11,6 +11,7 @@ from modbrick.checkpoints.loading import (
     tokenizer_file,
 )
 from modbrick.checkpoints.metadata import Description, Metadata
+from modbrick.checkpoints.parts import SplitParameters
 from modbrick.checkpoints.restored import Restored
 from modbrick.checkpoints.store import CheckpointStore
 
@@ -21,6 +22,7 @@ __all__ = [
     "Leaf",
     "Metadata",
     "Restored",
+    "SplitParameters",
     "describe",
     "load_parameters",
     "locate",

@@ -61,7 +61,7 @@ def complete_steps(root: epath.Path) -> list[int]:
     """Lists the steps of the complete checkpoints directly in `root`, ascending."""
     if not root.is_dir():
         return []
-    return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal() and _is_complete(p))
+    return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal() and is_complete(p))
 
 
 def clean(root: epath.Path) -> list[str]:
@@ -70,7 +70,7 @@ def clean(root: epath.Path) -> list[str]:
     for path in root.iterdir() if root.is_dir() else ():  # an empty one is none on a remote store
         if path.name.endswith(DELETED):
             remove(path)
-        elif TEMPORARY in path.name or (path.name.isdecimal() and not _is_complete(path)):
+        elif TEMPORARY in path.name or (path.name.isdecimal() and not is_complete(path)):
             unfinished.append(path.name.split(".")[0])
             remove(path)
     return unfinished
@@ -106,6 +106,6 @@ def write_text(path: epath.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _is_complete(path: epath.Path) -> bool:
+def is_complete(path: epath.Path) -> bool:
     """Returns whether Orbax finished a checkpoint; where its name is no proof, a file is."""
     return is_local(path) or (path / _COMMITTED).exists()

@@ -18,7 +18,8 @@ from modbrick.checkpoints.directory import (
     write_text,
 )
 from modbrick.checkpoints.leaves import Leaf, mismatches, named_leaves
-from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
+from modbrick.checkpoints.metadata import DamagedError, Description, Metadata, new_description
+from modbrick.checkpoints.reading import Wanted, read_parameters, verify_checkpoint
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
 from modbrick.layers.parameter_table import parameter_table
@@ -95,16 +96,14 @@ def load_parameters(
     path = locate(directory, step)
     try:
         description = files.read_description(path)
-        wanted = _wanted(description, config or description.metadata.model, shardings)
-        remarks = mismatches(description.parameters, wanted)
+        wanted = _wanted(description, config or description.metadata.model, dtype, shardings)
+        remarks = Wanted({}, wanted).mismatches(description.parameters)
         if remarks:
             raise InputError(f"{path} does not fit the model: {'; '.join(remarks)}")
-        arrays = files.read_arrays(path, description, {"parameters": wanted})["parameters"]
+        verify_checkpoint(path, description, optimizer=False)
+        arrays, _ = read_parameters(path, description, Wanted(wanted))
     except DamagedError as error:
         raise _damaged(path, error) from error
-    if dtype is not None:
-        for name in arrays:  # one at a time, so that only one exists twice
-            arrays[name] = arrays[name].astype(jnp.dtype(dtype))
     return unflatten(arrays), description
 
 
@@ -154,7 +153,9 @@ def save_model(
         path.parent.mkdir(parents=True, exist_ok=True)
         if tokenizer is not None:
             save_tokenizer(target, tokenizer)
-        files.start_writing(path, step, parameters, None, metadata, {})()
+        arrays = files.named_arrays(parameters, "parameters")
+        description = new_description(step, metadata, {}, files.table_of(arrays), None)
+        files.start_writing(path, description, {"parameters": arrays})()
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the model could not be written to {target} ({files.first_line(error)})"
@@ -190,6 +191,7 @@ def tokenizer_file(directory: epath.PathLike) -> epath.Path:
 def _wanted(
     description: Description,
     config: ModelConfig,
+    dtype: str | None,
     shardings: jax.sharding.Sharding | Mapping[str, Any] | None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     if shardings is None:
@@ -198,9 +200,9 @@ def _wanted(
     wanted = {}
     for info in parameter_table(config):
         saved = description.parameters.get(info.path)
-        dtype = saved.dtype if saved else "float32"
+        of_leaf = jnp.dtype(dtype or (saved.dtype if saved else "float32"))
         sharding = shardings if by_name is None else by_name[info.path]
-        wanted[info.path] = jax.ShapeDtypeStruct(info.shape, jnp.dtype(dtype), sharding=sharding)
+        wanted[info.path] = jax.ShapeDtypeStruct(info.shape, of_leaf, sharding=sharding)
     return wanted
 
 

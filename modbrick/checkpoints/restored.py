@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
 from modbrick.checkpoints import files
-from modbrick.checkpoints.leaves import abstract, mismatches, named_leaves
+from modbrick.checkpoints.leaves import mismatches
 from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
+from modbrick.checkpoints.parts import SplitParameters
+from modbrick.checkpoints.reading import Wanted, read_parameters, verify_checkpoint
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A restored checkpoint: trees as the abstract ones asked for, and what was said of them."""
+    """A restored checkpoint: trees as the abstract ones asked for, and what was said of them.
+
+    Attributes:
+      step: optimizer steps done.
+      parameters: a tree, or `SplitParameters` if they were asked for.
+      optimizer_state: a tree; None: not asked for.
+      metadata: of whoever saved it.
+      description: everything that it says about itself.
+    """
 
     step: int
     parameters: Any
@@ -39,29 +50,35 @@ def restore(path: epath.Path, abstract_parameters: Any, abstract_optimizer: Any)
       InputError: it does not fit, or has another format.
     """
     description = everywhere(lambda: files.read_description(path), DamagedError)
-    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    trees = {"parameters": abstract_parameters}
-    if abstract_optimizer is not None:
-        trees["optimizer"] = abstract_optimizer
-    targets = {
-        part: {name: abstract(leaf, default) for name, leaf in named_leaves(tree).items()}
-        for part, tree in trees.items()
-    }
-    remarks = []
-    for part, target in targets.items():
-        saved = getattr(description, part) or {}
-        remarks += mismatches(saved, target, "" if part == "parameters" else "optimizer.")
+    wanted = Wanted.of(abstract_parameters)
+    optimizer = None if abstract_optimizer is None else Wanted.of(abstract_optimizer).trainable
+    remarks = wanted.mismatches(description.parameters)
+    if optimizer is not None:
+        remarks += mismatches(description.optimizer or {}, optimizer, "optimizer.")
     if remarks:
         raise InputError(f"{path} does not fit: {'; '.join(remarks)}")
-    arrays = everywhere(lambda: files.read_arrays(path, description, targets), DamagedError)
-    restored = {
-        part: jax.tree.unflatten(jax.tree.structure(tree), list(arrays[part].values()))
-        for part, tree in trees.items()
-    }
-    return Restored(
-        description.step,
-        restored["parameters"],
-        restored.get("optimizer"),
-        description.metadata,
-        description,
-    )
+    verify_checkpoint(path, description, optimizer=optimizer is not None)
+
+    def read() -> tuple[Any, Any]:
+        trainable, frozen = read_parameters(path, description, wanted)
+        parameters: Any
+        if isinstance(abstract_parameters, SplitParameters):
+            parameters = dataclasses.replace(
+                abstract_parameters,
+                trainable=_like(abstract_parameters.trainable, trainable),
+                frozen=_like(abstract_parameters.frozen, frozen),
+            )
+        else:
+            parameters = _like(abstract_parameters, trainable)
+        if optimizer is None:
+            return parameters, None
+        table = description.optimizer or {}
+        state = files.read_arrays(path, "optimizer", table, optimizer)
+        return parameters, _like(abstract_optimizer, state)
+
+    parameters, state = everywhere(read, DamagedError)
+    return Restored(description.step, parameters, state, description.metadata, description)
+
+
+def _like(tree: Any, arrays: Mapping[str, Any]) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(tree), list(arrays.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import time
@@ -15,6 +16,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from modbrick.checkpoints import files
+from modbrick.checkpoints.base import BASE, BaseWriter
 from modbrick.checkpoints.config import CheckpointConfig
 from modbrick.checkpoints.directory import (
     CHECKPOINTS,
@@ -29,7 +31,9 @@ from modbrick.checkpoints.directory import (
     remove,
     require_own,
 )
-from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
+from modbrick.checkpoints.link import plain_path
+from modbrick.checkpoints.metadata import DamagedError, Description, Metadata, new_description
+from modbrick.checkpoints.parts import SplitParameters
 from modbrick.checkpoints.restored import Restored, restore
 from modbrick.checkpoints.retention import kept_steps
 from modbrick.errors import InputError
@@ -37,6 +41,7 @@ from modbrick.parallel.processes import everywhere, gather
 
 VISIBLE_WITHIN = 60.0
 """Seconds until every machine sees what one of them wrote to a shared file system."""
+_WRITING = (OSError, ValueError, RuntimeError)  # what failing to write was seen to raise
 _logger = logging.getLogger(__name__)
 
 
@@ -66,13 +71,16 @@ class CheckpointStore:
         """
         self.directory, self.config, self._warn = as_path(directory), config, warn
         self._root = self.directory / CHECKPOINTS
-        self._metrics: dict[int, Mapping[str, float]] = {}
+        self._summaries: dict[int, _Summary] = {}
         self._pending: Future[None] | None = None
+        self._bases = BaseWriter(self.directory)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        plain_path(self._root)  # refuses names that cannot be passed on
         require_own(self.directory)
         _barrier("open")
         if _primary():
             self._root.mkdir(parents=True, exist_ok=True)
+            clean(self.directory / BASE)
             for step in clean(self._root):
                 warn(f"checkpoint {step} in {self._root} was never finished: removed")
         _barrier("opened")
@@ -100,7 +108,8 @@ class CheckpointStore:
 
         Args:
           step: optimizer steps done.
-          parameters: nested and whole, trainable and frozen joined.
+          parameters: a tree of all of them; or `SplitParameters`, of which the trainable ones are
+            saved, and the frozen ones once for the run.
           optimizer_state: any tree of arrays; None: save without.
           metadata: what to say about it.
           metrics: measured at this step, for `keep_best`.
@@ -114,10 +123,10 @@ class CheckpointStore:
         self.wait()
         if step in self.steps():
             return False
-        result = everywhere(
+        started = everywhere(
             lambda: self._start(step, parameters, optimizer_state, metadata, metrics or {})
         )
-        self._pending = self._executor.submit(self._finish, step, result, metrics or {})
+        self._pending = self._executor.submit(self._finish, *started)
         if not self.config.asynchronous:
             self.wait()
         return True
@@ -170,8 +179,10 @@ class CheckpointStore:
         Damaged ones newer than it are reported through `warn` and moved aside (`STEP.damaged`).
 
         Args:
-          abstract_parameters: nested `jax.ShapeDtypeStruct`s (or arrays); those without a sharding
-            go to the first device.
+          abstract_parameters: a tree of `jax.ShapeDtypeStruct`s (or arrays), or
+            `SplitParameters` of them; those without a sharding go to the first device. Frozen
+            leaves may ask for another dtype, and are cast. How they were divided when they were
+            saved does not matter.
           abstract_optimizer: the same for the optimizer's state; None: leave it out.
 
         Returns:
@@ -198,6 +209,8 @@ class CheckpointStore:
                 if _primary():
                     move_aside(self._root / str(newer))
             _barrier("aside")
+            if isinstance(restored.parameters, SplitParameters) and restored.description.split:
+                self._bases.remember(restored.description.split, restored.parameters)
             return restored
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
@@ -226,22 +239,41 @@ class CheckpointStore:
         optimizer_state: Any | None,
         metadata: Metadata,
         metrics: Mapping[str, float],
-    ) -> Callable[[], None]:
-        path = self._root / str(step)
+    ) -> tuple[Description, Callable[[], None]]:
+        split = None
+        if isinstance(parameters, SplitParameters):
+            try:
+                split = self._bases.write(parameters, metadata)
+            except _WRITING as error:
+                raise self._failed(step, error) from error
+            parameters = parameters.trainable
+        arrays = {"parameters": files.named_arrays(parameters, "parameters")}
+        if optimizer_state is not None:
+            arrays["optimizer"] = files.named_arrays(optimizer_state, "optimizer")
+        description = new_description(
+            step,
+            metadata,
+            metrics,
+            {} if split else files.table_of(arrays["parameters"]),
+            files.table_of(arrays["optimizer"]) if "optimizer" in arrays else None,
+            split,
+        )
         try:
-            return files.start_writing(path, step, parameters, optimizer_state, metadata, metrics)
+            return description, files.start_writing(self._root / str(step), description, arrays)
         except OSError as error:
             raise self._failed(step, error) from error
 
-    def _finish(self, step: int, result: Callable[[], None], metrics: Mapping[str, float]) -> None:
+    def _finish(self, description: Description, result: Callable[[], None]) -> None:
         """Waits until a checkpoint is written, then deletes what the policy does not keep."""
+        step = description.step
         try:
             result()
-        except (OSError, ValueError, RuntimeError) as error:
+        except _WRITING as error:
             if _primary():
-                remove(self._root / f"{step}{TEMPORARY}")  # a full disk needs the room
+                for name in (f"{step}{TEMPORARY}", str(step)):  # a full disk needs the room
+                    remove(self._root / name)
             raise self._failed(step, error) from error
-        self._metrics[step] = dict(metrics)
+        self._summaries[step] = _Summary.of(description)
         if _primary():
             self._prune(step)
 
@@ -252,18 +284,36 @@ class CheckpointStore:
         )
 
     def _prune(self, newest: int) -> None:
-        metrics = {step: self._metrics_of(step) for step in complete_steps(self._root)}
-        for step in set(metrics) - kept_steps(self.config, metrics, newest):
+        known = {step: self._summary(step) for step in complete_steps(self._root)}
+        metrics = {step: summary.metrics for step, summary in known.items()}
+        kept = kept_steps(self.config, metrics, newest)
+        for step in set(metrics) - kept:
             delete_checkpoint(self._root / str(step))
+        damaged = any(path.name.endswith(DAMAGED) for path in self._root.iterdir())
+        if not damaged:  # what it needs of the bases nobody can tell
+            self._bases.keep({name for step in kept if (name := known[step].base) is not None})
 
-    def _metrics_of(self, step: int) -> Mapping[str, float]:
-        if step not in self._metrics:
+    def _summary(self, step: int) -> _Summary:
+        if step not in self._summaries:
             try:
-                found = files.read_description(self._root / str(step)).metrics
+                found = _Summary.of(files.read_description(self._root / str(step)))
             except DamagedError:
-                found = {}  # cannot be among the best
-            self._metrics[step] = found
-        return self._metrics[step]
+                found = _Summary({}, None)  # cannot be among the best
+            self._summaries[step] = found
+        return self._summaries[step]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Summary:
+    """Of a checkpoint, what decides about keeping it, and which base it needs."""
+
+    metrics: Mapping[str, float]
+    base: str | None
+
+    @staticmethod
+    def of(description: Description) -> _Summary:
+        split = description.split
+        return _Summary(description.metrics, None if split is None else split.base)
 
 
 def _primary() -> bool:
