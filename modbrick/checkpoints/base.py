@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from modbrick.checkpoints import files
-from modbrick.checkpoints.directory import is_complete, remove
+from modbrick.checkpoints.directory import clean, is_complete, remove
 from modbrick.checkpoints.integrity import verify_inventory
 from modbrick.checkpoints.leaves import Leaf
 from modbrick.checkpoints.metadata import (
@@ -62,7 +62,7 @@ class BaseWriter:
 
     def __init__(self, directory: epath.Path):
         self._root = directory / BASE
-        self._known: dict[str, tuple[str, Mapping[str, Leaf]]] = {}
+        self._cast: dict[str, tuple[str, Mapping[str, Leaf]]] = {}
 
     def remember(self, split: Split, restored: SplitParameters) -> None:
         """Remembers which base the frozen arrays of a restored run are, cast though they may be.
@@ -74,7 +74,7 @@ class BaseWriter:
         if restored.parts == dict(split.parts):
             frozen = files.named_arrays(restored.frozen, "frozen")
             held = fingerprint(files.table_of(frozen, others(split.parts)), split.parts)
-            self._known[held] = (split.base, split.frozen)
+            self._cast[held] = (split.base, split.frozen)
 
     def write(self, parameters: SplitParameters, metadata: Metadata) -> Split:
         """Writes the frozen parameters, unless they are there; waits until they are complete.
@@ -89,18 +89,23 @@ class BaseWriter:
         table: Mapping[str, Leaf] = files.table_of(frozen, others(parts))
         trainable = files.table_of(files.named_arrays(parameters.trainable, "trainable"), parts)
         name = fingerprint(table, parts)
-        if name in self._known:
-            name, table = self._known[name]
-            return Split(name, trainable, table, parts)
-        self._known[name] = (name, table)
-        if not gather(is_first() and self._is_there(name, table))[0]:
+        if name in self._cast and self._is_there(*self._cast[name]):
+            return Split(self._cast[name][0], trainable, self._cast[name][1], parts)
+        if not self._is_there(name, table):
             about = dataclasses.replace(metadata, data={}, extra={})
             description = new_description(0, about, {}, table, None)
-            files.start_writing(self._root / name, description, {"parameters": frozen})()
+            try:
+                files.start_writing(self._root / name, description, {"parameters": frozen})()
+            finally:
+                if is_first():
+                    clean(self._root)  # what could not be finished: a full disk needs the room
         return Split(name, trainable, table, parts)
 
     def _is_there(self, name: str, table: Mapping[str, Leaf]) -> bool:
-        path = self._root / name
+        """Returns whether the first process sees a base whole; else it removes what there is."""
+        return bool(gather(is_first() and self._is_whole(self._root / name, table))[0])
+
+    def _is_whole(self, path: epath.Path, table: Mapping[str, Leaf]) -> bool:
         self._root.mkdir(parents=True, exist_ok=True)
         try:
             if path.exists() and is_complete(path):

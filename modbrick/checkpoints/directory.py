@@ -6,6 +6,7 @@ deleted or damaged ones. `WORKDIR/tokenizer/tokenizer.json` is the tokenizer.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from etils import epath
@@ -97,13 +98,25 @@ def move_aside(path: epath.Path) -> None:
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Writes a file as a whole or not at all (remote stores do so by themselves)."""
+    """Writes a file as a whole or not at all (remote stores do so by themselves).
+
+    Raises:
+      InputError: it cannot be written.
+    """
     if not is_local(path):
         path.write_text(text)
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}): make room, or name another "
+            "directory"
+        ) from error
 
 
 def is_complete(path: epath.Path) -> bool:

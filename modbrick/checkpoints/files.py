@@ -8,6 +8,7 @@ name) and `metadata` (JSON).
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from modbrick.parallel.processes import everywhere
 from modbrick.parameters.addresses import unflatten
 
 METADATA = "metadata"
+_orbax_log = logging.getLogger("absl")
 LARGEST_PIECE = 64 << 20
 """Bytes above which an array is stored in pieces."""
 LARGEST_GROUP = 1 << 30
@@ -77,16 +79,25 @@ def start_writing(
     """
     items = _as_items({part: jax.tree.map(stored, dict(named)) for part, named in arrays.items()})
     items[METADATA] = seal(description)
+    _orbax_log.addFilter(_without_traceback)
     with _context():
         response = ocp.save_checkpointables_async(plain_path(path), items)
 
     def result() -> None:
-        response.result()
+        try:
+            response.result()
+        finally:
+            _orbax_log.removeFilter(_without_traceback)
         if jax.process_index() == 0:
             open_again(path, description)
             write_inventory(path)
 
     return result
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Leaves out what the threads of Orbax say of errors that its `result` raises anyway."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def open_again(path: epath.Path, description: Description) -> None:

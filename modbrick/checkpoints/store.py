@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import time
@@ -25,17 +24,17 @@ from modbrick.checkpoints.directory import (
     as_path,
     clean,
     complete_steps,
-    delete_checkpoint,
     is_local,
     move_aside,
     remove,
     require_own,
 )
 from modbrick.checkpoints.link import plain_path
+from modbrick.checkpoints.lock import RunLock
 from modbrick.checkpoints.metadata import DamagedError, Description, Metadata, new_description
 from modbrick.checkpoints.parts import SplitParameters
 from modbrick.checkpoints.restored import Restored, restore
-from modbrick.checkpoints.retention import kept_steps
+from modbrick.checkpoints.retention import Retention
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere, gather
 
@@ -67,24 +66,39 @@ class CheckpointStore:
           warn: is handed a line about each damaged checkpoint and each interrupted save found.
 
         Raises:
-          InputError: the directory holds something else.
+          InputError: the directory holds something else, cannot be written, or is another start's.
         """
         self.directory, self.config, self._warn = as_path(directory), config, warn
         self._root = self.directory / CHECKPOINTS
-        self._summaries: dict[int, _Summary] = {}
         self._pending: Future[None] | None = None
         self._bases = BaseWriter(self.directory)
+        self._retention = Retention(self._root, config, self._bases)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         plain_path(self._root)  # refuses names that cannot be passed on
         require_own(self.directory)
-        _barrier("open")
+        self._lock: RunLock | None = None
+        everywhere(self._take)
         if _primary():
-            self._root.mkdir(parents=True, exist_ok=True)
             clean(self.directory / BASE)
             for step in clean(self._root):
                 warn(f"checkpoint {step} in {self._root} was never finished: removed")
         _barrier("opened")
         everywhere(self._require_shared)
+
+    def _require(self) -> None:
+        if self._lock is not None:
+            self._lock.require()
+
+    def _take(self) -> None:
+        """Makes the directory and takes it, in the first process."""
+        if not _primary():
+            return
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(f"{self._root} cannot be made ({reason}): name another one") from error
+        self._lock = RunLock(self.directory, self._warn)
 
     def steps(self) -> list[int]:
         """Lists the steps of the complete checkpoints, ascending, as the first process sees them.
@@ -121,6 +135,7 @@ class CheckpointStore:
           InputError: this or the save before it could not be written; earlier ones are untouched.
         """
         self.wait()
+        everywhere(self._require)
         if step in self.steps():
             return False
         started = everywhere(
@@ -146,7 +161,12 @@ class CheckpointStore:
         try:
             self.wait()
         finally:
-            self._executor.shutdown()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._executor.shutdown()
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -159,7 +179,7 @@ class CheckpointStore:
     ) -> None:
         if error is not None:
             # The other processes may be anywhere: this one waits for its own part.
-            self._executor.shutdown()
+            self._leave()
             return
         self.close()
 
@@ -242,10 +262,11 @@ class CheckpointStore:
     ) -> tuple[Description, Callable[[], None]]:
         split = None
         if isinstance(parameters, SplitParameters):
-            try:
-                split = self._bases.write(parameters, metadata)
-            except _WRITING as error:
-                raise self._failed(step, error) from error
+            if jax.tree.leaves(parameters.frozen):
+                try:
+                    split = self._bases.write(parameters, metadata)
+                except _WRITING as error:
+                    raise self._failed(step, error) from error
             parameters = parameters.trainable
         arrays = {"parameters": files.named_arrays(parameters, "parameters")}
         if optimizer_state is not None:
@@ -273,47 +294,14 @@ class CheckpointStore:
                 for name in (f"{step}{TEMPORARY}", str(step)):  # a full disk needs the room
                     remove(self._root / name)
             raise self._failed(step, error) from error
-        self._summaries[step] = _Summary.of(description)
         if _primary():
-            self._prune(step)
+            self._retention.saved(description)
 
     def _failed(self, step: int, error: Exception) -> InputError:
         return InputError(
             f"checkpoint {step} could not be written to {self._root} ({files.first_line(error)}); "
             "the checkpoints before it are untouched"
         )
-
-    def _prune(self, newest: int) -> None:
-        known = {step: self._summary(step) for step in complete_steps(self._root)}
-        metrics = {step: summary.metrics for step, summary in known.items()}
-        kept = kept_steps(self.config, metrics, newest)
-        for step in set(metrics) - kept:
-            delete_checkpoint(self._root / str(step))
-        damaged = any(path.name.endswith(DAMAGED) for path in self._root.iterdir())
-        if not damaged:  # what it needs of the bases nobody can tell
-            self._bases.keep({name for step in kept if (name := known[step].base) is not None})
-
-    def _summary(self, step: int) -> _Summary:
-        if step not in self._summaries:
-            try:
-                found = _Summary.of(files.read_description(self._root / str(step)))
-            except DamagedError:
-                found = _Summary({}, None)  # cannot be among the best
-            self._summaries[step] = found
-        return self._summaries[step]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Summary:
-    """Of a checkpoint, what decides about keeping it, and which base it needs."""
-
-    metrics: Mapping[str, float]
-    base: str | None
-
-    @staticmethod
-    def of(description: Description) -> _Summary:
-        split = description.split
-        return _Summary(description.metrics, None if split is None else split.base)
 
 
 def _primary() -> bool:

@@ -158,6 +158,15 @@ def test_slices_are_joined_and_verified(
     reader.verify()
 
 
+def test_where_nothing_is_frozen_a_checkpoint_is_as_it_was(tmp_path: Path) -> None:
+    parameters = split(["*"])
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, parameters, optimizer_of(parameters), METADATA)
+    assert describe(tmp_path).format == 1
+    assert not (tmp_path / "base").exists()
+    same(restored(tmp_path, parameters).trainable, parameters.trainable)
+
+
 # --------------------------------------------------------------------------- bytes and memory
 
 
