@@ -12,7 +12,7 @@ from modbrick.checkpoints.loading import (
 )
 from modbrick.checkpoints.metadata import Description, Metadata
 from modbrick.checkpoints.parts import SplitParameters
-from modbrick.checkpoints.restored import Restored
+from modbrick.checkpoints.reading import Restored
 from modbrick.checkpoints.store import CheckpointStore
 
 __all__ = [

@@ -13,8 +13,8 @@ from etils import epath
 
 from modbrick.checkpoints import files
 from modbrick.checkpoints.directory import clean, is_complete, remove
-from modbrick.checkpoints.integrity import verify_inventory
-from modbrick.checkpoints.leaves import Leaf
+from modbrick.checkpoints.inventory import verify_inventory
+from modbrick.checkpoints.leaves import Leaf, named_arrays, table_of
 from modbrick.checkpoints.metadata import (
     DamagedError,
     Metadata,
@@ -72,8 +72,8 @@ class BaseWriter:
           restored: what was read.
         """
         if restored.parts == dict(split.parts):
-            frozen = files.named_arrays(restored.frozen, "frozen")
-            held = fingerprint(files.table_of(frozen, others(split.parts)), split.parts)
+            frozen = named_arrays(restored.frozen, "frozen")
+            held = fingerprint(table_of(frozen, others(split.parts)), split.parts)
             self._cast[held] = (split.base, split.frozen)
 
     def write(self, parameters: SplitParameters, metadata: Metadata) -> Split:
@@ -85,9 +85,9 @@ class BaseWriter:
           OSError, ValueError, RuntimeError: they cannot be written.
         """
         parts = parameters.parts
-        frozen = files.named_arrays(parameters.frozen, "frozen")
-        table: Mapping[str, Leaf] = files.table_of(frozen, others(parts))
-        trainable = files.table_of(files.named_arrays(parameters.trainable, "trainable"), parts)
+        frozen = named_arrays(parameters.frozen, "frozen")
+        table: Mapping[str, Leaf] = table_of(frozen, others(parts))
+        trainable = table_of(named_arrays(parameters.trainable, "trainable"), parts)
         name = fingerprint(table, parts)
         if name in self._cast and self._is_there(*self._cast[name]):
             return Split(self._cast[name][0], trainable, self._cast[name][1], parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 from etils import epath
 
@@ -81,6 +82,17 @@ def remove(path: epath.Path) -> None:
     """Removes a directory, if it is there."""
     if path.exists():
         path.rmtree()
+
+
+def remove_repeatedly(path: epath.Path, seconds: float) -> None:
+    """Removes a directory for some time, in which others may still write to it."""
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):  # somebody writes to it just now
+            remove(path)
+        if time.monotonic() > end:
+            return
+        time.sleep(seconds / 10)
 
 
 def delete_checkpoint(path: epath.Path) -> None:

@@ -19,8 +19,8 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from modbrick.checkpoints.directory import write_text
-from modbrick.checkpoints.integrity import verify_inventory, write_inventory
-from modbrick.checkpoints.leaves import Leaf, as_array, checksums, is_key, named_leaves, stored
+from modbrick.checkpoints.inventory import verify_inventory, write_inventory
+from modbrick.checkpoints.leaves import Leaf, checksums, is_key, named_leaves, stored
 from modbrick.checkpoints.link import plain_path
 from modbrick.checkpoints.metadata import DamagedError, Description, seal, unseal
 from modbrick.checkpoints.parts import Part
@@ -34,31 +34,9 @@ LARGEST_PIECE = 64 << 20
 """Bytes above which an array is stored in pieces."""
 LARGEST_GROUP = 1 << 30
 """Bytes of arrays that are read at a time where they are cast."""
-# What reading damaged files was seen to raise: missing and truncated files, flipped bits, text that
-# is no JSON. Lack of memory and permissions are no damage and pass through.
+# What reading damaged files was seen to raise. Lack of memory and permissions are no damage.
 _READING = (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError, AssertionError)
 _NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError, InputError)
-
-
-def named_arrays(tree: Any, what: str) -> dict[str, jax.Array]:
-    """Returns the leaves of a tree by name, as arrays of jax.
-
-    Args:
-      tree: of arrays and numbers.
-      what: it is, for messages.
-
-    Raises:
-      ValueError: it holds values that jax would change, or two leaves of one name.
-    """
-    return {name: as_array(f"{what}.{name}", leaf) for name, leaf in named_leaves(tree).items()}
-
-
-def table_of(
-    arrays: Mapping[str, jax.Array], parts: Mapping[str, Part] | None = None
-) -> dict[str, Leaf]:
-    """Returns shape, dtype and checksum of arrays; `parts` as for `checksums`."""
-    sums = checksums(arrays, parts)
-    return {name: Leaf(tuple(x.shape), str(x.dtype), sums[name]) for name, x in arrays.items()}
 
 
 def start_writing(
@@ -84,10 +62,8 @@ def start_writing(
         response = ocp.save_checkpointables_async(plain_path(path), items)
 
     def result() -> None:
-        try:
-            response.result()
-        finally:
-            _orbax_log.removeFilter(_without_traceback)
+        response.result()
+        _orbax_log.removeFilter(_without_traceback)  # after an error, other threads follow
         if jax.process_index() == 0:
             open_again(path, description)
             write_inventory(path)

@@ -117,6 +117,27 @@ def checksums(
     return {name: int(value) for name, value in jax.device_get(sums).items()}
 
 
+def named_arrays(tree: Any, what: str) -> dict[str, Array]:
+    """Returns the leaves of a tree by name, as arrays of jax.
+
+    Args:
+      tree: of arrays and numbers.
+      what: it is, for messages.
+
+    Raises:
+      ValueError: it holds values that jax would change, or two leaves of one name.
+    """
+    return {name: as_array(f"{what}.{name}", leaf) for name, leaf in named_leaves(tree).items()}
+
+
+def table_of(
+    arrays: Mapping[str, Array], parts: Mapping[str, Part] | None = None
+) -> dict[str, Leaf]:
+    """Returns shape, dtype and checksum of arrays; `parts` as for `checksums`."""
+    sums = checksums(arrays, parts)
+    return {name: Leaf(tuple(x.shape), str(x.dtype), sums[name]) for name, x in arrays.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class SliceSummary:
     """What a slice adds to its leaf's checksum, modulo 2³², and how many values are not finite."""

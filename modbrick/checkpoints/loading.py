@@ -17,7 +17,7 @@ from modbrick.checkpoints.directory import (
     require_own,
     write_text,
 )
-from modbrick.checkpoints.leaves import Leaf, mismatches, named_leaves
+from modbrick.checkpoints.leaves import Leaf, mismatches, named_arrays, named_leaves, table_of
 from modbrick.checkpoints.metadata import DamagedError, Description, Metadata, new_description
 from modbrick.checkpoints.reading import Wanted, read_parameters, verify_checkpoint
 from modbrick.config import ModelConfig
@@ -153,8 +153,8 @@ def save_model(
         path.parent.mkdir(parents=True, exist_ok=True)
         if tokenizer is not None:
             save_tokenizer(target, tokenizer)
-        arrays = files.named_arrays(parameters, "parameters")
-        description = new_description(step, metadata, {}, files.table_of(arrays), None)
+        arrays = named_arrays(parameters, "parameters")
+        description = new_description(step, metadata, {}, table_of(arrays), None)
         files.start_writing(path, description, {"parameters": arrays})()
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(

@@ -21,6 +21,7 @@ from etils import epath
 
 from modbrick.checkpoints.directory import is_local
 from modbrick.errors import InputError
+from modbrick.parallel.processes import is_first
 
 LOCK = ".lock"
 SILENCE = 60.0
@@ -30,20 +31,27 @@ BEAT = 3.0
 
 
 class RunLock:
-    """Holds a run's directory until `release`.
+    """Holds a run's directory until `release`. Of several processes the first one does.
 
-    Raises `InputError` when made if another start has it. Where that one may be gone, but this
-    machine cannot tell, it is watched for `SILENCE` seconds.
+    Where the start that had it may be gone, but this machine cannot tell, it is watched for
+    `SILENCE` seconds.
 
     Args:
-      directory: of the run; it exists.
+      directory: of the run; made if it does not exist.
       say: is handed a line before waiting.
+
+    Raises:
+      InputError: another start has it, or it cannot be written.
     """
 
     def __init__(self, directory: epath.Path, say: Callable[[str], None]):
         self._directory = directory
-        self._lock: _Lock = (_LocalLock if is_local(directory) else _RemoteLock)(directory / LOCK)
+        self._lock: _Lock = _OfAnother()
+        if not is_first():
+            return
+        self._lock = (_LocalLock if is_local(directory) else _RemoteLock)(directory / LOCK)
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             self._take(say)
         except OSError as error:
             reason = error.strerror or str(error)
@@ -97,6 +105,25 @@ class _Lock(Protocol):
     def owner(self) -> str: ...
     def lost(self) -> bool: ...
     def release(self) -> None: ...
+
+
+class _OfAnother:
+    """Stands in where another process has the lock."""
+
+    def take(self) -> bool:
+        return True
+
+    def beat(self) -> Any:
+        return None
+
+    def owner(self) -> str:
+        return "another process"
+
+    def lost(self) -> bool:
+        return False
+
+    def release(self) -> None:
+        pass
 
 
 class _LocalLock:

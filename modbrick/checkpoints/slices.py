@@ -24,7 +24,7 @@ from etils import epath
 from modbrick.checkpoints import files
 from modbrick.checkpoints.base import base_path, require_base
 from modbrick.checkpoints.directory import write_text
-from modbrick.checkpoints.integrity import verify_inventory, write_inventory
+from modbrick.checkpoints.inventory import verify_inventory, write_inventory
 from modbrick.checkpoints.leaves import Leaf, slice_summary
 from modbrick.checkpoints.link import plain_path
 from modbrick.checkpoints.metadata import (

@@ -26,20 +26,23 @@ from modbrick.checkpoints.directory import (
     complete_steps,
     is_local,
     move_aside,
-    remove,
+    remove_repeatedly,
     require_own,
 )
+from modbrick.checkpoints.leaves import named_arrays, table_of
 from modbrick.checkpoints.link import plain_path
 from modbrick.checkpoints.lock import RunLock
 from modbrick.checkpoints.metadata import DamagedError, Description, Metadata, new_description
 from modbrick.checkpoints.parts import SplitParameters
-from modbrick.checkpoints.restored import Restored, restore
+from modbrick.checkpoints.reading import Restored, restore
 from modbrick.checkpoints.retention import Retention
 from modbrick.errors import InputError
-from modbrick.parallel.processes import everywhere, gather
+from modbrick.parallel.processes import everywhere, gather, is_first
 
 VISIBLE_WITHIN = 60.0
 """Seconds until every machine sees what one of them wrote to a shared file system."""
+STRAGGLERS = 0.5
+"""Seconds for which threads of Orbax go on writing after another one failed."""
 _WRITING = (OSError, ValueError, RuntimeError)  # what failing to write was seen to raise
 _logger = logging.getLogger(__name__)
 
@@ -76,29 +79,14 @@ class CheckpointStore:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         plain_path(self._root)  # refuses names that cannot be passed on
         require_own(self.directory)
-        self._lock: RunLock | None = None
-        everywhere(self._take)
-        if _primary():
+        self._lock = everywhere(lambda: RunLock(self.directory, warn))
+        if is_first():
+            self._root.mkdir(parents=True, exist_ok=True)
             clean(self.directory / BASE)
             for step in clean(self._root):
                 warn(f"checkpoint {step} in {self._root} was never finished: removed")
         _barrier("opened")
         everywhere(self._require_shared)
-
-    def _require(self) -> None:
-        if self._lock is not None:
-            self._lock.require()
-
-    def _take(self) -> None:
-        """Makes the directory and takes it, in the first process."""
-        if not _primary():
-            return
-        try:
-            self._root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise InputError(f"{self._root} cannot be made ({reason}): name another one") from error
-        self._lock = RunLock(self.directory, self._warn)
 
     def steps(self) -> list[int]:
         """Lists the steps of the complete checkpoints, ascending, as the first process sees them.
@@ -126,16 +114,19 @@ class CheckpointStore:
             saved, and the frozen ones once for the run.
           optimizer_state: any tree of arrays; None: save without.
           metadata: what to say about it.
-          metrics: measured at this step, for `keep_best`.
+          metrics: measured at this step, by name, for `keep_best`; nothing if it was not measured.
 
         Returns:
           Whether it was saved: False if this step already is.
 
         Raises:
-          InputError: this or the save before it could not be written; earlier ones are untouched.
+          InputError: this or the save before it could not be written, earlier ones are untouched;
+            another start has taken the directory; `best_metric` is not among the metrics.
         """
         self.wait()
-        everywhere(self._require)
+        if metrics:
+            self.config.require_metric(metrics)
+        everywhere(self._lock.require)
         if step in self.steps():
             return False
         started = everywhere(
@@ -165,8 +156,7 @@ class CheckpointStore:
 
     def _leave(self) -> None:
         self._executor.shutdown()
-        if self._lock is not None:
-            self._lock.release()
+        self._lock.release()
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -226,7 +216,7 @@ class CheckpointStore:
                     f"checkpoint {newer} in {self._root} is damaged ({reason}); using {step} "
                     f"instead, the damaged one is now {newer}{DAMAGED}"
                 )
-                if _primary():
+                if is_first():
                     move_aside(self._root / str(newer))
             _barrier("aside")
             if isinstance(restored.parameters, SplitParameters) and restored.description.split:
@@ -268,15 +258,15 @@ class CheckpointStore:
                 except _WRITING as error:
                     raise self._failed(step, error) from error
             parameters = parameters.trainable
-        arrays = {"parameters": files.named_arrays(parameters, "parameters")}
+        arrays = {"parameters": named_arrays(parameters, "parameters")}
         if optimizer_state is not None:
-            arrays["optimizer"] = files.named_arrays(optimizer_state, "optimizer")
+            arrays["optimizer"] = named_arrays(optimizer_state, "optimizer")
         description = new_description(
             step,
             metadata,
             metrics,
-            {} if split else files.table_of(arrays["parameters"]),
-            files.table_of(arrays["optimizer"]) if "optimizer" in arrays else None,
+            {} if split else table_of(arrays["parameters"]),
+            table_of(arrays["optimizer"]) if "optimizer" in arrays else None,
             split,
         )
         try:
@@ -290,11 +280,11 @@ class CheckpointStore:
         try:
             result()
         except _WRITING as error:
-            if _primary():
+            if is_first():
                 for name in (f"{step}{TEMPORARY}", str(step)):  # a full disk needs the room
-                    remove(self._root / name)
+                    remove_repeatedly(self._root / name, STRAGGLERS)
             raise self._failed(step, error) from error
-        if _primary():
+        if is_first():
             self._retention.saved(description)
 
     def _failed(self, step: int, error: Exception) -> InputError:
@@ -302,10 +292,6 @@ class CheckpointStore:
             f"checkpoint {step} could not be written to {self._root} ({files.first_line(error)}); "
             "the checkpoints before it are untouched"
         )
-
-
-def _primary() -> bool:
-    return jax.process_index() == 0
 
 
 def _barrier(name: str) -> None:
