@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +335,67 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
             store.restore_latest(SplitParameters(parameters.partition, trainable, frozen), None)
     assert "missing: more" in str(caught.value)
     assert "embedding: saved float32[101,16], wanted float32[5,16]" in str(caught.value)
+
+
+# --------------------------------------------------------------------------- many devices
+
+ON_DEVICES = """
+import sys
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from modbrick.checkpoints import CheckpointStore, SplitParameters
+from tests.modbrick.checkpoints.test_split import METADATA, PARTITIONS, split, whole
+
+assert len(jax.devices()) == 4
+mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("fsdp", "tensor"))
+
+def laid_out(leaf):
+    axes = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % 2 == 0]
+    names = dict(zip(reversed(axes), ("tensor", "fsdp")))
+    spec = PartitionSpec(*(names.get(axis) for axis in range(leaf.ndim)))
+    return NamedSharding(mesh, spec)
+
+def divided(tree):
+    return {name: jax.device_put(leaf, laid_out(leaf)) for name, leaf in tree.items()}
+
+for number, patterns in enumerate(PARTITIONS.values()):
+    parameters = split(patterns)
+    parameters = SplitParameters(
+        parameters.partition, divided(parameters.trainable), divided(parameters.frozen)
+    )
+    all_of_them = divided({name: jnp.asarray(value) for name, value in whole().items()})
+    with CheckpointStore(f"{sys.argv[1]}/{number}") as store:
+        store.save(1, parameters, None, METADATA)
+        for asked in (parameters, all_of_them):
+            found = store.restore_latest(asked, None).parameters
+            if asked is parameters:
+                pairs = [(found.trainable, asked.trainable), (found.frozen, asked.frozen)]
+            else:
+                pairs = [(found, asked)]
+            for left, right in pairs:
+                for name, leaf in right.items():
+                    assert left[name].sharding == leaf.sharding, name
+                    assert np.asarray(left[name]).tobytes() == np.asarray(leaf).tobytes(), name
+print("same")
+"""
+
+
+def test_parts_lie_on_many_devices(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ON_DEVICES, str(tmp_path)],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "same\n", done.stderr[-3000:]
