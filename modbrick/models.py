@@ -150,13 +150,9 @@ class StoredModel:
             if config is not None:
                 self._require_same(config)
             return _read_foreign(self.contents, wanted, dtypes, shardings)
-        arrays, _ = checkpoints.load_parameters(
-            self.contents, config=config, paths=paths, shardings=shardings
-        )
-        for name, wanted_dtype in dtypes.items():  # one at a time: only one exists twice
-            if name in arrays and wanted_dtype is not None:
-                arrays[name] = arrays[name].astype(wanted_dtype)
-        return arrays
+        return checkpoints.load_parameters(
+            self.contents, config=config, paths=paths, dtype=dtypes, shardings=shardings
+        )[0]
 
     def _require_same(self, config: ModelConfig) -> None:
         """Compares what two models compute; equal shapes do not make them equal."""
