@@ -26,6 +26,9 @@ from modbrick.layers.functional import parameter_table
 
 TOKENIZER = "tokenizer"
 
+Dtypes = jax.typing.DTypeLike | Mapping[str, jax.typing.DTypeLike | None] | None
+"""One for all, or by path; None: as stored."""
+
 
 def locate(directory: epath.PathLike, step: int | None = None) -> epath.Path:
     """Finds a checkpoint.
@@ -74,7 +77,7 @@ def load_parameters(
     *,
     config: ModelConfig | None = None,
     paths: Collection[str] | None = None,
-    dtype: str | Mapping[str, str | None] | None = None,
+    dtype: Dtypes = None,
     shardings: jax.sharding.Sharding | Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Description]:
     """Loads a model's parameters, every value verified.
@@ -210,7 +213,7 @@ def _wanted(
     description: Description,
     config: ModelConfig,
     paths: Collection[str] | None,
-    dtype: str | Mapping[str, str | None] | None,
+    dtype: Dtypes,
     shardings: jax.sharding.Sharding | Mapping[str, Any] | None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     if shardings is None:
@@ -220,7 +223,8 @@ def _wanted(
     for info in parameter_table(config):
         saved = description.parameters.get(info.path)
         asked = dtype.get(info.path) if isinstance(dtype, Mapping) else dtype
-        of_leaf = jnp.dtype(asked or (saved.dtype if saved else "float32"))
+        stored = saved.dtype if saved else "float32"
+        of_leaf = jnp.dtype(stored if asked is None else asked)
         read = paths is None or info.path in paths
         sharding = shardings if by_name is None else by_name[info.path] if read else None
         wanted[info.path] = jax.ShapeDtypeStruct(info.shape, of_leaf, sharding=sharding)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 from etils import epath
-from modbrick.layers.parameter_table import parameter_table
 
 from modbrick.checkpoints import (
     CheckpointConfig,
@@ -25,7 +24,8 @@ from modbrick.checkpoints import (
 from modbrick.checkpoints.directory import write_text
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
-from modbrick.parameters.partition import Partition
+from modbrick.layers.functional import parameter_table
+from modbrick.parameters import Partition
 from tests.faults import FAULTS, broken, within
 
 SECONDS = 60.0

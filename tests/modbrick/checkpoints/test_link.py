@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from modbrick.layers.parameter_table import parameter_table
 from orbax.checkpoint._src.serialization import ocdbt_utils
 
 from modbrick.checkpoints import CheckpointStore, Metadata, describe, load_parameters, save_model
@@ -18,6 +17,7 @@ from modbrick.checkpoints.link import plain_path
 from modbrick.checkpoints.slices import SliceReader
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
+from modbrick.layers.functional import parameter_table
 from tests import remote_store
 
 NAMES = [

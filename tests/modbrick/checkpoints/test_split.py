@@ -15,7 +15,6 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
-from modbrick.layers.parameter_table import parameter_table
 
 from modbrick.checkpoints import (
     CheckpointConfig,
@@ -29,8 +28,8 @@ from modbrick.checkpoints import (
 from modbrick.checkpoints.slices import SliceReader
 from modbrick.config.families import moduleformer
 from modbrick.errors import InputError
-from modbrick.parameters.addresses import flatten
-from modbrick.parameters.partition import Partition
+from modbrick.layers.functional import parameter_table
+from modbrick.parameters import Partition
 
 MODEL = moduleformer(
     vocabulary=101,
@@ -110,12 +109,12 @@ def test_a_run_continues_with_the_same_bits(run: tuple[Path, SplitParameters]) -
 def test_loading_joins(run: tuple[Path, SplitParameters]) -> None:
     directory, _ = run
     loaded, description = load_parameters(directory)
-    same(dict(sorted(flatten(loaded).items())), dict(sorted(whole().items())))
+    same(dict(sorted(loaded.items())), dict(sorted(whole().items())))
     assert {name: leaf.shape for name, leaf in description.parameters.items()} == {
         name: value.shape for name, value in whole().items()
     }
     halves, _ = load_parameters(directory, dtype="bfloat16")
-    same(flatten(halves)[UP], jnp.asarray(whole()[UP], jnp.bfloat16))
+    same(halves[UP], jnp.asarray(whole()[UP], jnp.bfloat16))
 
 
 def test_a_whole_run_goes_on_as_one_that_trains_a_part(
@@ -250,7 +249,7 @@ def test_frozen_parameters_are_held_in_another_dtype_over_the_base_as_it_was(
         assert continued is not None
         store.save(2, continued.parameters, optimizer_of(half), METADATA)
     assert len(list((tmp_path / "base").iterdir())) == 1
-    same(flatten(load_parameters(tmp_path)[0])[UP], jnp.asarray(whole()[UP]))
+    same(load_parameters(tmp_path)[0][UP], jnp.asarray(whole()[UP]))
 
 
 def test_some_leaves_at_a_time_are_cast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +275,7 @@ def test_a_base_that_was_saved_in_the_lower_dtype_is_joined(tmp_path: Path) -> N
     half = split(PARTITIONS["members"], "bfloat16")
     with CheckpointStore(tmp_path) as store:
         store.save(1, half, None, METADATA)
-    loaded = flatten(load_parameters(tmp_path)[0])
+    loaded = load_parameters(tmp_path)[0]
     assert loaded[UP].dtype == jnp.float32, "a part of it is trained"
     assert loaded["segments.0.feed_forward.router.hidden.weight"].dtype == jnp.bfloat16
     rounded = whole()[UP].astype(jnp.bfloat16).astype(np.float32)

@@ -67,7 +67,7 @@ def test_a_timeline_that_fails_is_said_once_too(
     def train() -> None:
         with Timeline(workdir, 0) as timeline, broken(workdir, fault):
             for step in range(1, 30):
-                timeline.mark(step)
+                timeline.saved(step)
 
     within(SECONDS, train)
     lost = fault in ("no space", "vanished")
