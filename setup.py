@@ -14,6 +14,7 @@ REQUIRES = [
     "absl-py>=2.3",
     "array-record>=0.8.1",
     "etils[epath]>=1.13",
+    "filelock>=3.30",
     "flax>=0.12.12",
     "grain>=0.2.18",
     "jax>=0.11.2",

@@ -13,6 +13,7 @@ from etils import epath
 from modbrick import checkpoints
 from modbrick.checkpoints.directory import CHECKPOINTS, as_path, is_local
 from modbrick.checkpoints.files import METADATA
+from modbrick.checkpoints.loading import Dtypes
 from modbrick.config import ModelConfig
 from modbrick.convert import OpenedSource, open_checkpoint
 from modbrick.convert.finite import NotFinite
@@ -31,9 +32,6 @@ TRAINING_ONLY = (
     "sample_top_k",
 )
 """Fields that a run may choose for itself without making another model of the same weights."""
-
-Dtypes = jax.typing.DTypeLike | Mapping[str, jax.typing.DTypeLike] | None
-"""One for all, or by path; None: as stored."""
 
 Shardings = jax.sharding.Sharding | Mapping[str, Any] | None
 """One for all, or by path; None: the first device."""
@@ -150,13 +148,9 @@ class StoredModel:
             if config is not None:
                 self._require_same(config)
             return _read_foreign(self.contents, wanted, dtypes, shardings)
-        arrays, _ = checkpoints.load_parameters(
-            self.contents, config=config, paths=paths, shardings=shardings
-        )
-        for name, wanted_dtype in dtypes.items():  # one at a time: only one exists twice
-            if name in arrays and wanted_dtype is not None:
-                arrays[name] = arrays[name].astype(wanted_dtype)
-        return arrays
+        return checkpoints.load_parameters(
+            self.contents, config=config, paths=paths, dtype=dtypes, shardings=shardings
+        )[0]
 
     def _require_same(self, config: ModelConfig) -> None:
         """Compares what two models compute; equal shapes do not make them equal."""

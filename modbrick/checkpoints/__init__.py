@@ -11,7 +11,8 @@ from modbrick.checkpoints.loading import (
     tokenizer_file,
 )
 from modbrick.checkpoints.metadata import Description, Metadata
-from modbrick.checkpoints.restored import Restored
+from modbrick.checkpoints.parts import SplitParameters
+from modbrick.checkpoints.reading import Restored
 from modbrick.checkpoints.store import CheckpointStore
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Leaf",
     "Metadata",
     "Restored",
+    "SplitParameters",
     "describe",
     "load_parameters",
     "locate",

@@ -6,7 +6,9 @@ deleted or damaged ones. `WORKDIR/tokenizer/tokenizer.json` is the tokenizer.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 
 from etils import epath
 
@@ -61,7 +63,7 @@ def complete_steps(root: epath.Path) -> list[int]:
     """Lists the steps of the complete checkpoints directly in `root`, ascending."""
     if not root.is_dir():
         return []
-    return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal() and _is_complete(p))
+    return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal() and is_complete(p))
 
 
 def clean(root: epath.Path) -> list[str]:
@@ -70,7 +72,7 @@ def clean(root: epath.Path) -> list[str]:
     for path in root.iterdir() if root.is_dir() else ():  # an empty one is none on a remote store
         if path.name.endswith(DELETED):
             remove(path)
-        elif TEMPORARY in path.name or (path.name.isdecimal() and not _is_complete(path)):
+        elif TEMPORARY in path.name or (path.name.isdecimal() and not is_complete(path)):
             unfinished.append(path.name.split(".")[0])
             remove(path)
     return unfinished
@@ -80,6 +82,17 @@ def remove(path: epath.Path) -> None:
     """Removes a directory, if it is there."""
     if path.exists():
         path.rmtree()
+
+
+def remove_repeatedly(path: epath.Path, seconds: float) -> None:
+    """Removes a directory for some time, in which others may still write to it."""
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):  # somebody writes to it just now
+            remove(path)
+        if time.monotonic() > end:
+            return
+        time.sleep(seconds / 10)
 
 
 def delete_checkpoint(path: epath.Path) -> None:
@@ -97,15 +110,27 @@ def move_aside(path: epath.Path) -> None:
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Writes a file as a whole or not at all (remote stores do so by themselves)."""
+    """Writes a file as a whole or not at all (remote stores do so by themselves).
+
+    Raises:
+      InputError: it cannot be written.
+    """
     if not is_local(path):
         path.write_text(text)
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}): make room, or name another "
+            "directory"
+        ) from error
 
 
-def _is_complete(path: epath.Path) -> bool:
+def is_complete(path: epath.Path) -> bool:
     """Returns whether Orbax finished a checkpoint; where its name is no proof, a file is."""
     return is_local(path) or (path / _COMMITTED).exists()

@@ -8,7 +8,8 @@ name) and `metadata` (JSON).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,75 +19,85 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from modbrick.checkpoints.directory import write_text
-from modbrick.checkpoints.integrity import verify_inventory, write_inventory
-from modbrick.checkpoints.leaves import Leaf, as_array, checksums, is_key, named_leaves, stored
-from modbrick.checkpoints.metadata import (
-    DamagedError,
-    Description,
-    Metadata,
-    new_description,
-    seal,
-    unseal,
-)
+from modbrick.checkpoints.inventory import verify_inventory, write_inventory
+from modbrick.checkpoints.leaves import Leaf, checksums, is_key, named_leaves, stored
+from modbrick.checkpoints.link import plain_path
+from modbrick.checkpoints.metadata import DamagedError, Description, seal, unseal
+from modbrick.checkpoints.parts import Part
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere
 from modbrick.parameters import nest
 
 METADATA = "metadata"
+_orbax_log = logging.getLogger("absl")
 LARGEST_PIECE = 64 << 20
 """Bytes above which an array is stored in pieces."""
-# What reading damaged files was seen to raise: missing and truncated files, flipped bits, text that
-# is no JSON. Lack of memory and permissions are no damage and pass through.
+LARGEST_GROUP = 1 << 30
+"""Bytes of arrays that are read at a time where they are cast."""
+# What reading damaged files was seen to raise. Lack of memory and permissions are no damage.
 _READING = (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError, AssertionError)
 _NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError, InputError)
 
 
 def start_writing(
     path: epath.Path,
-    step: int,
-    parameters: Any,
-    optimizer: Any | None,
-    metadata: Metadata,
-    metrics: Mapping[str, float],
+    description: Description,
+    arrays: Mapping[str, Mapping[str, jax.Array]],
 ) -> Callable[[], None]:
     """Copies the arrays and starts to write them in the background.
 
     Args:
       path: of the new checkpoint.
-      step: optimizer steps done.
-      parameters: nested, whole.
-      optimizer: any tree of arrays; None: saved without.
-      metadata: of the caller.
-      metrics: measured at this step.
+      description: what it says about itself.
+      arrays: `parameters`, and `optimizer` if it is saved with one: leaves by name.
 
     Returns:
-      A function that returns when the checkpoint is complete, or raises what went wrong.
+      A function that returns when the checkpoint is complete and was opened again, or raises what
+      went wrong.
     """
-    arrays: dict[str, dict[str, jax.Array]] = {}
-    tables: dict[str, dict[str, Leaf] | None] = {}
-    for part, tree in (("parameters", parameters), ("optimizer", optimizer)):
-        if tree is None:
-            tables[part] = None
-            continue
-        arrays[part] = {n: as_array(f"{part}.{n}", x) for n, x in named_leaves(tree).items()}
-        sums = checksums(arrays[part])
-        tables[part] = {
-            name: Leaf(tuple(x.shape), str(x.dtype), sums[name]) for name, x in arrays[part].items()
-        }
-    description = new_description(
-        step, metadata, metrics, tables["parameters"] or {}, tables["optimizer"]
-    )
-    items = _as_items({part: jax.tree.map(stored, named) for part, named in arrays.items()})
+    items = _as_items({part: jax.tree.map(stored, dict(named)) for part, named in arrays.items()})
     items[METADATA] = seal(description)
+    _orbax_log.addFilter(_without_traceback)
     with _context():
-        response = ocp.save_checkpointables_async(path, items)
+        response = ocp.save_checkpointables_async(plain_path(path), items)
 
     def result() -> None:
         response.result()
+        _orbax_log.removeFilter(_without_traceback)  # after an error, other threads follow
         if jax.process_index() == 0:
+            open_again(path, description)
             write_inventory(path)
 
     return result
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Leaves out what the threads of Orbax say of errors that its `result` raises anyway."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def open_again(path: epath.Path, description: Description) -> None:
+    """Opens a checkpoint just written: its description, and every array, values excepted.
+
+    Raises:
+      OSError: it is not there, or not what was written: whoever wrote it must not count on it.
+    """
+    try:
+        if seal(read_description(path)) != seal(description):
+            raise DamagedError("its description is not what was written")
+        with _context():
+            found = ocp.checkpointables_metadata(plain_path(path)).metadata
+        tables = {
+            "parameters": description.stored_parameters,
+            "optimizer": description.optimizer or {},
+        }
+        for part, table in tables.items():
+            arrays = named_leaves(found.get(part) or {})
+            missing = [n for n, x in table.items() if 0 not in x.shape and n not in arrays]
+            if missing:
+                raise DamagedError(f"{part} are missing: {', '.join(missing)}")
+    except (DamagedError, *_READING) as error:
+        raise OSError(f"it cannot be opened again: {first_line(error)}") from error
 
 
 def write_structure(path: epath.Path, pieces: Mapping[str, tuple[int, ...]]) -> None:
@@ -103,7 +114,7 @@ def write_structure(path: epath.Path, pieces: Mapping[str, tuple[int, ...]]) -> 
     items = _as_items({"parameters": jax.tree.map(jnp.asarray, zeros)})
     items[METADATA] = {}
     with _context():
-        ocp.save_checkpointables(path, items)
+        ocp.save_checkpointables(plain_path(path), items)
     # What Orbax notes of the way in which arrays were written.
     tree = path / "parameters" / "_METADATA"
     data = json.loads(tree.read_text())
@@ -136,50 +147,84 @@ def read_description(path: epath.Path) -> Description:
     return unseal(data, str(path))
 
 
+def verify_files(path: epath.Path, *, optimizer: bool = True, sizes_only: bool = False) -> None:
+    """Compares a checkpoint's files with its inventory; every process reads its share of them.
+
+    Raises:
+      DamagedError: something is missing, or not what was written.
+    """
+    without = () if optimizer else ("optimizer",)
+    share = (jax.process_index(), jax.process_count())
+    everywhere(
+        lambda: verify_inventory(path, without=without, sizes_only=sizes_only, share=share),
+        DamagedError,
+    )
+
+
 def read_arrays(
     path: epath.Path,
-    description: Description,
-    targets: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]],
-) -> dict[str, dict[str, jax.Array]]:
-    """Reads `parameters`, `optimizer` or both into the given shardings, and verifies every value.
+    part: str,
+    table: Mapping[str, Leaf],
+    targets: Mapping[str, jax.ShapeDtypeStruct],
+    parts: Mapping[str, Part] | None = None,
+) -> dict[str, jax.Array]:
+    """Reads `parameters` or `optimizer` into the given shardings, and verifies every value.
+
+    Where dtypes differ from the stored ones, some leaves at a time are read and cast, so that few
+    exist in both.
 
     Args:
       path: of the checkpoint.
-      description: its own.
-      targets: by part, then by name: leaves with their stored shape and dtype, and a sharding. Of a
-        part that lacks leaves only those asked for are read.
+      part: `parameters` or `optimizer`.
+      table: every stored leaf, by name.
+      targets: for those that are read the stored shape, a dtype, and a sharding.
+      parts: as for `checksums`.
 
     Raises:
       DamagedError: something cannot be read, or is not what was written.
     """
-    without = () if "optimizer" in targets else ("optimizer",)
-    share = (jax.process_index(), jax.process_count())
-    partial = any(len(leaves) < len(getattr(description, part)) for part, leaves in targets.items())
-    everywhere(
-        lambda: verify_inventory(path, without=without, sizes_only=partial, share=share),
-        DamagedError,
-    )
-    wanted = _as_items(
-        {part: jax.tree.map(_stored_target, dict(leaves)) for part, leaves in targets.items()}
-    )
-    loaded = _load(path, wanted, partial=partial) if wanted else {}
-    result: dict[str, dict[str, jax.Array]] = {}
-    for part, leaves in targets.items():
-        table: Mapping[str, Leaf] = getattr(description, part)
-        found = named_leaves(loaded.get(part, {}))
-        wrong = [n for n, value in checksums(found).items() if value != table[n].checksum]
+    cast = any(str(leaf.dtype) != table[name].dtype for name, leaf in targets.items())
+    partial = cast or len(targets) < len(table)
+    result: dict[str, jax.Array] = {}
+    for names in _groups(table, targets) if cast else [list(targets)]:
+        wanted = {
+            name: _stored_target(targets[name], None if not cast else table[name].dtype)
+            for name in names
+        }
+        items = _as_items({part: wanted})
+        loaded = named_leaves(_load(path, items, partial=partial)[part]) if items else {}
+        sums = checksums(loaded, parts)
+        wrong = [name for name, value in sums.items() if value != table[name].checksum]
         if wrong:
             raise DamagedError(f"{part} do not agree with their checksums: {', '.join(wrong)}")
-        result[part] = {name: _restored(found.get(name), leaf) for name, leaf in leaves.items()}
+        for name in names:
+            restored = _restored(loaded.pop(name, None), targets[name])
+            result[name] = restored.astype(targets[name].dtype) if cast else restored
     return result
 
 
+def _groups(
+    table: Mapping[str, Leaf], targets: Mapping[str, jax.ShapeDtypeStruct]
+) -> Iterator[list[str]]:
+    """Yields the names in groups of about `LARGEST_GROUP` bytes."""
+    group: list[str] = []
+    size = 0
+    for name in targets:
+        if group and size + table[name].bytes > LARGEST_GROUP:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += table[name].bytes
+    if group:
+        yield group
+
+
 def _load(path: epath.Path, items: dict[str, Any], *, partial: bool) -> dict[str, Any]:
-    context = _context()
-    context.pytree.loading.partial_load = partial
     try:
+        context = _context()
+        context.pytree.loading.partial_load = partial
         with context:
-            return ocp.load_checkpointables(path, items)
+            return ocp.load_checkpointables(plain_path(path), items)
     except _NOT_DAMAGE:
         raise
     except _READING as error:
@@ -244,9 +289,10 @@ def _restored(found: jax.Array | None, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.random.wrap_key_data(found, impl=_key_kind(leaf)) if is_key(leaf) else found
 
 
-def _stored_target(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def _stored_target(leaf: jax.ShapeDtypeStruct, dtype: str | None) -> jax.ShapeDtypeStruct:
+    """Returns what is read for a leaf: of its own dtype, unless it is another that is stored."""
     if not is_key(leaf):
-        return leaf
+        return leaf if dtype is None else leaf.update(dtype=jnp.dtype(dtype))
     data = jax.eval_shape(jax.random.key_data, leaf)
     return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
 

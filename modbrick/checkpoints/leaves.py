@@ -7,6 +7,7 @@ without the classes (optimizer states, for instance) that the tree was made of.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt, UInt32
+
+from modbrick.checkpoints.parts import Part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +96,46 @@ def mismatches(
     return remarks
 
 
-def checksums(leaves: Mapping[str, Array]) -> dict[str, int]:
-    """Returns the checksum of each leaf, computed where the leaf lies."""
-    sums = {name: _checksum(stored(leaf)) for name, leaf in leaves.items()}
+def checksums(
+    leaves: Mapping[str, Array], parts: Mapping[str, Part] | None = None
+) -> dict[str, int]:
+    """Returns the checksum of each leaf, computed where the leaf lies.
+
+    Args:
+      leaves: by name.
+      parts: of which members of a bank a leaf consists, by name: its values count at the places
+        that they have in the whole, so that the checksums of all its parts add up to the whole's.
+    """
+    sums = {}
+    for name, leaf in leaves.items():
+        if parts and name in parts:
+            part = parts[name]
+            members = jnp.asarray(part.indices, jnp.uint32)
+            sums[name] = _checksum_of_part(leaf, members, part.axis, part.view[part.axis])
+        else:
+            sums[name] = _checksum(stored(leaf))
     return {name: int(value) for name, value in jax.device_get(sums).items()}
+
+
+def named_arrays(tree: Any, what: str) -> dict[str, Array]:
+    """Returns the leaves of a tree by name, as arrays of jax.
+
+    Args:
+      tree: of arrays and numbers.
+      what: it is, for messages.
+
+    Raises:
+      ValueError: it holds values that jax would change, or two leaves of one name.
+    """
+    return {name: as_array(f"{what}.{name}", leaf) for name, leaf in named_leaves(tree).items()}
+
+
+def table_of(
+    arrays: Mapping[str, Array], parts: Mapping[str, Part] | None = None
+) -> dict[str, Leaf]:
+    """Returns shape, dtype and checksum of arrays; `parts` as for `checksums`."""
+    sums = checksums(arrays, parts)
+    return {name: Leaf(tuple(x.shape), str(x.dtype), sums[name]) for name, x in arrays.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,11 +209,31 @@ def _sum_of_hashes(block: UInt[np.ndarray, "some few"], firsts: UInt32[np.ndarra
 
 @jax.jit
 def _checksum(x: Array) -> UInt32[Array, ""]:
+    """Returns the checksum of a whole leaf."""
+    return _sum_of_array(x, x.shape, {})
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _checksum_of_part(
+    x: Array, members: UInt32[Array, "M"], axis: int, size: int
+) -> UInt32[Array, ""]:
+    """Returns what members of a bank, of `size` along `axis`, add to the whole's checksum."""
+    return _sum_of_array(x, (*x.shape[:axis], size, *x.shape[axis + 1 :]), {axis: members})
+
+
+def _sum_of_array(
+    x: Array, shape: tuple[int, ...], places: Mapping[int, UInt32[Array, "M"]]
+) -> UInt32[Array, ""]:
     """Sums a hash of (bits, index) over the values, modulo 2³².
 
     The sum does not depend on the order of its terms, hence neither on sharding nor on the device;
     the hash (the finaliser of MurmurHash3, a bijection of 32 bits) finds any change of a single
     value for certain, others but for one in 2³².
+
+    Args:
+      x: the values.
+      shape: of the whole that they belong to.
+      places: that they have in it along an axis; as in `x` along the others.
     """
     if jax.typeof(x).memory_space == jax.memory.Space.Host:  # an offloaded moment
         x = jax.device_put(x, jax.memory.Space.Device)
@@ -188,8 +247,12 @@ def _checksum(x: Array) -> UInt32[Array, ""]:
         unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
         bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
     index = jnp.zeros(bits.shape, jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    for axis, size in enumerate((*shape, *bits.shape[len(shape) :])):
+        if axis in places:
+            place = jax.lax.broadcast_in_dim(places[axis], bits.shape, (axis,))
+        else:
+            place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        index = index * jnp.uint32(size) + place
     mixed = bits ^ (index * _PER_INDEX + _OFFSET)
     for shift, factor in _ROUNDS:
         mixed = (mixed ^ (mixed >> shift)) * factor

@@ -17,13 +17,17 @@ from modbrick.checkpoints.directory import (
     require_own,
     write_text,
 )
-from modbrick.checkpoints.leaves import Leaf, mismatches, named_leaves
-from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
+from modbrick.checkpoints.leaves import Leaf, mismatches, named_arrays, named_leaves, table_of
+from modbrick.checkpoints.metadata import DamagedError, Description, Metadata, new_description
+from modbrick.checkpoints.reading import Wanted, read_parameters, verify_checkpoint
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
 from modbrick.layers.functional import parameter_table
 
 TOKENIZER = "tokenizer"
+
+Dtypes = jax.typing.DTypeLike | Mapping[str, jax.typing.DTypeLike | None] | None
+"""One for all, or by path; None: as stored."""
 
 
 def locate(directory: epath.PathLike, step: int | None = None) -> epath.Path:
@@ -73,7 +77,7 @@ def load_parameters(
     *,
     config: ModelConfig | None = None,
     paths: Collection[str] | None = None,
-    dtype: str | None = None,
+    dtype: Dtypes = None,
     shardings: jax.sharding.Sharding | Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Description]:
     """Loads a model's parameters, every value verified.
@@ -83,7 +87,7 @@ def load_parameters(
       step: as for `locate`.
       config: the model that the parameters must fit; None: the checkpoint's own.
       paths: of the parameters to read; None: all.
-      dtype: of the returned parameters (`bfloat16`); None: as stored.
+      dtype: of the returned parameters (`bfloat16`), one for all or by path; None: as stored.
       shardings: one for all, or by path; None: the first device.
 
     Returns:
@@ -102,18 +106,17 @@ def load_parameters(
     path = locate(directory, step)
     try:
         description = files.read_description(path)
-        wanted = _wanted(description, config or description.metadata.model, paths, shardings)
-        remarks = mismatches(description.parameters, wanted)
+        model = config or description.metadata.model
+        wanted = _wanted(description, model, paths, dtype, shardings)
+        remarks = Wanted({}, wanted).mismatches(description.parameters)
         if remarks:
             raise InputError(f"{path} does not fit the model: {'; '.join(remarks)}")
         if paths is not None:
-            wanted = {name: wanted[name] for name in wanted if name in paths}
-        arrays = files.read_arrays(path, description, {"parameters": wanted})["parameters"]
+            wanted = {name: leaf for name, leaf in wanted.items() if name in paths}
+        verify_checkpoint(path, description, optimizer=False, sizes_only=paths is not None)
+        arrays, _ = read_parameters(path, description, Wanted(wanted))
     except DamagedError as error:
         raise _damaged(path, error) from error
-    if dtype is not None:
-        for name in arrays:  # one at a time, so that only one exists twice
-            arrays[name] = arrays[name].astype(jnp.dtype(dtype))
     return arrays, description
 
 
@@ -171,7 +174,9 @@ def save_model(
         path.parent.mkdir(parents=True, exist_ok=True)
         if tokenizer is not None:
             save_tokenizer(target, tokenizer)
-        files.start_writing(path, step, parameters, None, metadata, {})()
+        arrays = named_arrays(parameters, "parameters")
+        description = new_description(step, metadata, {}, table_of(arrays), None)
+        files.start_writing(path, description, {"parameters": arrays})()
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the model could not be written to {target} ({files.first_line(error)})"
@@ -208,6 +213,7 @@ def _wanted(
     description: Description,
     config: ModelConfig,
     paths: Collection[str] | None,
+    dtype: Dtypes,
     shardings: jax.sharding.Sharding | Mapping[str, Any] | None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     if shardings is None:
@@ -216,10 +222,12 @@ def _wanted(
     wanted = {}
     for info in parameter_table(config):
         saved = description.parameters.get(info.path)
-        dtype = saved.dtype if saved else "float32"
+        asked = dtype.get(info.path) if isinstance(dtype, Mapping) else dtype
+        stored = saved.dtype if saved else "float32"
+        of_leaf = jnp.dtype(stored if asked is None else asked)
         read = paths is None or info.path in paths
         sharding = shardings if by_name is None else by_name[info.path] if read else None
-        wanted[info.path] = jax.ShapeDtypeStruct(info.shape, jnp.dtype(dtype), sharding=sharding)
+        wanted[info.path] = jax.ShapeDtypeStruct(info.shape, of_leaf, sharding=sharding)
     return wanted
 
 

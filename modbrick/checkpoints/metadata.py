@@ -9,13 +9,18 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 import modbrick
 from modbrick.checkpoints.leaves import Leaf
+from modbrick.checkpoints.parts import Part, others
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
 from modbrick.schema import from_mapping, to_mapping
 
 FORMAT = 1
+SPLIT_FORMAT = 2
+"""Format of checkpoints that hold only what is trained."""
 
 
 class DamagedError(Exception):
@@ -42,6 +47,41 @@ class Metadata:
 
 
 @dataclasses.dataclass(frozen=True)
+class Split:
+    """Where the parameters of a run lie that trains a part of them.
+
+    Attributes:
+      base: fingerprint of the frozen parameters, and the name of their directory.
+      trainable: leaves in the checkpoint itself, by path.
+      frozen: leaves in the base, by path.
+      parts: what the trainable leaf holds of each bank that is trained in part, by path; the
+        frozen leaf has all others. Checksums of both are by the places that values have in the
+        whole.
+    """
+
+    base: str
+    trainable: Mapping[str, Leaf]
+    frozen: Mapping[str, Leaf]
+    parts: Mapping[str, Part]
+
+    @property
+    def whole(self) -> dict[str, Leaf]:
+        """Every parameter as it is when both are joined, by path."""
+        leaves = {**self.trainable, **self.frozen}
+        for path, part in self.parts.items():
+            mine, held = self.trainable[path], self.frozen[path]
+            dtype = jnp.promote_types(jnp.dtype(mine.dtype), jnp.dtype(held.dtype)).name
+            leaves[path] = Leaf(part.shape, dtype, (mine.checksum + held.checksum) % 2**32)
+        return leaves
+
+
+def fingerprint(frozen: Mapping[str, Leaf], parts: Mapping[str, Part]) -> str:
+    """Returns the name of a base: a digest of what it holds and of every value in it."""
+    held = {path: part for path, part in others(parts).items() if path in frozen}
+    return _digest(to_mapping({"frozen": frozen, "parts": held}))[:16]
+
+
+@dataclasses.dataclass(frozen=True)
 class Description:
     """Everything a checkpoint says about itself.
 
@@ -52,8 +92,9 @@ class Description:
       metrics: measured at this step.
       bricks: how many bricks of each kind, and which customized ones are attached.
       versions: of modbrick, jax, flax and orbax-checkpoint that wrote it.
-      parameters: every stored parameter by path.
+      parameters: every parameter by path, as it is when all are joined.
       optimizer: every leaf of the optimizer's state by path; None: saved without.
+      split: where parameters lie that are not all in the checkpoint itself.
     """
 
     format: int
@@ -64,6 +105,12 @@ class Description:
     versions: Mapping[str, str]
     parameters: Mapping[str, Leaf]
     optimizer: Mapping[str, Leaf] | None = None
+    split: Split | None = None
+
+    @property
+    def stored_parameters(self) -> Mapping[str, Leaf]:
+        """Leaves of parameters in the checkpoint itself, by path."""
+        return self.parameters if self.split is None else self.split.trainable
 
     @property
     def parameter_bytes(self) -> int:
@@ -77,6 +124,7 @@ def new_description(
     metrics: Mapping[str, float],
     parameters: Mapping[str, Leaf],
     optimizer: Mapping[str, Leaf] | None,
+    split: Split | None = None,
 ) -> Description:
     """Describes a checkpoint about to be written by this code."""
     layers = metadata.model.layers
@@ -88,20 +136,23 @@ def new_description(
     packages = ("jax", "flax", "orbax-checkpoint")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return Description(
-        FORMAT,
+        FORMAT if split is None else SPLIT_FORMAT,
         step,
         metadata,
         {name: float(value) for name, value in metrics.items()},
         {"emergent": bricks, "attached": []},
         {"modbrick": modbrick.__version__, **versions},
-        parameters,
+        parameters if split is None else split.whole,
         optimizer,
+        split,
     )
 
 
 def seal(description: Description) -> dict[str, Any]:
     """Returns a description as JSON-able data under a checksum of its own."""
     record = to_mapping(description)
+    if record["split"] is None:
+        del record["split"]  # nothing that versions before it would not know
     return {"sha256": _digest(record), "description": record}
 
 
@@ -117,11 +168,12 @@ def unseal(data: Any, where: str) -> Description:
     record = data["description"]
     if _digest(record) != data["sha256"]:
         raise DamagedError("metadata/data.json does not agree with its checksum")
-    if record["format"] != FORMAT:
+    if record["format"] not in (FORMAT, SPLIT_FORMAT):
         written = record.get("versions", {}).get("modbrick", "?")
         raise InputError(
             f"{where}: checkpoint format {record['format']}, written by modbrick {written}; "
-            f"modbrick {modbrick.__version__} reads format {FORMAT}: use the version that wrote it"
+            f"modbrick {modbrick.__version__} reads formats {FORMAT} and {SPLIT_FORMAT}: use the "
+            "version that wrote it"
         )
     return from_mapping(Description, record, where)
 

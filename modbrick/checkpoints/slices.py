@@ -16,14 +16,17 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from etils import epath
 
 from modbrick.checkpoints import files
+from modbrick.checkpoints.base import base_path, require_base
 from modbrick.checkpoints.directory import write_text
-from modbrick.checkpoints.integrity import verify_inventory, write_inventory
+from modbrick.checkpoints.inventory import verify_inventory, write_inventory
 from modbrick.checkpoints.leaves import Leaf, slice_summary
+from modbrick.checkpoints.link import plain_path
 from modbrick.checkpoints.metadata import (
     DamagedError,
     Description,
@@ -31,6 +34,7 @@ from modbrick.checkpoints.metadata import (
     new_description,
     seal,
 )
+from modbrick.checkpoints.parts import Part, others
 
 SLICE = 8 << 20
 """Bytes of a slice, about: what a reader that wants less still reads."""
@@ -170,11 +174,15 @@ class SliceWriter:
             self._bytes -= size
 
 
+Reads = list[tuple[tuple[slice, ...], ts.Future]]
+"""A slice that is being read: where in the parameter each piece of it belongs, and the piece."""
+
+
 class SliceReader:
     """Reads the parameters of a checkpoint in slices, and verifies them when all were read."""
 
     def __init__(self, path: epath.Path, description: Description):
-        """Opens the arrays.
+        """Opens the arrays, those of its base too.
 
         Args:
           path: of the checkpoint, local.
@@ -183,33 +191,55 @@ class SliceReader:
         Raises:
           DamagedError: files are missing or of another size, or an array is not as described.
         """
-        verify_inventory(path, without=("optimizer",), sizes_only=True)
         self._table = description.parameters
+        self._sums = dict.fromkeys(self._table, 0)
+        self._arrays: dict[str, list[tuple[Part | None, ts.TensorStore]]] = {
+            name: [] for name in self._table
+        }
+        split = description.split
+        parts = split.parts if split else {}
+        self._open(path, description.stored_parameters, parts)
+        if split is not None:
+            require_base(path, split)
+            self._open(base_path(path, split.base), split.frozen, others(parts))
+
+    def _open(self, path: epath.Path, table: Mapping[str, Leaf], parts: Mapping[str, Part]) -> None:
+        verify_inventory(path, without=("optimizer",), sizes_only=True)
         context = _context()
-        self._arrays = {}
-        for name, leaf in self._table.items():
+        for name, leaf in table.items():
             with _damage(name):
                 array = ts.open(_spec(path, name), open=True, read=True, context=context).result()
             if array.shape != leaf.shape or array.dtype.name != leaf.dtype:
                 found = f"{array.dtype.name}{list(array.shape)}"
                 raise DamagedError(f"{name} is stored as {found}, and described as {leaf}")
-            self._arrays[name] = array
-        self._sums = dict.fromkeys(self._table, 0)
+            self._arrays[name].append((parts.get(name), array))
 
-    def start(self, name: str, index: tuple[slice, ...]) -> ts.Future:
+    def start(self, name: str, index: tuple[slice, ...]) -> Reads:
         """Starts to read a slice."""
-        return self._arrays[name][index].read()
+        reads: Reads = []
+        for part, array in self._arrays[name]:
+            if part is None:
+                return [(index, array[index].read())]
+            reads += [(whole, array[mine].read()) for whole, mine in part.runs(index)]
+        return reads
 
-    def finish(self, name: str, index: tuple[slice, ...], pending: ts.Future) -> np.ndarray:
+    def finish(self, name: str, index: tuple[slice, ...], pending: Reads) -> np.ndarray:
         """Returns a slice whose reading was started, and adds it to the leaf's checksum.
 
         Raises:
           DamagedError: it cannot be read.
         """
-        with _damage(name):
-            values = np.asarray(pending.result())
-        summary = slice_summary(values, [s.start for s in index], self._table[name].shape)
-        self._sums[name] = (self._sums[name] + summary.checksum) % 2**32
+        leaf = self._table[name]
+        values = np.empty([s.stop - s.start for s in index], jnp.dtype(leaf.dtype))
+        for place, future in pending:
+            with _damage(name):
+                piece = np.asarray(future.result()).reshape([s.stop - s.start for s in place])
+            summary = slice_summary(piece, [s.start for s in place], leaf.shape)
+            self._sums[name] = (self._sums[name] + summary.checksum) % 2**32
+            if place == index:
+                return piece
+            pairs = zip(place, index, strict=True)
+            values[tuple(slice(p.start - i.start, p.stop - i.start) for p, i in pairs)] = piece
         return values
 
     def verify(self) -> None:
@@ -241,7 +271,7 @@ def _spec(path: epath.Path, name: str) -> dict[str, Any]:
         "driver": "zarr3",
         "kvstore": {
             "driver": "ocdbt",
-            "base": f"file://{path / 'parameters'}/",
+            "base": {"driver": "file", "path": f"{plain_path(path) / 'parameters'}/"},
             "path": f"{name}/",
             "target_data_file_size": _DATA_FILE,
         },

@@ -15,6 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from modbrick.checkpoints import files
+from modbrick.checkpoints.base import BASE, BaseWriter
 from modbrick.checkpoints.config import CheckpointConfig
 from modbrick.checkpoints.directory import (
     CHECKPOINTS,
@@ -23,20 +24,26 @@ from modbrick.checkpoints.directory import (
     as_path,
     clean,
     complete_steps,
-    delete_checkpoint,
     is_local,
     move_aside,
-    remove,
+    remove_repeatedly,
     require_own,
 )
-from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
-from modbrick.checkpoints.restored import Restored, restore
-from modbrick.checkpoints.retention import kept_steps
+from modbrick.checkpoints.leaves import named_arrays, table_of
+from modbrick.checkpoints.link import plain_path
+from modbrick.checkpoints.lock import RunLock
+from modbrick.checkpoints.metadata import DamagedError, Description, Metadata, new_description
+from modbrick.checkpoints.parts import SplitParameters
+from modbrick.checkpoints.reading import Restored, restore
+from modbrick.checkpoints.retention import Retention
 from modbrick.errors import InputError
-from modbrick.parallel.processes import everywhere, gather
+from modbrick.parallel.processes import everywhere, gather, is_first
 
 VISIBLE_WITHIN = 60.0
 """Seconds until every machine sees what one of them wrote to a shared file system."""
+STRAGGLERS = 0.5
+"""Seconds for which threads of Orbax go on writing after another one failed."""
+_WRITING = (OSError, ValueError, RuntimeError)  # what failing to write was seen to raise
 _logger = logging.getLogger(__name__)
 
 
@@ -62,17 +69,20 @@ class CheckpointStore:
           warn: is handed a line about each damaged checkpoint and each interrupted save found.
 
         Raises:
-          InputError: the directory holds something else.
+          InputError: the directory holds something else, cannot be written, or is another start's.
         """
         self.directory, self.config, self._warn = as_path(directory), config, warn
         self._root = self.directory / CHECKPOINTS
-        self._metrics: dict[int, Mapping[str, float]] = {}
         self._pending: Future[None] | None = None
+        self._bases = BaseWriter(self.directory)
+        self._retention = Retention(self._root, config, self._bases)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        plain_path(self._root)  # refuses names that cannot be passed on
         require_own(self.directory)
-        _barrier("open")
-        if _primary():
+        self._lock = everywhere(lambda: RunLock(self.directory, warn))
+        if is_first():
             self._root.mkdir(parents=True, exist_ok=True)
+            clean(self.directory / BASE)
             for step in clean(self._root):
                 warn(f"checkpoint {step} in {self._root} was never finished: removed")
         _barrier("opened")
@@ -100,24 +110,29 @@ class CheckpointStore:
 
         Args:
           step: optimizer steps done.
-          parameters: nested and whole, trainable and frozen joined.
+          parameters: a tree of all of them; or `SplitParameters`, of which the trainable ones are
+            saved, and the frozen ones once for the run.
           optimizer_state: any tree of arrays; None: save without.
           metadata: what to say about it.
-          metrics: measured at this step, for `keep_best`.
+          metrics: measured at this step, by name, for `keep_best`; nothing if it was not measured.
 
         Returns:
           Whether it was saved: False if this step already is.
 
         Raises:
-          InputError: this or the save before it could not be written; earlier ones are untouched.
+          InputError: this or the save before it could not be written, earlier ones are untouched;
+            another start has taken the directory; `best_metric` is not among the metrics.
         """
         self.wait()
+        if metrics:
+            self.config.require_metric(metrics)
+        everywhere(self._lock.require)
         if step in self.steps():
             return False
-        result = everywhere(
+        started = everywhere(
             lambda: self._start(step, parameters, optimizer_state, metadata, metrics or {})
         )
-        self._pending = self._executor.submit(self._finish, step, result, metrics or {})
+        self._pending = self._executor.submit(self._finish, *started)
         if not self.config.asynchronous:
             self.wait()
         return True
@@ -137,7 +152,11 @@ class CheckpointStore:
         try:
             self.wait()
         finally:
-            self._executor.shutdown()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._executor.shutdown()
+        self._lock.release()
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -150,7 +169,7 @@ class CheckpointStore:
     ) -> None:
         if error is not None:
             # The other processes may be anywhere: this one waits for its own part.
-            self._executor.shutdown()
+            self._leave()
             return
         self.close()
 
@@ -170,8 +189,10 @@ class CheckpointStore:
         Damaged ones newer than it are reported through `warn` and moved aside (`STEP.damaged`).
 
         Args:
-          abstract_parameters: nested `jax.ShapeDtypeStruct`s (or arrays); those without a sharding
-            go to the first device.
+          abstract_parameters: a tree of `jax.ShapeDtypeStruct`s (or arrays), or
+            `SplitParameters` of them; those without a sharding go to the first device. Frozen
+            leaves may ask for another dtype, and are cast. How they were divided when they were
+            saved does not matter.
           abstract_optimizer: the same for the optimizer's state; None: leave it out.
 
         Returns:
@@ -195,9 +216,11 @@ class CheckpointStore:
                     f"checkpoint {newer} in {self._root} is damaged ({reason}); using {step} "
                     f"instead, the damaged one is now {newer}{DAMAGED}"
                 )
-                if _primary():
+                if is_first():
                     move_aside(self._root / str(newer))
             _barrier("aside")
+            if isinstance(restored.parameters, SplitParameters) and restored.description.split:
+                self._bases.remember(restored.description.split, restored.parameters)
             return restored
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
@@ -226,48 +249,49 @@ class CheckpointStore:
         optimizer_state: Any | None,
         metadata: Metadata,
         metrics: Mapping[str, float],
-    ) -> Callable[[], None]:
-        path = self._root / str(step)
+    ) -> tuple[Description, Callable[[], None]]:
+        split = None
+        if isinstance(parameters, SplitParameters):
+            if jax.tree.leaves(parameters.frozen):
+                try:
+                    split = self._bases.write(parameters, metadata)
+                except _WRITING as error:
+                    raise self._failed(step, error) from error
+            parameters = parameters.trainable
+        arrays = {"parameters": named_arrays(parameters, "parameters")}
+        if optimizer_state is not None:
+            arrays["optimizer"] = named_arrays(optimizer_state, "optimizer")
+        description = new_description(
+            step,
+            metadata,
+            metrics,
+            {} if split else table_of(arrays["parameters"]),
+            table_of(arrays["optimizer"]) if "optimizer" in arrays else None,
+            split,
+        )
         try:
-            return files.start_writing(path, step, parameters, optimizer_state, metadata, metrics)
+            return description, files.start_writing(self._root / str(step), description, arrays)
         except OSError as error:
             raise self._failed(step, error) from error
 
-    def _finish(self, step: int, result: Callable[[], None], metrics: Mapping[str, float]) -> None:
+    def _finish(self, description: Description, result: Callable[[], None]) -> None:
         """Waits until a checkpoint is written, then deletes what the policy does not keep."""
+        step = description.step
         try:
             result()
-        except (OSError, ValueError, RuntimeError) as error:
-            if _primary():
-                remove(self._root / f"{step}{TEMPORARY}")  # a full disk needs the room
+        except _WRITING as error:
+            if is_first():
+                for name in (f"{step}{TEMPORARY}", str(step)):  # a full disk needs the room
+                    remove_repeatedly(self._root / name, STRAGGLERS)
             raise self._failed(step, error) from error
-        self._metrics[step] = dict(metrics)
-        if _primary():
-            self._prune(step)
+        if is_first():
+            self._retention.saved(description)
 
     def _failed(self, step: int, error: Exception) -> InputError:
         return InputError(
             f"checkpoint {step} could not be written to {self._root} ({files.first_line(error)}); "
             "the checkpoints before it are untouched"
         )
-
-    def _prune(self, newest: int) -> None:
-        metrics = {step: self._metrics_of(step) for step in complete_steps(self._root)}
-        for step in set(metrics) - kept_steps(self.config, metrics, newest):
-            delete_checkpoint(self._root / str(step))
-
-    def _metrics_of(self, step: int) -> Mapping[str, float]:
-        if step not in self._metrics:
-            try:
-                found = files.read_description(self._root / str(step)).metrics
-            except DamagedError:
-                found = {}  # cannot be among the best
-            self._metrics[step] = found
-        return self._metrics[step]
-
-
-def _primary() -> bool:
-    return jax.process_index() == 0
 
 
 def _barrier(name: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,6 +67,8 @@ def generate(
       InputError: no prompt, an empty one, ids beyond the vocabulary, a number out of range; or
         logits that are not finite.
     """
+    # As in `train_program`: imported by a trace, it would have the second call traced again.
+    importlib.import_module("jax.experimental.pallas.tpu")
     graph, parameters = nnx.split(model) if isinstance(model, Decoder) else model
     vocabulary = nnx.merge(graph, parameters).config.vocabulary
     _check_prompts(prompts, vocabulary)

@@ -115,7 +115,7 @@ class TrainingLoop:
 
     def _save(self, metrics: Mapping[str, float]) -> None:
         metadata = dataclasses.replace(self._metadata, data={"row": self._batches.get_state()})
-        parameters = self._program.parameters_of(self._state)
+        parameters = self._program.stored(self._state)
         self._store.save(self._step, parameters, self._state.optimizer, metadata, metrics)
 
     @contextlib.contextmanager

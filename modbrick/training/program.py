@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from modbrick.checkpoints import SplitParameters
 from modbrick.layers.functional import functional_decoder
 from modbrick.optimizer import Optimizer
 from modbrick.parallel import parameter_shardings
@@ -60,6 +61,10 @@ class TrainProgram:
         """Returns the global batch of which each process holds its rows."""
         assert isinstance(self.mesh, Mesh), "a described device holds no arrays"
         return place_batch(batch, self.mesh, self.config.data.batch_size)
+
+    def stored(self, state: TrainState) -> SplitParameters:
+        """Returns the parameters of a state as its checkpoints hold them: what is frozen, once."""
+        return SplitParameters(self.partition, state.trainable, state.frozen)
 
     def parameters_of(self, state: TrainState) -> dict[str, Any]:
         """Returns the whole parameters of a state, trainable and frozen ones joined."""

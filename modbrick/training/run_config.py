@@ -134,6 +134,7 @@ class RunConfig:
                 f"data.batch_size {self.data.batch_size} does not divide into "
                 f"{self.training.microbatches} training.microbatches"
             )
+        self.checkpoint.require_evaluations(self.evaluation.every)
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """Returns, as JSON-able data, what decides the parameters after each step.

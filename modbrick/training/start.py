@@ -66,7 +66,7 @@ def start_run(
             lambda: check_identity(before, metadata.run, allow_change, directory)
         ):
             say(f"continuing with a change: {line}")
-    restored = store.restore_latest(program.parameters, program.state.optimizer)
+    restored = store.restore_latest(program.stored(program.state), program.state.optimizer)
     if restored is None:
         return Start(_first_state(program))
     say(f"continuing from step {restored.step}")
@@ -95,23 +95,23 @@ def _first_state(program: TrainProgram) -> TrainState:
         parameters = initial_parameters(model, jax.random.key(training.seed), shardings)
     else:
         stored = everywhere(lambda: open_model(origin))
+        held = training.frozen_dtype or "float32"
+        dtypes = {
+            path: "float32" if path in program.partition.trainable else held
+            for path in program.parameters
+        }
         parameters = everywhere(
-            lambda: stored.read(config=model, dtype="float32", shardings=shardings)
+            lambda: stored.read(config=model, dtype=dtypes, shardings=shardings)
         )
         say(f"starting from {stored.origin}")
     return initial_state(parameters, program.partition, program.optimizer, _shardings(program))
 
 
 def _restored_state(program: TrainProgram, restored: Restored) -> TrainState:
-    """Returns the state that a checkpoint holds; consumes its parameters."""
-    shardings = _shardings(program)
-    trainable, frozen = jax.jit(
-        program.partition.split,
-        donate_argnums=0,
-        out_shardings=(shardings.trainable, shardings.frozen),
-    )(restored.parameters)
-    step = jax.device_put(np.int32(restored.step), shardings.step)
-    return TrainState(step, trainable, frozen, restored.optimizer_state)
+    """Returns the state that a checkpoint holds."""
+    step = jax.device_put(np.int32(restored.step), program.state.step.sharding)
+    parts = restored.parameters
+    return TrainState(step, parts.trainable, parts.frozen, restored.optimizer_state)
 
 
 def _shardings(program: TrainProgram) -> TrainState:

@@ -147,7 +147,7 @@ def _summed(
     keys: Key[Array, "B"] | None,
     microbatches: int,
 ) -> Totals:
-    """Sums the totals of microbatches; rows go to them in rotation, so that shards stay even."""
+    """Sums the totals of microbatches; rows are interleaved, so that shards stay balanced."""
     pieces = jax.tree.map(
         lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), (dict(batch), keys)
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
+import os
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 from etils import epath
 
 from modbrick.checkpoints.directory import is_local, write_text
+from modbrick.errors import InputError
+from modbrick.parallel.processes import say
+from modbrick.training.observe.outage import Outage
 
 PART = 1 << 18
 """Characters after which a remote log goes on in another object."""
@@ -20,32 +26,65 @@ Record = dict[str, Any]
 class LineLog:
     """Appends records to a file; each can be read at once, and a kill leaves those before it whole.
 
+    A record that cannot be written is lost: that is said once, and later ones are tried again.
+
     Objects of a remote store cannot be appended to. There a log goes on in numbered parts beside
     the file (`metrics.jsonl.000001`, ...): the last part is written anew with each record, until it
     is `PART` characters long. `read_log` joins them.
 
     Args:
-      path: of the file.
+      path: of the file; `InputError` is raised if it cannot be written from the start.
       keep: which of the records already there to keep; a line cut off by a kill is dropped too.
+      warn: is handed the line about records that are lost.
     """
 
-    def __init__(self, path: epath.Path, *, keep: Callable[[Record], bool] = lambda _: True):
+    def __init__(
+        self,
+        path: epath.Path,
+        *,
+        keep: Callable[[Record], bool] = lambda _: True,
+        warn: Callable[[str], None] = say,
+    ):
         self._path = path
-        _filter(path, keep)
+        self._outage = Outage(path, "and what it cannot take is lost", warn)
         self._lines: list[str] = []
-        self._file: TextIO | None = None
-        if is_local(path):
-            self._file = path.open("a")
-        else:
-            self._part = _next_part(path)
+        self._file: io.FileIO | None = None
+        try:
+            _filter(path, keep)
+            if is_local(path):
+                self._file = _appending(path)
+            else:
+                self._part = _next_part(path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
 
     def append(self, record: Record) -> None:
         """Writes one record; numbers that JSON has no word for become null."""
         line = json.dumps(_finite(record), allow_nan=False) + "\n"
-        if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
-            return
+        with self._outage.survived():
+            if self._file is None:
+                self._append_to_part(line)
+            else:
+                self._append_to_file(line.encode())
+
+    def _append_to_file(self, data: bytes) -> None:
+        """Writes all of a line or, as far as the disk lets it, nothing."""
+        assert self._file is not None
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            # Removed under its feet: with its directory, or by somebody who wants it to begin anew.
+            self._file.close()
+            self._file = _appending(self._path)
+        size = os.fstat(self._file.fileno()).st_size
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise
+
+    def _append_to_part(self, line: str) -> None:
         self._lines.append(line)
         self._part.write_text("".join(self._lines))
         if sum(map(len, self._lines)) >= PART:
@@ -57,8 +96,12 @@ class LineLog:
             self._file.close()
 
 
+def _appending(path: epath.Path) -> io.FileIO:
+    return open(path, "ab", buffering=0)
+
+
 def read_log(path: epath.Path) -> list[Record]:
-    """Returns the records of a log, in order; a line cut off by a kill is left out."""
+    """Returns the records of a log, in order, without lines cut off by a kill, or damaged."""
     return [record for part in _parts(path) for record in _read(part)]
 
 
@@ -66,7 +109,7 @@ def _filter(path: epath.Path, keep: Callable[[Record], bool]) -> None:
     """Rewrites the parts that hold what is not to be kept, each as a whole or not at all."""
     for part in _parts(path):
         kept = "".join(json.dumps(r) + "\n" for r in _read(part) if keep(r))
-        if kept != part.read_text():
+        if kept.encode() != part.read_bytes():
             write_text(part, kept)
 
 
@@ -87,9 +130,15 @@ def _next_part(path: epath.Path) -> epath.Path:
 
 
 def _read(path: epath.Path) -> list[Record]:
-    *lines, last = path.read_text().split("\n")
+    *lines, last = path.read_bytes().split(b"\n")
     del last  # empty, or cut off
-    return [json.loads(line) for line in lines]
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # no JSON, or no UTF-8
+            record = json.loads(line)
+            if isinstance(record, dict):
+                records.append(record)
+    return records
 
 
 def _finite(value: Any) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
 
-from modbrick.parallel.processes import is_first
+from modbrick.checkpoints.directory import as_path
+from modbrick.errors import InputError
+from modbrick.parallel.processes import is_first, say
+from modbrick.training.observe.events import EventLog
 from modbrick.training.observe.line_log import LineLog, read_log
 from modbrick.training.observe.observer import Observer
 from modbrick.training.tasks.task import Evaluation
@@ -18,26 +21,39 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsWriter(Observer):
     """Appends records to `metrics.jsonl` and TensorBoard events in a run's directory.
 
-    In a run of several processes the first one writes.
+    In a run of several processes the first one writes. What cannot be written from the start is an
+    `InputError`; later, it is said once, and training goes on.
 
     Args:
       directory: of the run.
       start_step: step that the run continues from; records of later steps, left by a run that was
         killed, are dropped, since they are about to be written again.
       tensorboard: whether to write events too.
+      warn: is handed the line about what is lost.
     """
 
-    def __init__(self, directory: str, *, start_step: int = 0, tensorboard: bool = True):
-        path = epath.Path(directory) / METRICS_FILE
-        self._log = self._events = None
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        start_step: int = 0,
+        tensorboard: bool = True,
+        warn: Callable[[str], None] = say,
+    ):
+        path = as_path(directory)
+        self._log: LineLog | None = None
+        self._events: EventLog | None = None
         if not is_first():
             return
-        self._log = LineLog(path, keep=lambda record: record["step"] <= start_step)
+        self._log = LineLog(
+            path / METRICS_FILE, keep=lambda record: record.get("step", 0) <= start_step, warn=warn
+        )
         if tensorboard:
-            import tensorboardX  # takes a second to import
-
-            events = str(epath.Path(directory) / "tensorboard")
-            self._events = tensorboardX.SummaryWriter(events, purge_step=start_step + 1)
+            try:
+                self._events = EventLog(path, start_step=start_step, warn=warn)
+            except InputError:
+                self._log.close()
+                raise
 
     def recorded(self, record: Mapping[str, Any]) -> None:
         """Writes the metrics of some steps."""
@@ -53,9 +69,8 @@ class MetricsWriter(Observer):
         if self._log is not None:
             self._log.append(dict(record))
         if self._events is not None:
-            for name, value in _scalars(record).items():
-                if name != "step":
-                    self._events.add_scalar(name, value, record["step"])
+            numbers = scalars({key: value for key, value in record.items() if key != "step"})
+            self._events.write(record["step"], numbers)
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -65,16 +80,17 @@ class MetricsWriter(Observer):
             self._events.close()
 
 
-def read_metrics(directory: str) -> list[dict[str, Any]]:
+def read_metrics(directory: epath.PathLike) -> list[dict[str, Any]]:
     """Returns the records of a run, in order; a line cut off by a kill is left out."""
-    return read_log(epath.Path(directory) / METRICS_FILE)
+    return read_log(as_path(directory) / METRICS_FILE)
 
 
-def _scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Returns the numbers of a nested record by path (`domains/code/loss`, `…/layer_0`)."""
     found: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
-            found |= _scalars(value, f"{prefix}{key}/")
+            found |= scalars(value, f"{prefix}{key}/")
         elif isinstance(value, list):
             found |= {
                 f"{prefix}{key}/layer_{layer}": item

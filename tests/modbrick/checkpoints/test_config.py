@@ -30,3 +30,24 @@ def test_refuses_what_makes_no_sense_by_name(change, named):
 def test_due_at_multiples_only_and_never_before_the_first_step():
     assert [s for s in range(8) if CheckpointConfig(every=3).due(s)] == [3, 6]
     assert not any(CheckpointConfig(every=0).due(s) for s in range(8))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "evaluation"), [(10, 10), (20, 10), (0, 7), (0, 0), (10, 1)]
+)
+def test_the_best_are_kept_where_checkpoints_are_measured(checkpoint, evaluation):
+    CheckpointConfig(every=checkpoint, keep_best=1).require_evaluations(evaluation)
+
+
+@pytest.mark.parametrize(("checkpoint", "evaluation"), [(10, 20), (10, 0), (10, 3)])
+def test_keeping_the_best_of_what_is_not_measured_is_refused(checkpoint, evaluation):
+    with pytest.raises(InputError, match=r"keep_best 2 .*a multiple of evaluation\.every"):
+        CheckpointConfig(every=checkpoint, keep_best=2).require_evaluations(evaluation)
+    CheckpointConfig(every=checkpoint).require_evaluations(evaluation)
+
+
+def test_a_metric_that_is_not_measured_is_refused_with_the_nearest():
+    config = CheckpointConfig(keep_best=1, best_metric="perplexty")
+    with pytest.raises(InputError, match="'perplexty' is not measured; did you mean 'perplexity'"):
+        config.require_metric(["loss", "perplexity"])
+    CheckpointConfig(best_metric="perplexty").require_metric(["loss"])

@@ -81,6 +81,15 @@ def test_policies_delete_what_they_do_not_keep(tmp_path, metadata):
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["2", "3", "6", "7"]
 
 
+def test_a_metric_that_is_not_among_those_measured_is_refused(tmp_path, metadata):
+    config = CheckpointConfig(keep_best=1, best_metric="domains/code/loss")
+    with CheckpointStore(tmp_path / "run", config) as store:
+        store.save(1, {"w": jnp.ones(3)}, None, metadata, {"domains/code/loss": 2.0})
+        store.save(2, {"w": jnp.ones(3)}, None, metadata)  # asked to stop: not measured
+        with pytest.raises(InputError, match="domains/code/loss' is not measured"):
+            store.save(3, {"w": jnp.ones(3)}, None, metadata, {"loss": 1.0})
+
+
 def test_a_step_is_saved_once(run, trees, metadata, same_bits):
     with CheckpointStore(run) as store:
         assert not store.save(2, {"other": jnp.ones(1)}, None, metadata)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def test_pieces_join_to_the_texts_and_texts_are_those_of_the_ids(model: Decoder)
         pieces[index] += text
         ended.extend([index] * last)
 
-    options = {"max_new_tokens": 12, "sampling": GREEDY}
+    options: dict[str, Any] = {"max_new_tokens": 12, "sampling": GREEDY}
     found = continue_texts(model, TOKENIZER, PROMPTS, on_text=on_text, **options)
     assert tuple(pieces) == found.texts
     assert sorted(ended) == [0, 1]
@@ -65,12 +66,8 @@ def test_a_tokenizer_that_the_model_has_no_rows_for_is_refused(
 ) -> None:
     parameters = nnx.as_pure(nnx.state(model))
     identity, text = dataclasses.asdict(TOKENIZER.identity), TOKENIZER.to_json()
-    save_model(
-        tmp_path / "fits",
-        parameters,
-        Metadata(CONFIG, tokenizer=identity),
-        tokenizer=text,
-    )
+    metadata = Metadata(CONFIG, tokenizer=identity)
+    save_model(tmp_path / "fits", parameters, metadata, tokenizer=text)
     assert checkpoint_tokenizer(tmp_path / "fits").vocabulary == TOKENIZER.vocabulary
     small = CONFIG.replace(vocabulary=100)
     metadata = dataclasses.replace(metadata, model=small)

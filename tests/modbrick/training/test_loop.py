@@ -85,22 +85,23 @@ class Diary(Observer):
         self.closed += 1
 
 
-@pytest.fixture(autouse=True)
-def traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The step of every run is traced once, however it goes on."""
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    """The step of every run is traced once, however the run goes on."""
     make = program.train_step
 
     def counted(*arguments: Any, **options: Any) -> Any:
         chex.clear_trace_counter()  # chex counts by the place in the source, not by the function
         return chex.assert_max_traces(make(*arguments, **options), n=1)
 
-    monkeypatch.setattr(program, "train_step", counted)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "train_step", counted)
+        yield
     chex.clear_trace_counter()
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Diary]:
+def whole(traced_once: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Diary]:
     """A run that nothing happened to, and what its observer was told."""
     workdir, diary = tmp_path_factory.mktemp("runs") / "whole", Diary()
     assert run(CONFIG, Regression, workdir, [diary]) == FINISHED

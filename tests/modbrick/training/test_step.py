@@ -122,8 +122,13 @@ def run(
     return partition.join(state.trainable, state.frozen), losses, state
 
 
-def test_learns_a_batch_by_heart() -> None:
-    _, losses, state = run(40, execution=ExecutionConfig())
+@pytest.mark.parametrize(
+    "execution",
+    [PLAIN, pytest.param(ExecutionConfig(), marks=pytest.mark.verify)],
+    ids=["plain", "as users run it"],
+)
+def test_learns_a_batch_by_heart(execution: ExecutionConfig) -> None:
+    _, losses, state = run(40, execution=execution)
     assert losses[-1] < losses[0] - 0.5
     assert int(state.step) == 40
 
