@@ -25,16 +25,18 @@ To train, on the first of them or on another:
 from modbrick.config.families import dense
 from modbrick.execution import ExecutionConfig
 from modbrick.parallel import MeshConfig
-from modbrick.training.layouts import Layout
+from modbrick.training.machines import Machine
 from modbrick.training.presets import preset
 from modbrick.training.run_config import RunConfig
 
-LAYOUTS = {
-    "v5p:4x4x4": Layout(MeshConfig(data=8, fsdp=8), ExecutionConfig(rematerialisation="sublayers")),
-    "v5e:16x16": Layout(
+MACHINES = {
+    "v5p:4x4x4": Machine(
+        MeshConfig(data=8, fsdp=8), ExecutionConfig(rematerialisation="sublayers")
+    ),
+    "v5e:16x16": Machine(
         MeshConfig(data=32, fsdp=8), ExecutionConfig(rematerialisation="sublayers")
     ),
-    "v6e:16x16": Layout(
+    "v6e:16x16": Machine(
         MeshConfig(data=32, fsdp=8), ExecutionConfig(rematerialisation="sublayers")
     ),
 }
@@ -44,7 +46,7 @@ def get_config(topology: str = "v5p:4x4x4") -> RunConfig:
     """Returns the run's config, laid out for a topology."""
     return preset(
         topology,
-        LAYOUTS,
+        MACHINES,
         dense(
             vocabulary=50_295,
             width=1024,

@@ -27,16 +27,16 @@ from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import WarmupStableDecaySchedule
 from modbrick.parallel import MeshConfig
-from modbrick.training.layouts import Layout
+from modbrick.training.machines import Machine
 from modbrick.training.presets import preset
 from modbrick.training.run_config import RunConfig
 
-LAYOUTS = {
-    "v5p:4x4x4": Layout(
+MACHINES = {
+    "v5p:4x4x4": Machine(
         MeshConfig(data=4, fsdp=16), ExecutionConfig(rematerialisation="sublayers")
     ),
-    "v5e:16x16": Layout(MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="full")),
-    "v6e:16x16": Layout(
+    "v5e:16x16": Machine(MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="full")),
+    "v6e:16x16": Machine(
         MeshConfig(data=16, fsdp=16), ExecutionConfig(rematerialisation="sublayers")
     ),
 }
@@ -46,7 +46,7 @@ def get_config(topology: str = "v5p:4x4x4") -> RunConfig:
     """Returns the run's config, laid out for a topology."""
     return preset(
         topology,
-        LAYOUTS,
+        MACHINES,
         jetmoe(
             vocabulary=32_000,
             width=2048,

@@ -24,16 +24,16 @@ from modbrick.config.families import mixtral
 from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.parallel import MeshConfig
-from modbrick.training.layouts import Layout
+from modbrick.training.machines import Machine
 from modbrick.training.presets import preset
 from modbrick.training.run_config import RunConfig
 
-LAYOUTS = {
-    "v5p:4x4x4": Layout(MeshConfig(data=2, fsdp=32), ExecutionConfig(rematerialisation="full")),
-    "v5e:16x16": Layout(
+MACHINES = {
+    "v5p:4x4x4": Machine(MeshConfig(data=2, fsdp=32), ExecutionConfig(rematerialisation="full")),
+    "v5e:16x16": Machine(
         MeshConfig(fsdp=64, expert=4), ExecutionConfig(rematerialisation="full"), microbatches=4
     ),
-    "v6e:16x16": Layout(
+    "v6e:16x16": Machine(
         MeshConfig(data=2, fsdp=32, expert=4), ExecutionConfig(rematerialisation="full")
     ),
 }
@@ -43,7 +43,7 @@ def get_config(topology: str = "v5p:4x4x4") -> RunConfig:
     """Returns the run's config, laid out for a topology."""
     return preset(
         topology,
-        LAYOUTS,
+        MACHINES,
         mixtral(
             vocabulary=32_000,
             width=4096,

@@ -25,16 +25,16 @@ from modbrick.config.families import moduleformer
 from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.parallel import MeshConfig
-from modbrick.training.layouts import Layout
+from modbrick.training.machines import Machine
 from modbrick.training.presets import preset
 from modbrick.training.run_config import RunConfig
 
-LAYOUTS = {
-    "v5p:4x4x4": Layout(MeshConfig(data=2, fsdp=32), ExecutionConfig(rematerialisation="kernels")),
-    "v5e:16x16": Layout(
+MACHINES = {
+    "v5p:4x4x4": Machine(MeshConfig(data=2, fsdp=32), ExecutionConfig(rematerialisation="kernels")),
+    "v5e:16x16": Machine(
         MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="sublayers")
     ),
-    "v6e:16x16": Layout(MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="kernels")),
+    "v6e:16x16": Machine(MeshConfig(data=4, fsdp=64), ExecutionConfig(rematerialisation="kernels")),
 }
 
 
@@ -42,7 +42,7 @@ def get_config(topology: str = "v5p:4x4x4") -> RunConfig:
     """Returns the run's config, laid out for a topology."""
     return preset(
         topology,
-        LAYOUTS,
+        MACHINES,
         moduleformer(
             vocabulary=50_295,
             width=1024,

@@ -18,7 +18,7 @@ def planned_line(topology: str, mesh: MeshConfig, plan: Mapping[str, Any] | None
 
     Args:
       topology: such as `v5p:4x4x4`.
-      mesh: the preset's layout there.
+      mesh: of the machine there.
       plan: as it is kept in JSON (`Plan.to_mapping`); None: there is none yet.
     """
     sizes = {axis: getattr(mesh, axis) for axis in AXES}
@@ -38,16 +38,16 @@ def write_plans(path: Path, meshes: Mapping[str, MeshConfig], plans: Mapping[str
 
     Args:
       path: of the preset.
-      meshes: its layouts by topology.
+      meshes: by topology.
       plans: what is kept of it, by topology.
 
     Raises:
-      ValueError: the file does not have one such line for each layout.
+      ValueError: the file does not have one such line for each machine.
     """
     text = path.read_text()
     found = list(_LINE.finditer(text))
     if len(found) != len(meshes):
-        raise ValueError(f"{path} has {len(found)} lines of plans, but {len(meshes)} layouts")
+        raise ValueError(f"{path} has {len(found)} lines of plans, but {len(meshes)} machines")
     lines = "".join(planned_line(name, mesh, plans.get(name)) for name, mesh in meshes.items())
     path.write_text(text[: found[0].start()] + lines + text[found[-1].end() :])
 
@@ -61,5 +61,5 @@ def write_presets(folder: Path, plans: Mapping[str, Mapping[str, Any]]) -> None:
     """
     for name, of_preset in plans.items():
         path = folder / f"{name}.py"
-        layouts = runpy.run_path(str(path))["LAYOUTS"]
-        write_plans(path, {t: layout.mesh for t, layout in layouts.items()}, of_preset)
+        machines = runpy.run_path(str(path))["MACHINES"]
+        write_plans(path, {t: machine.mesh for t, machine in machines.items()}, of_preset)

@@ -33,7 +33,7 @@ def preset(folder: Path, name: str, topology: str) -> RunConfig:
     """Returns a preset as it is laid out for a topology.
 
     Raises:
-      InputError: there is no such preset, or it has no such layout.
+      InputError: there is no such preset, or it has no such machine.
     """
     return load_config(RunConfig, f"{folder / name}.py:{topology}")
 

@@ -9,7 +9,7 @@ from modbrick.config import ModelConfig
 from modbrick.data import DataConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import CosineSchedule, OptimizerConfig, Schedule
-from modbrick.training.layouts import Layout, layout_for
+from modbrick.training.machines import Machine, machine_for
 from modbrick.training.run_config import (
     EvaluationConfig,
     LoggingConfig,
@@ -20,7 +20,7 @@ from modbrick.training.run_config import (
 
 def preset(
     topology: str,
-    layouts: Mapping[str, Layout],
+    machines: Mapping[str, Machine],
     model: ModelConfig,
     *,
     tokens: float,
@@ -36,7 +36,7 @@ def preset(
 
     Args:
       topology: what to lay it out for, such as `v5p:4x4x4`.
-      layouts: those that there are.
+      machines: those that there are.
       model: what to train.
       tokens: to train on, in all.
       batch_size: rows in a batch.
@@ -46,20 +46,20 @@ def preset(
       objective: weights of the router losses.
 
     Raises:
-      InputError: there is no layout for the topology; names those that there are.
+      InputError: there is no machine for the topology; names those that there are.
     """
-    layout = layout_for(topology, layouts)
+    machine = machine_for(topology, machines)
     return RunConfig(
         model=model,
         data=DataConfig(path="", sequence_length=sequence_length, batch_size=batch_size),
         training=TrainingConfig(
-            steps=round(tokens / (batch_size * sequence_length)), microbatches=layout.microbatches
+            steps=round(tokens / (batch_size * sequence_length)), microbatches=machine.microbatches
         ),
         optimizer=OptimizerConfig(learning_rate=learning_rate, schedule=schedule),
         objective=objective,
         evaluation=EvaluationConfig(every=2_000, max_tokens=10_000_000),
         checkpoint=CheckpointConfig(every=1_000, keep_every=10_000),
         logging=LoggingConfig(every=10),
-        execution=layout.execution,
-        mesh=layout.mesh,
+        execution=machine.execution,
+        mesh=machine.mesh,
     )

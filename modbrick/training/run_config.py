@@ -188,7 +188,7 @@ def check_identity(
     before = _as_today(saved, directory)
     unknown = {
         name: value
-        for name, value in current["execution"].items()
+        for name, value in current.get("execution", {}).items()
         if before and name not in before.setdefault("execution", {})
     }
     before.get("execution", {}).update(unknown)

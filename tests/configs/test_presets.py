@@ -79,17 +79,17 @@ def test_the_docstring_counts_tokens_as_the_run_sees_them(name: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_docstring_says_of_each_layout_what_was_planned(name: str) -> None:
     plans = json.loads(PLANS.read_text())["plans"].get(name, {}) if PLANS.exists() else {}
-    layouts = preset(name).LAYOUTS
-    assert tuple(layouts) == TOPOLOGIES
+    machines = preset(name).MACHINES
+    assert tuple(machines) == TOPOLOGIES
     text = preset(name).__doc__ or ""
-    for topology, layout in layouts.items():
+    for topology, machine in machines.items():
         # Figures are those that are kept, or there are none; `write_presets` brings them in.
-        lines = {planned_line(topology, layout.mesh, p) for p in (plans.get(topology), None)}
+        lines = {planned_line(topology, machine.mesh, p) for p in (plans.get(topology), None)}
         assert [line in text for line in lines].count(True) == 1
     for topology, plan in plans.items():
         run = run_of(name, topology)
         devices = math.prod(plan["mesh"].values())
-        assert plan["mesh"] == run.mesh.sizes(devices), "it is the layout that was planned"
+        assert plan["mesh"] == run.mesh.sizes(devices), "it is the machine that was planned"
         assert plan["microbatches"] == run.training.microbatches
         assert plan["execution"]["rematerialisation"] == run.execution.rematerialisation
 

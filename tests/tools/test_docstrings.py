@@ -44,17 +44,17 @@ def test_what_does_not_fit_has_no_time() -> None:
 def test_a_file_without_such_lines_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "preset.py"
     path.write_text("MESH = 1\n")
-    with pytest.raises(ValueError, match="0 lines of plans, but 2 layouts"):
+    with pytest.raises(ValueError, match="0 lines of plans, but 2 machines"):
         write_plans(path, MESHES, {})
 
 
 def test_a_preset_tells_its_layouts_itself(tmp_path: Path) -> None:
     path = tmp_path / "preset.py"
     mesh = "MeshConfig(data=1, fsdp=64)"
-    layouts = f"LAYOUTS = {{'v5p:4x4x4': Layout({mesh})}}"
+    machines = f"MACHINES = {{'v5p:4x4x4': Machine({mesh})}}"
     imports = (
-        "from modbrick.parallel import MeshConfig\nfrom modbrick.training.layouts import Layout"
+        "from modbrick.parallel import MeshConfig\nfrom modbrick.training.machines import Machine"
     )
-    path.write_text(f'"""A preset.\n\n    v5p:4x4x4, old\n"""\n{imports}\n{layouts}\n')
+    path.write_text(f'"""A preset.\n\n    v5p:4x4x4, old\n"""\n{imports}\n{machines}\n')
     write_presets(tmp_path, {"preset": {"v5p:4x4x4": PLAN}})
     assert "    v5p:4x4x4, fsdp 64: 1.5 of 16.0 GiB, 1.23 s a step\n" in path.read_text()

@@ -1,4 +1,4 @@
-"""How one run is laid out on several kinds of machine."""
+"""Machines that a preset is made for: what of its run suits each of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modbrick.parallel import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Machine:
     """What of a run suits a machine and does not change what is computed.
 
     Attributes:
@@ -25,13 +25,13 @@ class Layout:
     microbatches: int = 1
 
 
-def layout_for(topology: str, layouts: Mapping[str, Layout]) -> Layout:
-    """Returns the layout for a topology, such as `v5p:4x4x4`.
+def machine_for(topology: str, machines: Mapping[str, Machine]) -> Machine:
+    """Returns what suits a topology, such as `v5p:4x4x4`.
 
     Raises:
       InputError: there is none; names those that there are.
     """
-    if topology not in layouts:
-        known = ", ".join(sorted(layouts))
-        raise InputError(f"this config has no layout for topology {topology!r}: it has {known}")
-    return layouts[topology]
+    if topology not in machines:
+        known = ", ".join(sorted(machines))
+        raise InputError(f"this config names no machine of topology {topology!r}: it has {known}")
+    return machines[topology]
