@@ -254,9 +254,7 @@ def _result(progress: _Progress, stopped: frozenset[int]) -> GenerationResult:
     rows = range(len(lengths))
     scores = [log_probabilities[row, : lengths[row]] for row in rows]
     if not all(np.isfinite(score).all() for score in scores):
-        raise InputError(
-            "the model's logits are not finite: its parameters are damaged or diverged"
-        )
+        raise InputError("the model's logits are not finite: parameters are damaged or diverged")
     return GenerationResult(
         [tokens[row, : lengths[row]].tolist() for row in rows],
         ["stop" if ended[row] or row in stopped else "length" for row in rows],
@@ -279,9 +277,7 @@ def _left_padded(
 def _keys(seed: int | Sequence[int], count: int) -> Key[Array, "B"]:
     seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
-        raise InputError(
-            f"{len(seeds)} seeds do not fit {count} prompts: one each, or a single one"
-        )
+        raise InputError(f"{len(seeds)} seeds do not fit {count} prompts: one each, or just one")
     for value in seeds:
         if not 0 <= value < 1 << 32:
             raise InputError(f"a seed must be at least 0 and below 2^32, got {value}")

@@ -240,7 +240,7 @@ class _IndexMap(Interpreter):
     def equation(self, eqn: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
         if eqn.primitive.name == "get":
             memory, *indices = inputs
-            [indexer] = eqn.params["tree"].nest(indices)
+            [indexer] = eqn.params["tree"].unflatten(indices)
             if memory.data is UNKNOWN or any(index is UNKNOWN for index in indexer.indices):
                 return [UNKNOWN]
             return [np.asarray(memory.data)[tuple(np.asarray(i) for i in indexer.indices)]]

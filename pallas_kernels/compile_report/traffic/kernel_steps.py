@@ -337,8 +337,8 @@ class _KernelInterpreter(Interpreter):
 
     def _copy(self, eqn: JaxprEqn, inputs: list[Any]) -> None:
         tree = eqn.params["tree"]
-        source, _ = tree.nest([v.aval for v in eqn.invars])[:2]
-        [from_, to] = (_memory(part) for part in tree.nest(inputs)[:2])
+        source, _ = tree.unflatten([v.aval for v in eqn.invars])[:2]
+        [from_, to] = (_memory(part) for part in tree.unflatten(inputs)[:2])
         size = math.prod(_static(source.shape)) * np.dtype(source.dtype).itemsize * self.weight
         if from_.space == "hbm":
             self.read[from_.operand] += size
@@ -409,7 +409,7 @@ def _blank(aval: Any) -> Any:
 
 def _place(eqn: JaxprEqn, indices: list[Any]) -> Any:
     """The index of a read or write as numpy takes it; None if it is unknown."""
-    transforms = eqn.params["tree"].nest(indices) if "tree" in eqn.params else ()
+    transforms = eqn.params["tree"].unflatten(indices) if "tree" in eqn.params else ()
     if not transforms:
         return ...
     [indexer] = transforms if len(transforms) == 1 else [None]
