@@ -19,13 +19,12 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from modbrick.checkpoints.directory import write_text
-from modbrick.checkpoints.inventory import verify_inventory, write_inventory
+from modbrick.checkpoints.inventory import write_inventory
 from modbrick.checkpoints.leaves import Leaf, checksums, is_key, named_leaves, stored
 from modbrick.checkpoints.link import plain_path
 from modbrick.checkpoints.metadata import DamagedError, Description, seal, unseal
 from modbrick.checkpoints.parts import Part
 from modbrick.errors import InputError
-from modbrick.parallel.processes import everywhere
 from modbrick.parameters import nest
 
 METADATA = "metadata"
@@ -145,20 +144,6 @@ def read_description(path: epath.Path) -> Description:
     except ValueError as error:  # no JSON, or no UTF-8
         raise DamagedError(f"{METADATA}/{file.name} is unreadable") from error
     return unseal(data, str(path))
-
-
-def verify_files(path: epath.Path, *, optimizer: bool = True, sizes_only: bool = False) -> None:
-    """Compares a checkpoint's files with its inventory; every process reads its share of them.
-
-    Raises:
-      DamagedError: something is missing, or not what was written.
-    """
-    without = () if optimizer else ("optimizer",)
-    share = (jax.process_index(), jax.process_count())
-    everywhere(
-        lambda: verify_inventory(path, without=without, sizes_only=sizes_only, share=share),
-        DamagedError,
-    )
 
 
 def read_arrays(

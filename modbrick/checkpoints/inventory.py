@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import zlib
 
+import jax
 from etils import epath
 
 from modbrick.checkpoints.directory import is_local, write_text
 from modbrick.checkpoints.metadata import DamagedError
+from modbrick.parallel.processes import everywhere
 
 _NAME = "files.json"
 _CHUNK = 1 << 24
@@ -33,6 +35,20 @@ def write_inventory(path: epath.Path, *, checksums_up_to: int | None = None) -> 
         inventory[name] = [size, _crc(file) if small and is_local(path) else None]
     inventory.pop(_NAME, None)
     write_text(path / _NAME, json.dumps(inventory, indent=0))
+
+
+def verify_files(path: epath.Path, *, optimizer: bool = True, sizes_only: bool = False) -> None:
+    """Compares a checkpoint's files with its inventory; every process reads its share of them.
+
+    Raises:
+      DamagedError: something is missing, or not what was written.
+    """
+    without = () if optimizer else ("optimizer",)
+    share = (jax.process_index(), jax.process_count())
+    everywhere(
+        lambda: verify_inventory(path, without=without, sizes_only=sizes_only, share=share),
+        DamagedError,
+    )
 
 
 def verify_inventory(

@@ -16,6 +16,7 @@ from etils import epath
 
 from modbrick.checkpoints import files
 from modbrick.checkpoints.base import base_path, require_base
+from modbrick.checkpoints.inventory import verify_files
 from modbrick.checkpoints.leaves import Leaf, abstract, mismatches, named_leaves
 from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
 from modbrick.checkpoints.parts import Part, SplitParameters, join, others, take
@@ -89,10 +90,10 @@ def verify_checkpoint(
     Raises:
       DamagedError: something is missing, or not what was written.
     """
-    files.verify_files(path, optimizer=optimizer, sizes_only=sizes_only)
+    verify_files(path, optimizer=optimizer, sizes_only=sizes_only)
     if (split := description.split) is not None:
         everywhere(lambda: require_base(path, split), DamagedError)
-        files.verify_files(base_path(path, split.base), sizes_only=sizes_only)
+        verify_files(base_path(path, split.base), sizes_only=sizes_only)
 
 
 def read_parameters(
