@@ -51,7 +51,7 @@ def gather_captures(
             captured[name] = found
         else:
             raise ValueError(
-                f"cannot capture {name!r}: name one of {', '.join(sorted(CAPTURES))}, or a site of "
+                f"cannot capture {[name]}: name one of {', '.join(sorted(CAPTURES))}, or a site of "
                 "the model (modbrick.layers.sites.model_sites lists them)"
             )
     return captured

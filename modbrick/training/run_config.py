@@ -185,14 +185,14 @@ def check_identity(
       InputError: anything else differs; lists it.
     """
     allowed = tuple(allowed)
-    before = _as_today(saved, directory)
+    before, now = _as_today(saved, directory), _as_today(current, directory)
     unknown = {
         name: value
-        for name, value in current.get("execution", {}).items()
+        for name, value in now.get("execution", {}).items()
         if before and name not in before.setdefault("execution", {})
     }
     before.get("execution", {}).update(unknown)
-    lines = differences(before, dict(current))
+    lines = differences(before, now)
     refused = [
         line
         for line in lines
@@ -209,7 +209,10 @@ def check_identity(
 
 def _as_today(saved: Mapping[str, Any], directory: str) -> dict[str, Any]:
     """Returns the identity that a checkpoint of any age holds, in the form of `identity`."""
-    found = {name: dict(section) for name, section in saved.items()}
+    found = {
+        name: dict(section) if isinstance(section, Mapping) else section
+        for name, section in saved.items()
+    }
     for name, record in (
         ("model", ModelConfig),
         ("objective", ObjectiveConfig),

@@ -63,7 +63,9 @@ def test_a_site_that_only_some_segments_have(model):
 
 @pytest.mark.parametrize("name", ["hidden", "feed_forward.upp", "attention.router.bias"])
 def test_what_nothing_has_cannot_be_captured(model, name):
-    with pytest.raises(ValueError, match=f"cannot capture '{name}': name one of .*hidden_states"):
+    with pytest.raises(
+        ValueError, match=rf"cannot capture \['{name}'\]: name one of .*hidden_states"
+    ):
         run(model, TOKENS, capture=(name,))
 
 
