@@ -1,4 +1,4 @@
-"""What a model consists of, and where its parameters would lie.
+"""Command line: the bricks of a model, and the shardings of its parameters.
 
 python -m modbrick summary CONFIG.py|CHECKPOINT
 python -m modbrick shardings CONFIG.py|CHECKPOINT [--mesh=fsdp=4,expert=8] [--devices=32]

@@ -1,4 +1,4 @@
-"""How scripts start and end: flags in, one clear line for what a user can mend, an exit status."""
+"""Start and end of scripts: flags, one clear line for what a user can mend, an exit status."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
     """Parses flags, runs `main(argv)` and exits.
 
     Exit status: what `main` returns (None: 0); 0 for --help; 2 for a wrong flag, an unexpected
-    argument or an `InputError`, told in one line on standard error without a traceback; 130 when
-    interrupted. Other exceptions are defects and keep their traceback.
+    argument or an `InputError`, reported in one line on standard error without a traceback; 130
+    when interrupted. Other exceptions are defects and keep their traceback.
 
     Args:
       main: gets the program's name and, if allowed, positional arguments.

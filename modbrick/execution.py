@@ -1,4 +1,4 @@
-"""How a model is run: choices that do not change what is computed, beyond rounding.
+"""Execution of a model: choices that do not change what is computed, beyond rounding.
 
 Two of them do: the tolerance of attention's early exit, and the capacity of an exchange of tokens.
 They belong to the identity of a run.

@@ -1,4 +1,4 @@
-"""What this machine can do at most: the rate that utilisation is measured against."""
+"""Peak rate of this machine's devices, which utilisation is measured against."""
 
 from __future__ import annotations
 

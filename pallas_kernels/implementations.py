@@ -1,4 +1,4 @@
-"""Which implementations an operation has, which can run a call on a platform, and which one runs.
+"""Registry of an operation's implementations, and the choice of one for a call and a platform.
 
 An implementation is a module with the functions of the operation. It is imported when it is first
 asked for. One that is written for a platform also has

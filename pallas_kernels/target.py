@@ -1,4 +1,4 @@
-"""What a trace is for: the platform, the kind of device, and whether XLA divides the arrays.
+"""Target of a trace: the platform, the kind of device, and whether XLA divides the arrays.
 
 A trace does not know for certain where it will run. What is asked, in this order:
 1. the mesh in force (`jax.set_mesh`, `shard_map`), whose abstract device says platform and kind, be

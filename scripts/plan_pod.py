@@ -7,7 +7,7 @@
 Compiles the step that scripts/train.py would run, for that topology, on this machine's CPU (libtpu
 is needed: pip install 'modbrick[plan]'), and prints what each device holds, what the collectives
 move, and the predicted time of a step with what bounds it. Choices of kernels that the config
-leaves open are those of a TPU. A preset may have a layout for the topology:
+leaves open are those of a TPU. A preset may have a machine for the topology:
 --config=configs/molm_700m_8b.py:v5e:16x16.
 
 What kernels take is read from modbrick/planning/rates.json by their shapes. --rates measures what
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def watched_plan(config: RunConfig, topology: Topology) -> Plan:
-    """Makes a plan, and tells on standard error how far it is."""
+    """Makes a plan, and reports progress on standard error."""
     with Status("planning", console=Console(stderr=True)) as status:
         return make_plan(
             config,

@@ -1,4 +1,4 @@
-"""How much effort compiling is worth, and how often it may happen."""
+"""Effort of compiling, and assertions on how often it happens."""
 
 from __future__ import annotations
 

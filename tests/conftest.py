@@ -1,4 +1,4 @@
-"""What every test stands on: the CPU, and one cache of compiled programs.
+"""Ground of every test: the CPU, and one cache of compiled programs.
 
 The cache is shared by the workers, by the processes that tests start, and by later runs: compiling
 a small model again took 2.3 s of processor time instead of 14.5 s. A cached program gives the same
@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("shared_cores")
 
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
-    """What this module compiles is not optimised; see `tests/compilation.py` for where not to."""
+    """Compiles without optimisation in a module; see `tests/compilation.py` for where not to."""
     import jax  # reads the variables above
 
     jax.config.update("jax_disable_most_optimizations", True)

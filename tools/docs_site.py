@@ -17,7 +17,7 @@ FETCHED = re.compile(
     r"""<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^\s>]+"""
     r"""|(?:@import|url\()\s*["']?(?:https?:)?//[^\s"')]+"""
 )
-"""What a browser fetches from elsewhere, in HTML and in style sheets."""
+"""References that a browser fetches from elsewhere, in HTML and in style sheets."""
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {

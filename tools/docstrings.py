@@ -1,4 +1,4 @@
-"""What was planned for a preset, in the docstring of its file."""
+"""Docstrings of presets: the plan of each, in the docstring of its file."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """What flows from one box to another."""
+    """A flow from one box to another."""
 
     start: str
     end: str
@@ -106,7 +106,7 @@ def draw(text: str) -> str:
 
 
 def is_under(start: Box, end: Box) -> bool:
-    """Whether a flow passes under the boxes between its ends."""
+    """Returns whether a flow passes under the boxes between its ends."""
     return start.lane == end.lane and abs(start.column - end.column) > 1
 
 

@@ -32,7 +32,7 @@ class Bank:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What the text file says."""
+    """Contents of the text file."""
 
     layers: int
     open: int

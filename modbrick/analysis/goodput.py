@@ -53,7 +53,7 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Goodput:
-    """Where the wall time of a run went.
+    """Wall time of a run, by what it was spent on.
 
     Attributes:
       seconds: by part, see `PARTS`; they sum up to `total`.
@@ -84,7 +84,7 @@ class Goodput:
 
     @property
     def seconds_per_interruption(self) -> float | None:
-        """What an interruption cost on average: work lost, time down, starting again."""
+        """Mean cost of an interruption: work lost, time down, starting again."""
         cost = sum(self.seconds[part] for part in INTERRUPTION)
         return cost / self.interruptions if self.interruptions else None
 

@@ -1,4 +1,4 @@
-"""What each device of a mesh keeps of every parameter."""
+"""Shapes of every parameter on one device of a mesh."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from modbrick.parameters import ParameterInfo
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How one stored parameter is divided.
+    """Division of one stored parameter over a mesh.
 
     Attributes:
       info: the parameter.

@@ -1,4 +1,4 @@
-"""What a model consists of: bricks, parameters in all and active for a token, memory."""
+"""Summary of a model: bricks, parameters in all and active for a token, memory."""
 
 from __future__ import annotations
 

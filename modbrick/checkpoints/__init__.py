@@ -1,4 +1,4 @@
-"""Checkpoints: one layout, whatever the mesh, the number of processes or the segmenting."""
+"""Checkpoints: one format, whatever the mesh, the number of processes or the segmenting."""
 
 from modbrick.checkpoints.config import CheckpointConfig
 from modbrick.checkpoints.leaves import Leaf

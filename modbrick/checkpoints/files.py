@@ -283,7 +283,7 @@ def _stored_target(leaf: jax.ShapeDtypeStruct, dtype: str | None) -> jax.ShapeDt
 
 
 def _key_kind(leaf: jax.ShapeDtypeStruct) -> Any:
-    """Returns the generator that keys are of; jax tells it of arrays only, traced ones included."""
+    """Returns the generator that keys are of; jax knows it of arrays only, traced ones included."""
     kinds: list[Any] = []
     jax.eval_shape(lambda keys: kinds.append(jax.random.key_impl(keys)), leaf)
     return kinds[0]

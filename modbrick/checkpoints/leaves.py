@@ -140,7 +140,7 @@ def table_of(
 
 @dataclasses.dataclass(frozen=True)
 class SliceSummary:
-    """What a slice adds to its leaf's checksum, modulo 2³², and how many values are not finite."""
+    """A slice's share of its leaf's checksum, modulo 2³², and its number of non-finite values."""
 
     checksum: int
     not_finite: int

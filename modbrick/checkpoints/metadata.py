@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: plain data beside the arrays, readable without them."""
+"""Metadata of a checkpoint: plain data beside the arrays, readable without them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DamagedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What whoever saves a checkpoint says about it.
+    """Description of a checkpoint by whoever saves it.
 
     Attributes:
       model: the model's config.
@@ -48,7 +48,7 @@ class Metadata:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Where the parameters of a run lie that trains a part of them.
+    """Record of which parameters are in the checkpoint and which in its base of frozen ones.
 
     Attributes:
       base: fingerprint of the frozen parameters, and the name of their directory.
@@ -86,7 +86,7 @@ class Description:
     """Everything a checkpoint says about itself.
 
     Attributes:
-      format: version of this layout.
+      format: version of this format.
       step: optimizer steps done.
       metadata: of whoever saved it.
       metrics: measured at this step.

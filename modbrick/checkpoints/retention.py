@@ -1,4 +1,4 @@
-"""Which checkpoints are kept: Orbax's policies, and the bases that those need."""
+"""Retention of checkpoints: Orbax's policies, and the bases that kept checkpoints need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is: frozen, validated records, readable from and writable to JSON.
+"""Configs of models: frozen, validated records, readable from and writable to JSON.
 
 A decoder is a sequence of segments; a segment is one layer config and how often it repeats.
 Families of models (ModuleFormer, JetMoE, Mixtral, Llama, ...) are values of these records, not

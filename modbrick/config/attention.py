@@ -1,4 +1,4 @@
-"""What an attention layer is."""
+"""Config of an attention layer."""
 
 from __future__ import annotations
 

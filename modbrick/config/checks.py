@@ -1,4 +1,4 @@
-"""How configs refuse values."""
+"""Checks of the values of configs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bank of experts and its router are."""
+"""Configs of a bank of experts and of its router."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from modbrick.config.checks import require
 
 @dataclass(frozen=True)
 class RouterConfig:
-    """How experts are chosen for a token.
+    """Config of a router, which chooses experts for each token.
 
     Attributes:
       kind: `linear` (no bias); `mlp` (hidden layer with bias, exact GELU, output without bias);

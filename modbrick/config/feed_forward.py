@@ -1,4 +1,4 @@
-"""What a feed-forward layer is."""
+"""Config of a feed-forward layer."""
 
 from __future__ import annotations
 

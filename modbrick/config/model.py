@@ -1,4 +1,4 @@
-"""What a layer, a segment of layers and a whole model are."""
+"""Configs of a layer, of a segment of layers and of a whole model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a normalisation is."""
+"""Config of a normalisation."""
 
 from __future__ import annotations
 

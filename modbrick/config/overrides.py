@@ -46,7 +46,7 @@ def override(hint: Any, data: Any, changes: Mapping[str, Any]) -> Any:
 
 
 class Names:
-    """What can be set: the paths that `override` understands.
+    """Mapping of the paths that `override` can set.
 
     Looking one up gives a value of the type that its text is parsed as: True or False, `Items`, or
     `Names` for text that is read later.

@@ -1,4 +1,4 @@
-"""What a rotary position embedding is."""
+"""Config of a rotary position embedding."""
 
 from __future__ import annotations
 

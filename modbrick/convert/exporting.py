@@ -144,7 +144,7 @@ def export_checkpoint(
       export: a prepared export.
       target: new or empty, on a local disk.
       max_shard_size: bytes of values in one file, at least 1.
-      progress: is told how many bytes of tensors were written since the last time.
+      progress: called with how many bytes of tensors were written since the last time.
 
     Returns:
       The names of the tensors in each file.

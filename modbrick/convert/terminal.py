@@ -35,7 +35,7 @@ def byte_size(text: str, flag: str) -> int:
 
 @contextmanager
 def byte_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar in bytes on a terminal, on standard error; yields what to tell of progress."""
+    """Shows a bar in bytes on a terminal, on standard error; yields what advances it."""
     bar = Progress(
         TextColumn(what),
         BarColumn(),

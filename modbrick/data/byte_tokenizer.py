@@ -25,7 +25,7 @@ class ByteTokenizer:
 
     @property
     def identity(self) -> TokenizerIdentity:
-        """What makes it the same as another."""
+        """Identity of the tokenizer, by which it is compared."""
         return TokenizerIdentity(
             "bytes", text_sha256(self.to_json()), self.vocabulary, BYTES, BYTES
         )

@@ -1,4 +1,4 @@
-"""What a run reads, and in which order: the record behind `training_batches`."""
+"""Config of the rows that a run reads, and of their order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXECUTION_FIELDS = frozenset({"path", "workers", "prefetch"})
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which rows a training run reads.
+    """Config of the rows that a training run reads.
 
     Attributes:
       path: directory of a prepared data set, local or remote.
@@ -28,7 +28,7 @@ class DataConfig:
       seed: of the shuffling.
       mixture: shares of the tokens by domain (any positive numbers; they are divided by their sum).
         A domain that is not named is not read. None: all documents in one pool, each once an epoch.
-      packing: `concatenate` joins documents end to end and cuts every S targets: no slot is
+      packing: `concatenate` joins documents end to end and cuts every S targets: no position is
         padding. `best_fit` (arXiv 2404.10830) keeps every document of at most S targets in one row
         and pads what is left; longer documents are cut every S targets and their remainders packed
         likewise.

@@ -169,7 +169,7 @@ class Dataset:
 
     @property
     def tokenizer_identity(self) -> TokenizerIdentity:
-        """What the tokenizer of the ids is."""
+        """Identity of the tokenizer that made the ids."""
         return self.manifest.tokenizer
 
     @property

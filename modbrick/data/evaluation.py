@@ -1,7 +1,7 @@
 """Batches for evaluation: every target of every document exactly once, with exact byte counts.
 
 Batches are those of training (`modbrick.data.batches`), and one more array: `domains`, the index of
-each slot's domain in `EvaluationBatches.domains` (0 on padding, where `loss_mask` is 0).
+each position's domain in `EvaluationBatches.domains` (0 on padding, where `loss_mask` is 0).
 
 Bits per byte of a domain = sum of the losses in nats of its targets / ln 2 / `scored_bytes` of the
 domain. The end of a document is a target too: its cost is part of the text's.
@@ -98,7 +98,7 @@ def evaluation_batches(
 
     Args:
       dataset: an open data set.
-      sequence_length: slots in a row, S.
+      sequence_length: positions in a row, S.
       batch_size: rows of a global batch, B, over all processes; the last one is filled with empty
         rows.
       split: which documents.
@@ -142,7 +142,7 @@ def _choose(documents: Documents, max_tokens: int) -> Int64[np.ndarray, " N"]:
 def _pack(
     targets: Int64[np.ndarray, " N"], chosen: Int64[np.ndarray, " N"], length: int, context: int
 ) -> Mapping[int, list[tuple[Piece, int]]]:
-    """Returns the rows: pieces with how many of their first slots are context."""
+    """Returns the rows: pieces with how many of their first positions are context."""
     pieces = []
     for document in chosen.tolist():
         stop = start = 0

@@ -1,4 +1,4 @@
-"""What a data set says of itself in its `dataset.json`."""
+"""Manifest of a data set, its `dataset.json`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SourceSummary:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `dataset.json` holds. `arguments` is how the data set was asked for."""
+    """Contents of `dataset.json`. `arguments` are those that the data set was prepared with."""
 
     format_version: int
     tokenizer: TokenizerIdentity

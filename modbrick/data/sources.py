@@ -1,4 +1,4 @@
-"""Which files a data set is made of: inputs as a user names them, sources as they are read."""
+"""Files that a data set is made of: inputs as a user names them, sources as they are read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Kind = Literal["text", "json_lines", "parquet"]
 
 @dataclass(frozen=True)
 class Input:
-    """What a user asks for: a directory, a glob, a file, or `stdlib:`.
+    """An input as a user names it: a directory, a glob, a file, or `stdlib:`.
 
     Attributes:
       path: as given.

@@ -25,7 +25,7 @@ BYTES = 256
 
 @dataclass(frozen=True)
 class TokenizerIdentity:
-    """What makes two tokenizers the same.
+    """Identity of a tokenizer: two with equal ones encode alike.
 
     Attributes:
       name: `bytes`, or where the file came from (for people only; not compared).
@@ -54,11 +54,11 @@ class TokenizerIdentity:
 
 
 class Tokenizer(Protocol):
-    """What modbrick asks of a tokenizer."""
+    """Interface of tokenizers."""
 
     @property
     def identity(self) -> TokenizerIdentity:
-        """What makes it the same as another."""
+        """Identity of the tokenizer, by which it is compared."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""What generation returns."""
+"""Result of generation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclasses.dataclass(frozen=True)
 class GenerationResult:
-    """What was generated, by prompt.
+    """Generated tokens, by prompt.
 
     Attributes:
       tokens: new ids; a stop token, if one ended the sequence, is the last.

@@ -49,9 +49,9 @@ class Cache:
 
     Attributes:
       segments: keys and values, by segment index as text.
-      mask: which slots hold a real token (padding takes a slot but is never attended to).
-      segment_ids: the document of each slot; zeros where the caller named none.
-      length: slots written so far, the same for every sequence.
+      mask: entries that hold a real token (padding takes an entry but is never attended to).
+      segment_ids: the document of each entry; zeros where the caller named none.
+      length: entries written so far, the same for every sequence.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -100,7 +100,7 @@ class Cache:
     def append(
         self, mask: Bool[Array, "B S"], segment_ids: Int[Array, "B S"] | None
     ) -> tuple[Bool[Array, "B C"], Int[Array, "B C"]]:
-        """Returns the mask and segment ids of all slots once these S tokens are written."""
+        """Returns the mask and segment ids of all entries once these S tokens are written."""
         if segment_ids is None:
             segment_ids = jnp.zeros(mask.shape, jnp.int32)
         start = (0, self.length)

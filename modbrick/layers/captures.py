@@ -1,4 +1,4 @@
-"""What a forward pass returns besides its result: intermediate values, by the names asked for."""
+"""Captures: intermediate values of a forward pass, by the names asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a decoder returns."""
+"""Results of a decoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modbrick.layers.router import RouterStatistics
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What the layers made of the tokens, before the head.
+    """Result of the layers, before the head.
 
     Attributes:
       hidden: after the final norm.

@@ -1,4 +1,4 @@
-"""How a layer declares a parameter: its initial value and the logical name of each of its axes."""
+"""Declaration of a layer's parameters: initial value, and the logical name of each axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How parameters are updated: schedules, clipping, groups, AdamW and Muon, the non-finite guard."""
+"""Updates of parameters: schedules, clipping, groups, AdamW and Muon, the non-finite guard."""
 
 from modbrick.optimizer.config import (
     ConstantSchedule,

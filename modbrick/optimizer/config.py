@@ -1,4 +1,4 @@
-"""What an optimizer is told: records read from and written to JSON."""
+"""Configs of an optimizer: records read from and written to JSON."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class MuonConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters are updated.
+    """Config of the updates of parameters.
 
     Attributes:
       kind: `adamw`; or `muon` for matrices inside the layers (each expert's its own matrix) with

@@ -67,7 +67,7 @@ class OptimizerMetrics:
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-    """How one leaf is updated; arrays broadcast against it."""
+    """Rule by which one leaf is updated; arrays broadcast against it."""
 
     muon: bool
     learning_rate_multiplier: float | np.ndarray

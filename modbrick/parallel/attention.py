@@ -30,7 +30,7 @@ from modbrick.parallel.rules import activation_spec
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """What queries look at, and what says which of it they see.
+    """Keys and values, and the arrays that say which of them a query sees.
 
     Attributes:
       key, value: the keys and values.
@@ -119,7 +119,7 @@ def attend_over_mesh(
         mesh=mesh,
         in_specs=(heads, row, key_specs, jax.sharding.PartitionSpec()),
         out_specs=heads,
-        # Kernels do not tell over which axes their results vary.
+        # Kernels do not declare over which axes their results vary.
         check_vma=False,
     )(query, segment_ids, keys, jnp.asarray(offset, jnp.int32))
 

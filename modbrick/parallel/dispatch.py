@@ -26,7 +26,7 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 class Dispatch(Protocol):
-    """What a routed layer needs of its dispatch; weights and tokens of one dtype."""
+    """Interface of a routed layer's dispatch; weights and tokens have one dtype."""
 
     @property
     def dropped(self) -> Int[Array, ""] | None:

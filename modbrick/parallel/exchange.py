@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 )
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """How many rows go from each device of an axis to each other one.
+    """Numbers of rows that go from each device of an axis to each other one.
 
     Attributes:
       sizes: rows from device (first index) to device (second), the same on all devices; what does

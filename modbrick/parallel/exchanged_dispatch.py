@@ -51,7 +51,7 @@ class ExchangedPlan:
 
 @dataclasses.dataclass(frozen=True)
 class ExchangedExperts:
-    """What one device does, inside `jax.shard_map`; t tokens of its own, C rows that arrive.
+    """Computation on one device, inside `jax.shard_map`: t tokens of its own, C rows that arrive.
 
     Attributes:
       local: experts on each device.
@@ -74,7 +74,7 @@ class ExchangedExperts:
             rows = min(rows, math.ceil(self.capacity * sent.num_slots))
         wanted = sent.group_sizes.reshape(devices, self.local)
         exchange, dropped = Exchange.plan(wanted.sum(1), "expert", rows)
-        # Every sender's rows arrive sorted by expert: the run lengths tell each row's expert.
+        # Every sender's rows arrive sorted by expert: the run lengths give each row's expert.
         runs = jax.lax.all_gather(wanted, "expert")[:, jax.lax.axis_index("expert")]
         before = jnp.cumsum(runs, axis=1) - runs
         runs = jnp.clip(exchange.received[:, None] - before, 0, runs)  # what was cut off

@@ -40,7 +40,7 @@ class GatheredPlan:
 
 @dataclasses.dataclass(frozen=True)
 class GatheredExperts:
-    """What one device does, inside `jax.shard_map`; t tokens of its own, T gathered ones.
+    """Computation on one device, inside `jax.shard_map`: t tokens of its own, T gathered ones.
 
     Attributes:
       local: experts on each device.

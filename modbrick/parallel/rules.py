@@ -1,4 +1,4 @@
-"""Which mesh axis divides which logical axis: one table for parameters, one for activations."""
+"""Rules from logical axes to mesh axes: one table for parameters, one for activations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PARAMETER_RULES: Mapping[str, MeshAxes] = {
 }
 
 FSDP = ("width", "hidden", "heads")
-"""What fsdp divides of a matrix: the first of its axes that stands here.
+"""Axes that fsdp divides: of a matrix the first one that stands here.
 
 That is what it is multiplied along, so that parts are whole rows, which collectives gather and
 scatter without changing how they lie. Only of the embedding, whose rows are looked up, it is the

@@ -19,7 +19,7 @@ _OUTWARDS = ("expert", "hidden", "width")
 
 
 class DeviceExperts(Protocol):
-    """What one device does, on its own tokens `[t, ...]` and its own experts."""
+    """Computation on one device, with its own tokens `[t, ...]` and its own experts."""
 
     def plan(self, indices: Array, gates: Array) -> Any:
         """Prepares a routing decision; a pytree whose leaves have a leading axis."""
@@ -118,7 +118,7 @@ class ShardedDispatch:
         return self._run(run, specs, _tokens("width"))(self._plan, x, up, down, gate)
 
     def _run(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
-        # Kernels do not tell over which axes their results vary, so that this is not checked.
+        # Kernels do not declare over which axes their results vary, so that this is not checked.
         return jax.shard_map(
             function, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )

@@ -1,4 +1,4 @@
-"""Which bricks are trained: parameters split by address into trainable and frozen ones.
+"""Partition of the parameters, by address, into trainable and frozen ones.
 
 The split happens before differentiation and the two parts are joined inside the loss, so what is
 frozen has no gradient and no optimizer state, down to single layers and experts of a stacked bank.

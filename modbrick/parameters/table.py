@@ -19,7 +19,7 @@ from modbrick.parameters.addresses import EXPERT, LAYER, covered, fill, segment_
 from modbrick.schema import nearest
 
 Role = Literal["embedding", "head", "router"]
-"""What a parameter serves, where optimizers and regularisers tell it from a layer's weights."""
+"""Role of a parameter that optimizers and regularisers treat unlike a layer's weights."""
 
 BANK_AXES = ("layer", "expert")
 """Leading axes that enumerate bricks, in their order."""

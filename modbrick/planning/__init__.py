@@ -1,1 +1,1 @@
-"""What a run would need and how fast it would go, before any machine is rented."""
+"""Plans of runs: the memory and time that a run would need, before any machine is rented."""

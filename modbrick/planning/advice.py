@@ -1,4 +1,4 @@
-"""What to change when a step does not fit."""
+"""Advice on what to change when a step does not fit."""
 
 from __future__ import annotations
 

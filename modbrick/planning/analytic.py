@@ -44,7 +44,7 @@ _BYTES_PER_UPDATE = 36
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What the model says of one config on one topology.
+    """Estimate of the analytic model for one config on one topology.
 
     Attributes:
       memory: on one device.

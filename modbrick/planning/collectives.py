@@ -1,4 +1,4 @@
-"""What the collectives of a compiled step move, read from the program's text."""
+"""Bytes that the collectives of a compiled step move, read from the program's text."""
 
 from __future__ import annotations
 

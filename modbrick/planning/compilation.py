@@ -56,7 +56,7 @@ class CompiledMemory:
 
     @property
     def total(self) -> int:
-        """What the program needs on the device."""
+        """Bytes that the program needs on the device."""
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
@@ -212,7 +212,7 @@ def _run_worker(folder: Path, progress: Progress | None, timeout: float) -> None
 
 
 def _follow(process: subprocess.Popen[str], progress: Progress | None, timeout: float) -> bool:
-    """Waits for the process, telling what it does; returns whether it ran out of time."""
+    """Waits for the process and reports what it does; returns whether it ran out of time."""
     stage = ["lowering"]
 
     def listen(output: IO[str]) -> None:

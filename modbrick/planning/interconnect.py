@@ -1,4 +1,4 @@
-"""How fast a group of devices exchanges data: which links of the torus it has for itself."""
+"""Bandwidth within a group of devices: the links of the torus that it has for itself."""
 
 from __future__ import annotations
 

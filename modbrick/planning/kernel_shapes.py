@@ -1,4 +1,4 @@
-"""Which shapes our kernels meet in a run: what their rates are measured at, and looked up by."""
+"""Shapes that our kernels meet in a run; rates are measured at them and looked up by them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from modbrick.training.run_config import RunConfig
 
 
 def measure_missing_rates(path: Path, runs: Iterable[tuple[RunConfig, Topology]]) -> None:
-    """Measures what runs need and a file does not have yet, minutes for each, and tells each.
+    """Measures what runs need and a file does not have yet, minutes for each; prints each.
 
     Each rate is written when it is there, so that this may be stopped and started again.
 

@@ -1,4 +1,4 @@
-"""What a step keeps in the memory of one device, by part."""
+"""Memory of a step on one device, by part."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from modbrick.training.tasks.pretraining import Pretraining
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one config does on one topology.
+    """Plan of one config on one topology.
 
     Attributes:
       config: of the run, with every choice named.
@@ -130,7 +130,7 @@ def make_plan(config: RunConfig, topology: Topology, *, progress: Progress | Non
     """
     config = named(config)
     program = abstract_program(config, topology)
-    kernel_rates(config, topology.generation.name)  # a missing rate is told before compiling
+    kernel_rates(config, topology.generation.name)  # a missing rate is reported before compiling
     try:
         step = compile_step(config, topology, progress=progress)
     except DoesNotFitError as error:

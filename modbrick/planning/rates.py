@@ -1,4 +1,4 @@
-"""What share of the peak our kernels reach, as their compiled schedules say.
+"""Shares of the peak that our kernels reach, as their compiled schedules say.
 
 `rates.json` holds, by generation and part of a layer, the useful operations per second of the
 kernels over the peak of the device; `measure_rate` finds them from the compilers' schedules

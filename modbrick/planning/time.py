@@ -1,4 +1,4 @@
-"""How long a compiled step takes: products, memory and links, each by itself, added up."""
+"""Time of a compiled step: products, memory and links, each by itself, added up."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class StepTime:
 
     @property
     def bound(self) -> str:
-        """What takes most of the step: `compute`, `hbm` or `interconnect`."""
+        """Resource that takes most of the step: `compute`, `hbm` or `interconnect`."""
         return max(self.limits, key=lambda name: self.limits[name])
 
     @property

@@ -1,4 +1,4 @@
-"""What a group of TPU chips is: its devices, their memory and rates, and the links between them."""
+"""Topologies of TPU chips: the devices, their memory and rates, and the links between them."""
 
 from __future__ import annotations
 

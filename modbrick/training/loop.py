@@ -51,7 +51,7 @@ class TrainingLoop:
 
         Args:
           start: from `start_run`; its state is consumed.
-          observer: is told what happens; several are one `Observers`.
+          observer: notified of what happens; several are one `Observers`.
 
         Returns:
           `FINISHED`, or the name of the signal that asked to stop: the last state is saved then,

@@ -12,7 +12,7 @@ from modbrick.parallel import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What of a run suits a machine and does not change what is computed.
+    """Settings of a run that suit a machine and do not change what is computed.
 
     Attributes:
       mesh: of its devices.

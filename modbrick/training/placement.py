@@ -1,4 +1,4 @@
-"""Where the state of training lies on a mesh."""
+"""Placement of the state of training on a mesh."""
 
 from __future__ import annotations
 

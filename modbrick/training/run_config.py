@@ -1,4 +1,4 @@
-"""What a run is: every config of training in one record, and what of it is the run's identity."""
+"""Config of a run: every config of training in one record, and the part that is its identity."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
-    """What a run shows: steps between records, and where they go.
+    """Config of what a run shows: steps between records, and where they go.
 
     Attributes:
       every: steps between records in `metrics.jsonl` and TensorBoard; the figures are means over
@@ -98,7 +98,7 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything a training run is told.
+    """Config of a training run.
 
     Examples:
         >>> import modbrick
@@ -157,7 +157,7 @@ class RunConfig:
 
 
 def shared_settings(config: RunConfig) -> dict[str, Any]:
-    """Returns, as JSON-able data, what all processes of a run must be told alike: all but paths.
+    """Returns, as JSON-able data, the settings that all processes must share: all but paths.
 
     Data may lie elsewhere on each machine; what they are is compared by the run's identity.
     """
@@ -229,6 +229,6 @@ def _as_today(saved: Mapping[str, Any], directory: str) -> dict[str, Any]:
 
 
 def _covers(pattern: str, path: str) -> bool:
-    # Brackets in a path are indices, in a pattern of fnmatch a set: a path as told comes first.
+    # Brackets in a path are indices, in a pattern of fnmatch a set: a literal path comes first.
     whole = path == pattern or path.startswith((pattern + ".", pattern + "["))
     return whole or fnmatch.fnmatchcase(path, pattern)

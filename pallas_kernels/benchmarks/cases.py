@@ -111,7 +111,7 @@ EXPERT_CASES = {
     )
 }
 
-# Static figures are per pair of blocks, so that fewer heads tell the same of long sequences.
+# Static figures are per pair of blocks, so that fewer heads show the same of long sequences.
 STATIC_ATTENTION_CASES = {
     case.name: case
     for case in (

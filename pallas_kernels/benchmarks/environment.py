@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran."""
+"""Environment of a benchmark: the machine and the versions that it ran with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the compilers for TPUs and Hopper GPUs make of a kernel, read without the hardware.
+"""Reports of what the compilers for TPUs and Hopper GPUs make of a kernel, without hardware.
 
 `compile_for`, `lower_for_tpu` and `lower_for_h100` are for tests; `tpu_reports` say what a program
 would cost on a TPU, `h100_reports` what the assembler makes of its kernels; `kernel_traffic` counts

@@ -1,4 +1,4 @@
-"""What is public about the chips that programs are compiled for."""
+"""Published figures of the chips that programs are compiled for."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def abstract_device(device: jax.Device) -> AbstractDevice:
 
 
 def trace_for(device: AbstractDevice) -> contextlib.AbstractContextManager[Any]:
-    """A context in which kernels that ask are told of `device`."""
+    """A context in which kernels that ask for the device get `device`."""
     return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
 
 

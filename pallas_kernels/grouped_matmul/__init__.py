@@ -110,7 +110,7 @@ def grouped_matmul(
             ones.
         preferred_element_type: dtype of the outputs; that of `inputs` by default.
         implementation: "tpu" and "gpu" (Pallas kernels), "xla", "reference", or None for the best
-            that can run this case on the platform in force (`choose_implementation` tells which).
+            that can run this case on the platform in force (`choose_implementation` returns which).
 
     Returns:
         The outputs, differentiable once (reverse mode) in inputs, weights, gates and bias.

@@ -1,4 +1,4 @@
-"""What every checkpoint format must satisfy, called by the test file of each format."""
+"""Contract of every checkpoint format, called by the test file of each format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every implementation of sparse expert dispatch must fulfil.
+"""Contract of every implementation of sparse expert dispatch.
 
 A test module subclasses `GroupedMatmulContract` and names its implementation, or overrides the two
 methods that call the operation.
@@ -214,7 +214,7 @@ class GroupedMatmulContract:
     # ------------------------------------------------------------------------------- helpers
 
     def _contract(self) -> Any:
-        """What compiled functions are kept by: the implementation, however it is patched in."""
+        """Key of compiled functions: the implementation, however it is patched in."""
         return type(self)
 
     def matmul_results(self, p, input_layout, output_layout, dtype=np.float32) -> dict:

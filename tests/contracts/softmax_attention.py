@@ -82,7 +82,7 @@ def assert_close(actual, expected, tolerance: float) -> None:
 
 @functools.cache
 def exact(name: str, dtype: Any) -> list[np.ndarray]:
-    """What the definition gives for a case in float64, on values of a dtype."""
+    """Results of the definition for a case in float64, on values of a dtype."""
     shape, options = CASES[name]
     with jax.enable_x64(True):
         return call("reference", arrays_of(*shape, dtype=dtype), options, jnp.float64)

@@ -1,4 +1,4 @@
-"""What every implementation of stick-breaking attention must fulfil.
+"""Contract of every implementation of stick-breaking attention.
 
 A test module subclasses `StickbreakingAttentionContract` and names its implementation. One that
 does not compute in float32 also names the dtype that stands for it: inputs are then rounded to it
@@ -160,7 +160,7 @@ def assert_saturated(run: Callable[..., list[np.ndarray]], logit: float) -> None
 
 
 def early_exit_bounds(arrays, options: dict[str, Any], tolerance: float) -> list[np.ndarray]:
-    """How far results with a tolerance may be from the exact ones (see `reference.py`)."""
+    """Largest difference of results with a tolerance from the exact ones (see `reference.py`)."""
     query, key, value, d_output, d_remainder = arrays
     repeats = query.shape[2] // key.shape[2]
     scale = options.get("scale") or 1 / np.sqrt(query.shape[-1])
@@ -197,7 +197,7 @@ class StickbreakingAttentionContract:
         return {np.float32: 1e-5, np.float16: 5e-3}.get(dtype, 1e-2)
 
     def rounded(self, array: np.ndarray) -> np.ndarray:
-        """What an array is after rounding to the dtype."""
+        """An array rounded to the dtype."""
         return np.asarray(array.astype(self.dtype), np.float64)
 
     def run(self, arrays, options: dict[str, Any]) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""What every family of the transformers library must satisfy: the import computes the same.
+"""Contract of every family of the transformers library: the import computes the same.
 
 `tests/fixtures/make_transformers_fixtures.py` makes the models and says what their directories
 hold. Relative errors are norms of differences over norms. Padded positions are not compared: their

@@ -47,7 +47,7 @@ def title(example: Example) -> str:
 
 
 def is_hidden(example: Example) -> bool:
-    """Whether readers do not see a block."""
+    """Returns whether readers do not see a block."""
     return example.document.text.startswith("<!-", example.region.start)
 
 

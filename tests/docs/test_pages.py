@@ -1,4 +1,4 @@
-"""What the pages show runs."""
+"""Blocks of the pages, run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model may be: impossible sizes are refused by name, equal models have equal configs."""
+"""Limits of models: impossible sizes are refused by name, equal models have equal configs."""
 
 import dataclasses
 

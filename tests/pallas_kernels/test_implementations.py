@@ -1,4 +1,4 @@
-"""How an implementation is chosen, and how a choice that cannot run says so."""
+"""Choice of an implementation, and the refusal of one that cannot run."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def jobset() -> dict[str, Any]:
 
 
 def train_command(path: Path) -> str:
-    """What a launch file passes to scripts/train.py."""
+    """Arguments that a launch file passes to scripts/train.py."""
     if path.suffix == ".yaml":
         (job,) = jobset()["spec"]["replicatedJobs"]
         (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
@@ -55,7 +55,7 @@ def train_command(path: Path) -> str:
 
 
 def exists(flag: str) -> bool:
-    """Whether train.py has a flag, or its config a key."""
+    """Returns whether train.py has a flag, or its config a key."""
     name, *keys = flag.split(".")
     tree = ast.parse((ROOT / "scripts" / "train.py").read_text())
     defined = {
@@ -127,7 +127,7 @@ def test_exit_statuses_are_those_of_modbrick() -> None:
 
 
 def jobset_action(spec: dict[str, Any], status: int) -> str:
-    """What a JobSet does when a pod exits: the Job's controller and the JobSet's, played."""
+    """Behaviour of a JobSet when a pod exits: the Job's controller and the JobSet's, played."""
     (slices,) = spec["replicatedJobs"]
     reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
     for index, rule in enumerate(slices["template"]["spec"]["podFailurePolicy"]["rules"]):

@@ -18,9 +18,9 @@ ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 
 
 class Observer:
-    """Is told what happens in a run; by itself it ignores everything.
+    """Observer of a run, notified of what happens; this one ignores everything.
 
-    In a run of several processes each has its own observers, which are told the same. They are
+    In a run of several processes each has its own observers, all notified of the same. They are
     entered when training begins, and closed when it ends, by an error too.
     """
 
@@ -75,7 +75,7 @@ class Observer:
 
 
 class Observers(Observer):
-    """Several observers as one: each is told everything, in their order, and closed in reverse."""
+    """Several observers as one, notified in their order and closed in reverse."""
 
     def __init__(self, observers: Sequence[Observer]):
         """Puts observers together."""

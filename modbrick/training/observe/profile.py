@@ -20,7 +20,7 @@ DIRECTORY = "profile"
 
 @dataclasses.dataclass(frozen=True)
 class ProfiledSteps:
-    """Which steps to profile: from the one to the other, both included."""
+    """Steps to profile: from the one to the other, both included."""
 
     first: int
     last: int

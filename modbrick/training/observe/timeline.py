@@ -1,4 +1,4 @@
-"""What each start of a run spent its wall-clock time on, in `timeline.jsonl`.
+"""Timeline of a run: what each start spent its wall-clock time on, in `timeline.jsonl`.
 
 Unlike `metrics.jsonl`, it keeps what a killed start did beyond its last checkpoint: goodput is the
 share of the time that was not spent in vain. A record covers the time since the one before it:

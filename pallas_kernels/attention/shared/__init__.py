@@ -1,1 +1,1 @@
-"""What the attention operations share: arguments, masks, blocks."""
+"""Parts that the attention operations share: arguments, masks, blocks."""

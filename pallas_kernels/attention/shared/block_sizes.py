@@ -1,4 +1,4 @@
-"""How many queries and keys a block holds, chosen by measurement."""
+"""Numbers of queries and keys in a block, chosen by measurement."""
 
 from __future__ import annotations
 

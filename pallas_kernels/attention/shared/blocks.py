@@ -130,7 +130,7 @@ def _row(array: jax.Array | None, row: jax.Array) -> jax.Array | None:
 
 
 def _all_heads(array: jax.Array, batch: int, groups: int) -> jax.Array:
-    """What `_one_head` takes apart, with one element of batch and head for each index."""
+    """Undoes `_one_head`: the first axis of `array` runs over batch and heads."""
     if array.ndim == 4:
         return array.reshape(batch, groups, -1)
     array = array.reshape(batch, groups, array.shape[2], *array.shape[4:])
@@ -146,7 +146,7 @@ def walk_queries[Carry](
     """Runs `body(start, fresh, carry)` for each block of queries.
 
     The last block is moved back to end with the queries, so that nothing need be padded: `fresh`,
-    bool `[size]`, tells which of its queries were not in the block before.
+    bool `[size]`, says which of its queries were not in the block before.
     """
 
     def step(index: jax.Array, carry: Carry) -> Carry:

@@ -1,4 +1,4 @@
-"""What of a call of attention decides which implementations can run it."""
+"""Case of a call of attention: the properties that decide which implementations can run it."""
 
 from __future__ import annotations
 

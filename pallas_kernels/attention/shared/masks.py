@@ -1,4 +1,4 @@
-"""Which keys a query sees, for blocks of both.
+"""Rules for which keys a query sees, for blocks of both.
 
 Stick-breaking and softmax attention share these rules, so that a model can change one for the
 other. Query `i` stands at key index `i + offset`. It sees key `j` if `j` is not in its future, lies

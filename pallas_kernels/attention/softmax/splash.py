@@ -86,7 +86,7 @@ def softmax_attention(
 
 
 def _mask(shape: tuple[int, int], visibility: Visibility) -> Mask:
-    """What of the rules is known beforehand."""
+    """Returns the part of the rules that is known when tracing."""
     causal, offset = visibility.nearest is not None, int(visibility.offset)
     if visibility.window is not None:
         window = visibility.window - 1, 0 if causal else None

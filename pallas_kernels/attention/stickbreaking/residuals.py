@@ -1,4 +1,4 @@
-"""What a backward pass needs of its forward pass, named for policies of rematerialisation."""
+"""Residuals of the forward pass, named for policies of rematerialisation."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def attend_and_count(
     """Returns output, remainder, and how many blocks of keys each block of queries visited.
 
     The counts are int32 `[B, G, blocks]`, or `[1, 1, blocks]` without a tolerance, where all heads
-    visit the same; `xla_block_sizes` tells the sizes of the blocks.
+    visit the same; `xla_block_sizes` returns the sizes of the blocks.
     """
     if 0 in query.shape or 0 in value.shape:
         output = jnp.zeros((*query.shape[:3], value.shape[-1]), value.dtype)

@@ -1,1 +1,1 @@
-"""What the assembler makes of the kernels of a program for an H100."""
+"""Reports of what the assembler makes of a program's kernels for an H100."""

@@ -1,4 +1,4 @@
-"""What the assembler makes of Mosaic GPU kernels for an H100 that is not there.
+"""Report of what the assembler makes of Mosaic GPU kernels for an H100 that is not there.
 
 Registers, spills and notes are ptxas's own; matrix instructions are counted in the PTX (what is
 asked for) and in the machine code (what remains); occupancy follows from the limits of a

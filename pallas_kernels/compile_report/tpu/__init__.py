@@ -1,1 +1,1 @@
-"""What libtpu makes of a program for a TPU."""
+"""Reports of what libtpu makes of a program for a TPU."""

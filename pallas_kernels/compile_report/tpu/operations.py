@@ -2,7 +2,7 @@
 
 The estimates that the compiler writes into a program are no times: doubling 64 Mi numbers takes as
 many estimated cycles in bfloat16 as in float32, which moves twice the bytes, and three times more
-than that takes. What the compiler made of an operation says more: its loops tell how often they
+than that takes. What the compiler made of an operation says more: its loops say how often they
 run.
 """
 
@@ -34,7 +34,7 @@ class OperationBundles(NamedTuple):
 def operation_bundles(
     program: HloProgram, schedules: Mapping[str, Schedule]
 ) -> dict[str, OperationBundles]:
-    """The bundles that operations run, where the compiler tells.
+    """The bundles that operations run, where the compiler says.
 
     Of equal operations the compiler schedules one. Operations without a schedule of their own, such
     as those that the scalar unit does between others, are left out.
@@ -64,7 +64,7 @@ def operation_bundles(
 def _form(
     instruction: Instruction, computation: Mapping[str, Instruction], program: HloProgram
 ) -> str:
-    """What the instruction computes, from types to types, without any names."""
+    """Returns the operation of an instruction, with its types and without any names."""
     operands = [computation[name].type for name in instruction.operands if name in computation]
     inside = _inside(instruction, program) if instruction.opcode == "fusion" else ""
     return _text(instruction, operands) + inside

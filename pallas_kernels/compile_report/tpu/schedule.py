@@ -2,7 +2,7 @@
 
 A TensorCore runs one bundle, a very long instruction word, a cycle; its slots are the units of the
 core. libtpu writes the final bundles of a kernel, and how many units of each kind every bundle
-keeps busy, when it is told to (`DUMP_FLAGS`). What it writes is text, one bundle a line; loops and
+keeps busy, when it is asked to (`DUMP_FLAGS`). What it writes is text, one bundle a line; loops and
 predicated regions are found by their branches.
 """
 
@@ -99,7 +99,7 @@ class Region:
 
     @property
     def trips_are_known(self) -> bool:
-        """Whether every loop says how often it runs, or only waits for a copy.
+        """Returns whether every loop says how often it runs, or only waits for a copy.
 
         What waiting takes is up to the memory.
         """
@@ -111,7 +111,7 @@ class Region:
         )
 
     def skips(self, child: Region) -> bool:
-        """Whether a region directly inside is a part that most steps skip, see `steady`.
+        """Returns whether a region directly inside is a part that most steps skip, see `steady`.
 
         One that starts copies in a loop of its own, beside as many that this region starts, fills
         the buffers before the first step.
@@ -123,7 +123,7 @@ class Region:
 
     @property
     def only_stores(self) -> bool:
-        """Whether it is a branch that stores and neither multiplies nor copies nor has a loop."""
+        """Returns whether it is a branch that stores but has no product, copy or loop."""
         return (
             self.kind == "branch"
             and self.slots["VSTORE"] > 0
@@ -134,7 +134,7 @@ class Region:
 
     @property
     def multiplies_in_loops(self) -> bool:
-        """Whether a loop inside multiplies."""
+        """Returns whether a loop inside multiplies."""
         inside = (region for region in self.walk() if region is not self)
         return any(region.kind == "loop" and region.slots["MXU"] for region in inside)
 

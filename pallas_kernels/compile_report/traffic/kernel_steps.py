@@ -1,4 +1,4 @@
-"""What a kernel does over its grid: copies that it starts itself, and how often each part runs.
+"""Counts over a kernel's grid: copies that it starts itself, and how often each part runs.
 
 The scalar part of the kernel is run for every grid step (`Interpreter`): grid indices, prefetched
 tables and scalars in SMEM are known, arrays are not. Loops whose steps are all alike run once and
@@ -93,13 +93,13 @@ def _is_loop(eqn: JaxprEqn) -> bool:
 
 
 def _is_region(eqn: JaxprEqn) -> bool:
-    """Whether the compiler makes a part of its own of what is inside."""
+    """Returns whether the compiler makes a part of its own of what is inside."""
     return eqn.primitive.name == "cond" or _is_loop(eqn)
 
 
 @functools.cache
 def _multiplies_itself(jaxpr: Jaxpr) -> bool:
-    """Whether there is a product inside that no loop or branch inside has."""
+    """Returns whether there is a product inside that no loop or branch inside has."""
     return any(
         eqn.primitive.name in _PRODUCTS
         or (not _is_region(eqn) and any(map(_multiplies_itself, _inner(eqn))))
@@ -131,7 +131,7 @@ def loops(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
 
 @functools.cache
 def _stores(jaxpr: Jaxpr) -> bool:
-    """Whether arrays are stored to VMEM inside, but not in a part of its own."""
+    """Returns whether arrays are stored to VMEM inside, but not in a part of its own."""
     return any(
         (
             eqn.primitive.name in _REF_WRITES
@@ -149,13 +149,13 @@ def _is_scalar(aval: Any) -> bool:
 
 @functools.cache
 def _only_stores(jaxpr: Jaxpr) -> bool:
-    """Whether a branch stores arrays and neither multiplies nor starts copies nor has a loop."""
+    """Returns whether a branch stores arrays but has no product, copy or loop."""
     return _stores(jaxpr) and not _works(jaxpr)
 
 
 @functools.cache
 def _works(jaxpr: Jaxpr) -> bool:
-    """Whether there are copies, products or loops inside."""
+    """Returns whether there are copies, products or loops inside."""
     return any(
         eqn.primitive.name in (*_PRODUCTS, "dma_start")
         or _is_loop(eqn)
@@ -174,7 +174,7 @@ def stores(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
 
 
 def _is_counted(eqn: JaxprEqn) -> bool:
-    """Whether an equation is or has inside what is counted: copies, products, loops, stores."""
+    """Returns whether an equation is, or has inside, a copy, a product, a loop or a store."""
     inner = _inner(eqn)
     return (
         eqn.primitive.name in (*_PRODUCTS, "dma_start")
@@ -193,7 +193,7 @@ _counted = functools.cache(_counted_effects)
 
 @functools.cache
 def _steps_differ(jaxpr: Jaxpr) -> bool:
-    """Whether steps of a loop with this body can count differently."""
+    """Returns whether steps of a loop with this body can count differently."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "cond" and _is_counted(eqn):
             return True

@@ -44,7 +44,7 @@ Ref = Any
 
 
 def interpreted() -> bool:
-    """Whether kernels traced now are interpreted (`plgpu.force_gpu_interpret_mode`)."""
+    """Returns whether kernels traced now are interpreted (`plgpu.force_gpu_interpret_mode`)."""
     return _interpret_mode.value is not None
 
 

@@ -1,4 +1,4 @@
-"""Which tile a block of the persistent grid works on, computed by XLA from the group offsets.
+"""Tiles of the blocks of the persistent grid, computed by XLA from the group offsets.
 
 A tile belongs to one expert: it begins at the expert's first row, or a multiple of the tile height
 further. So an expert with n rows has `ceil(n / height)` tiles, wherever its rows begin, and no row

@@ -83,7 +83,7 @@ GENERATIONS = {
     "v6e": Generation(112 * MEBI, _LARGE_MXU_AND_VMEM),
     "tpu7x": Generation(60 * MEBI, _LARGE_MXU),
 }
-# For TPUs that the trace is not told about: what fits the smallest memory of those in use.
+# For TPUs that the trace does not know: what fits the smallest memory of those in use.
 _DEFAULT = "v5p"
 _KINDS = {
     "TPU v5 lite": "v5e",

@@ -109,7 +109,7 @@ class Sums:
 
     @property
     def _copies_earlier(self) -> Any:
-        """Whether the core has started to copy the sum of an expert before this item's."""
+        """Returns whether the core has started to copy the sum of an expert before this item's."""
         first = self.item.first_expert
         if self.spec.cores == 1:
             return self.item.expert > first

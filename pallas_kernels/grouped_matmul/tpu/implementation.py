@@ -78,7 +78,7 @@ def unsupported(case: Case | None, platform: str | None) -> str | None:
 
 
 def _too_deep(case: Case) -> str | None:
-    """Why the sums of a case do not fit into VMEM, or None.
+    """Returns why the sums of a case do not fit into VMEM, or None.
 
     Sums over a multiple of 1024 can be cut into pieces, unless an activation follows; results for
     fetching rows from come in blocks of 1024 columns, hidden layers in blocks of 128.
@@ -104,7 +104,7 @@ def _readable(x: Array, layout: str) -> Array:
 
 
 def _rows(readable: Array, width: int, plan: RoutingPlan, layout: str) -> Rows:
-    """What `_readable` made of an array, with where each grouped row lies in it."""
+    """Returns the result of `_readable`, with the place of each grouped row in it."""
     index = None if layout == "grouped" else row_index(plan, layout)
     return Rows(readable, width, index)
 

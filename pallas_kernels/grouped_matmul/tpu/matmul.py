@@ -95,7 +95,7 @@ class Chunks:
 
     @property
     def iterations(self) -> int:
-        """How often the inner loop runs."""
+        """Number of iterations of the inner loop."""
         return self.width // self.size
 
     def at(self, c: Any) -> Any:

@@ -6,7 +6,7 @@ all, where there are no more) those of the first half lie in the low 16 bits, th
 half in the high ones. Each half is a float32 but for a shift or a mask, so that unpacking gives
 products what they want, in order. Rows of float32 are as they are.
 
-Packed columns come in planes of 128, [P, R, 128]: where a row begins takes one shift to tell. A
+Packed columns come in planes of 128, [P, R, 128]: one shift gives where a row begins. A
 copy brings a row from all planes of an array to all planes of a tile.
 """
 

@@ -1,4 +1,4 @@
-"""How many rows the CPU path multiplies at once."""
+"""Number of rows that the CPU path multiplies at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What gzip makes of documents."""
+"""Sizes of documents under gzip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each device keeps: by the rules, and the whole together."""
+"""Shapes that each device keeps: by the rules, and the whole together."""
 
 from __future__ import annotations
 

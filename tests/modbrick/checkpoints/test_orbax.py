@@ -1,4 +1,4 @@
-"""Why Orbax's own `Checkpointer` is not the store: what a run would lose by it.
+"""Reasons why Orbax's own `Checkpointer` is not the store: what a run would lose by it.
 
 If one of these fails after an update, Orbax does it now, and the code here that does may go.
 """

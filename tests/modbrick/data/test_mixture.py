@@ -17,7 +17,7 @@ def test_a_period_holds_the_shares(shares):
     counts = np.bincount(domains, minlength=len(shares))
     assert counts.sum() == PERIOD
     assert (counts >= 1).all()
-    # A domain that is owed less than a slot gets one; the others pay for it.
+    # A domain that is owed less than a row gets one; the others pay for it.
     assert np.abs(counts - exact).max() <= len(shares)
 
 

@@ -21,7 +21,7 @@ def keys(*seeds):
 
 
 def probabilities(row: int, **options) -> np.ndarray:
-    """What `candidates` makes of a row, as probabilities by token id."""
+    """Candidates of a row, as probabilities by token id."""
     values, ids = candidates(LOGITS, **options)
     dense = np.zeros(LOGITS.shape[1])
     dense[np.asarray(ids[row])] = softmax(np.asarray(values[row], np.float64))

@@ -102,7 +102,7 @@ def yields(text: str) -> Iterator[tuple[str, int]]:
 
 
 def collectives(text: str) -> list[tuple[str, int]]:
-    """What each collective yields."""
+    """Results of each collective."""
     return [found for found in yields(text) if found[0] in _COLLECTIVES]
 
 

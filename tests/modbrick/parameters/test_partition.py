@@ -37,7 +37,7 @@ def parameters(seed=0):
 
 
 def mask_of(patterns_trainable, patterns_frozen):
-    """Which values are trained, value by value, from the address table alone."""
+    """Mask of the trained values, value by value, from the address table alone."""
     trained, held = TABLE.select(patterns_trainable), TABLE.select(patterns_frozen)
     masks = {}
     for info in TABLE:

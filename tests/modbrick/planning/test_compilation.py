@@ -36,7 +36,7 @@ def test_a_small_run_is_planned():
     gathers = sum(t.executions for t in plan.time.collectives if "fsdp" in t.axes)
     assert gathers >= 2 * 5
     assert 0 < plan.time.utilisation <= plan.time.highest_utilisation < 1
-    # Of most operations the compiler told how often they run; not so of sorts and scatters.
+    # Of most operations the compiler said how often they run; not so of sorts and scatters.
     assert 0 < plan.time.estimated < 0.6 * (plan.time.compute["dense"] + plan.time.hbm)
     assert json.loads(json.dumps(plan.to_mapping()))["mesh"]["fsdp"] == 2
 

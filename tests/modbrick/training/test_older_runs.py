@@ -67,7 +67,7 @@ ROUTERS = {"without": RouterConfig("mlp", 8), "plain": RouterConfig("linear")}
 
 
 def run(name: str) -> RunConfig:
-    """What make_runs.py describes, in today's records."""
+    """The run that make_runs.py describes, in today's records."""
     layer = LayerConfig(
         AttentionConfig(2, 8, "softmax", rope=ROPES[name]),
         FeedForwardConfig(

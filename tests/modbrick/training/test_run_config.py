@@ -1,4 +1,4 @@
-"""What a run is, and what of it may change when it is continued."""
+"""Identity of a run, and what of it may change when it is continued."""
 
 from __future__ import annotations
 

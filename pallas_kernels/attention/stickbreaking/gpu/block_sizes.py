@@ -1,4 +1,4 @@
-"""How many keys a block of the GPU kernels holds and how far ahead they are copied, by chip."""
+"""Keys in a block of the GPU kernels, and how far ahead they are copied, by chip."""
 
 from __future__ import annotations
 

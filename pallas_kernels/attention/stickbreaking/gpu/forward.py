@@ -4,8 +4,8 @@ A block of the grid takes 128 rows, that is queries of a head. Two warpgroups co
 each; a third copies blocks of keys and values into shared memory ahead of them, the nearest first.
 Between the two matrix products of a tile the sticks are broken in registers (`registers`).
 
-With a tolerance, the computing warpgroups tell with each block of keys that they hand back whether
-all their rows have less of their sticks left. When both do, the copying one halts them.
+With a tolerance, the computing warpgroups report with each block of keys that they hand back
+whether all their rows have less of their sticks left. When both do, the copying one halts them.
 """
 
 from __future__ import annotations

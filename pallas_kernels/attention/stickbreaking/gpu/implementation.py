@@ -217,7 +217,7 @@ def _problem(
     tolerance: float,
     sizes: GPUBlockSizes,
 ) -> tuple[Problem, jax.Array, tuple[jax.Array, ...]]:
-    """What a kernel is compiled for, the offset as an array, and ids of rows and keys, if any."""
+    """Returns what a kernel is compiled for, the offset as an array, and ids of rows and keys."""
     batch, length, heads, _ = query.shape
     assert visibility.nearest is not None, "the public op looks back only"
     # Few queries of heads that share keys become rows of one tile.

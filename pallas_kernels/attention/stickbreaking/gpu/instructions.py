@@ -69,7 +69,7 @@ def d_logits(
 
 
 def _shares(registers: np.ndarray) -> tuple[list[ir.Value], list[ir.Value]]:
-    """What each key of a run takes of the stick that reaches it, and what it leaves of it."""
+    """Returns the shares of the stick that each key of a run takes and leaves."""
     share: list[ir.Value] = []
     keep: list[ir.Value] = []
     for register in registers:

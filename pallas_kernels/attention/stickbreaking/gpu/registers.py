@@ -1,4 +1,4 @@
-"""What a warpgroup computes in its registers: the breaking of sticks, key by key.
+"""Computation in a warpgroup's registers: the breaking of sticks, key by key.
 
 A tile of logits `[64, K]` comes out of the matrix unit spread over the registers of 128 threads:
 four neighbouring lanes hold a row, lane `l` its columns `8 n + 2 l` and `8 n + 2 l + 1` for all
@@ -204,7 +204,7 @@ def _d_logits(
 
 
 def _shares(logits: jax.Array, stick: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What each key takes of the stick that reaches it; that stick; and what the tile leaves."""
+    """Returns each key's share of the stick that reaches it, that stick, and the tile's rest."""
     odds = jnp.exp2(logits)
     keep = 1 / (1 + odds)
     left = jnp.cumprod(_in_order(keep)[:, ::-1], axis=1)[:, ::-1] * stick[:, None]

@@ -1,4 +1,4 @@
-"""What the kernels for Hopper GPUs share: their blocks, and which keys of a tile are seen."""
+"""Tiles of the kernels for Hopper GPUs: their blocks, and which keys of a tile are seen."""
 
 from __future__ import annotations
 

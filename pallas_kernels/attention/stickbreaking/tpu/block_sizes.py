@@ -82,7 +82,7 @@ GENERATIONS = {
     "v6e": Generation(112 * MEBI, _V6E),
     "tpu7x": Generation(60 * MEBI, _V6E),
 }
-# Where the trace is not told about the TPU: what fits the smallest memory of those in use.
+# Where the trace does not know the TPU: what fits the smallest memory of those in use.
 _DEFAULT = "v5p"
 _KINDS = {
     "TPU v4": "v4",

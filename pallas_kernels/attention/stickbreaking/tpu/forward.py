@@ -280,7 +280,7 @@ def kind_of_bounds(
 
 
 def is_unfinished(spent: Any, tolerance: float) -> jax.Array:
-    """Whether any row has more of its stick left than the tolerance; NaN goes on, to show."""
+    """Returns whether any row has more stick left than the tolerance; NaN goes on, to show."""
     if not tolerance:
         return jnp.bool_(True)
     return ~(jnp.min(spent[...]) > -math.log2(tolerance))

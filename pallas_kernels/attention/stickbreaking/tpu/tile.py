@@ -1,4 +1,4 @@
-"""What both TPU kernels compute in a strip of logits: the odds, and sums over nearer keys.
+"""Computation of both TPU kernels in a strip of logits: the odds, and sums over nearer keys.
 
 A strip is 128 keys by the rows of a block, `[keys, rows]` in running order (see `layout`): 16
 registers' worth of keys, `[8, rows]` each, nearest first.

@@ -53,7 +53,7 @@ PATTERNS = {
     "llama3": [LLAMA_3],
     "tekken": [TEKKEN],
 }
-"""How the models of each name split text, each pattern within the parts of the one before."""
+"""Patterns that split text, by name of the model, each within the parts of the one before."""
 
 
 def trained(pre: str) -> tokenizers.Tokenizer:

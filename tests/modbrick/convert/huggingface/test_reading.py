@@ -1,4 +1,4 @@
-"""What all families of the transformers library share in reading their configs."""
+"""Reading of configs, as all families of the transformers library share it."""
 
 from __future__ import annotations
 

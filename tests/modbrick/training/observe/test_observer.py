@@ -1,4 +1,4 @@
-"""Observers together: each is told everything."""
+"""Observers together: each is notified of everything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVENTS = [
 
 
 class Heard(Observer):
-    """Notes each event that it is told."""
+    """Notes each event that it is notified of."""
 
     def __init__(self, name: str, heard: list[tuple[Any, ...]]) -> None:
         for event in EVENTS:

@@ -34,7 +34,7 @@ def test_steps_are_read() -> None:
 
 
 def profiled(monkeypatch: pytest.MonkeyPatch, start: int, until: int) -> list[tuple[str, int]]:
-    """Which steps begin and end a profile of 3 to 5, in a run from one step to another."""
+    """Steps that begin and end a profile of 3 to 5, in a run from one step to another."""
     seen: list[tuple[str, int]] = []
     step = start
     monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: seen.append(("start", step)))

@@ -1,4 +1,4 @@
-"""What a run shows while it runs."""
+"""Progress of a run, as it is shown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESULT = Evaluation({"loss": 1.5}, _FOUND.to_mapping(), _FOUND.summary())
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """No terminal, and a clock that moves only when told to."""
+    """No terminal, and a clock that moves only when it is set."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     clock = SimpleNamespace(now=1000.0)

@@ -19,7 +19,7 @@ from tests.modbrick.training.observe.steps import statistics, step_metrics
 
 
 class Clock:
-    """A clock that moves only when told to."""
+    """A clock that moves only when it is set."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""What the assembler makes of the kernels for an H100, at the MoLM shape."""
+"""Reports of what the assembler makes of the kernels for an H100, at the MoLM shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the threads of a producer warpgroup read and write, checked as plain arithmetic."""
+"""Addresses that threads of a producer warpgroup read and write, checked as plain arithmetic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ THREADS = np.arange(reader.WARPGROUP)
 
 
 def _swizzled(row: int, byte: int, width: int) -> int:
-    """Where byte `byte` of a row lies in a buffer of rows of `width` bytes, by the definition.
+    """Address of byte `byte` of a row in a buffer of rows of `width` bytes, by the definition.
 
     Tiles of 8 rows by 128 bytes, row by row of tiles; the hardware's 128-byte swizzle exchanges
     bits 4 to 6 of an address by exclusive or with bits 7 to 9.

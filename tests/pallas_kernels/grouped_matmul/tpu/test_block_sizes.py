@@ -1,4 +1,4 @@
-"""Which block sizes a trace takes."""
+"""Block sizes that a trace takes."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_the_backward_pass_keeps_the_pre_activations_and_no_more():
 
 
 def count_equations(jaxpr, name: str) -> int:
-    """How often a primitive occurs, in nested computations too."""
+    """Number of times that a primitive occurs, in nested computations too."""
     total = 0
     for equation in jaxpr.eqns:
         total += equation.primitive.name == name

@@ -1,4 +1,4 @@
-"""What the assembler makes of the kernels for an H100, forward and backward."""
+"""Reports of what the assembler makes of the kernels for an H100, forward and backward."""
 
 from __future__ import annotations
 

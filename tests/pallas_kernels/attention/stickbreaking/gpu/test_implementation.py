@@ -49,7 +49,7 @@ class TestGPU(contract.StickbreakingAttentionContract):
 
 @pytest.mark.usefixtures("_simulated")
 class TestPartOfTheContract:
-    """What can be simulated in a minute; `make verify` does it all."""
+    """The part that can be simulated in a minute; `make verify` does it all."""
 
     contract = TestGPU()
 
