@@ -44,8 +44,8 @@ from rich.table import Table
 from modbrick.command_line import run
 from modbrick.data.preparation import PreparationConfig, Report, prepare
 from modbrick.data.sources import TEXT_EXTENSIONS, Input
-from modbrick.data.tasks import ReadingOptions
 from modbrick.data.tokenizer import TokenizerIdentity
+from modbrick.data.work_units import ReadingOptions
 from modbrick.errors import InputError
 from modbrick.schema import from_mapping
 
@@ -161,7 +161,7 @@ def main(argv: Sequence[str]) -> None:
         report = prepare(config, progress)
     finally:
         bar.stop()
-    _tell(report, config)
+    _print_report(report, config)
 
 
 def _tokenizer(source: str) -> tuple[str, TokenizerIdentity | None]:
@@ -183,7 +183,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _tell(report: Report, config: PreparationConfig) -> None:
+def _print_report(report: Report, config: PreparationConfig) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     table = Table("split", "domain", "documents", "tokens", "bytes", "bytes/token", box=None)
     for split, domains in report.manifest.splits.items():

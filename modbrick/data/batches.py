@@ -8,8 +8,8 @@ A batch is a dict of int32 arrays [b, S], of the rows that this process reads:
     positions     0, 1, ... within each piece (a document that is cut starts at 0 in its next row)
     loss_mask     1 where the target counts, 0 on padding
 
-A slot that is not padding always has its target in the same document: nothing is predicted across
-documents, and no slot is spent on a document's last id.
+A position that is not padding always has its target in the same document: nothing is predicted
+across documents, and no position is spent on a document's last id.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class _LocalRows:
 
 
 class PackRow(grain.transforms.Map):
-    """Reads the pieces of a row and lays them out in `sequence_length` slots."""
+    """Reads the pieces of a row and lays them out in `sequence_length` positions."""
 
     def __init__(self, documents: Documents, sequence_length: int):
         self._documents, self._length = documents, sequence_length
@@ -194,11 +194,11 @@ class PackRow(grain.transforms.Map):
         for segment, piece in enumerate(element, start=1):
             ids = self._documents.read(piece.document, piece.start, piece.stop + 1)
             count = len(ids) - 1
-            slots = slice(at, at + count)
-            row["tokens"][slots] = ids[:-1]
-            row["targets"][slots] = ids[1:]
-            row["segment_ids"][slots] = segment
-            row["positions"][slots] = np.arange(count)
-            row["loss_mask"][slots] = 1
+            here = slice(at, at + count)
+            row["tokens"][here] = ids[:-1]
+            row["targets"][here] = ids[1:]
+            row["segment_ids"][here] = segment
+            row["positions"][here] = np.arange(count)
+            row["loss_mask"][here] = 1
             at += count
         return row

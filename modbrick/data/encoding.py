@@ -17,12 +17,12 @@ from jaxtyping import Integer
 
 from modbrick.data.byte_tokenizer import ByteTokenizer
 from modbrick.data.manifest import Split
-from modbrick.data.reading import Text, read_task
+from modbrick.data.reading import Text, read_work_unit
 from modbrick.data.records import id_dtype
 from modbrick.data.sources import Source
-from modbrick.data.tasks import ReadingOptions, SourceRecord, Task, cut_into_tasks
 from modbrick.data.tokenizer import Tokenizer, TokenizerIdentity
 from modbrick.data.tokenizer_files import tokenizer_from_json
+from modbrick.data.work_units import ReadingOptions, SourceRecord, WorkUnit, cut_into_work_units
 from modbrick.errors import InputError
 
 # Longer texts are encoded in sections of at most so many characters, cut at the end of a line or
@@ -38,14 +38,14 @@ Encoded = tuple[int, Split, Integer[np.ndarray, " T"], int, int]
 
 @dataclass
 class _Encoder:
-    """Reads and encodes tasks; one in each process."""
+    """Reads and encodes work units; one in each process."""
 
     sources: Sequence[Source]
     options: ReadingOptions
     tokenizer: Tokenizer
 
-    def __call__(self, task: Task) -> tuple[list[Encoded], dict[int, SourceRecord]]:
-        texts, records = read_task(task, self.sources, self.options)
+    def __call__(self, unit: WorkUnit) -> tuple[list[Encoded], dict[int, SourceRecord]]:
+        texts, records = read_work_unit(unit, self.sources, self.options)
         encoded = []
         for text, ids in zip(texts, self._encode(texts), strict=True):
             unscored = 0
@@ -109,8 +109,8 @@ def encode(
     tokenizer: Tokenizer,
     records: Mapping[int, SourceRecord],
     workers: int,
-) -> Iterator[tuple[Task, list[Encoded], dict[int, SourceRecord]]]:
-    """Yields the encoded documents of each task in order, and what became of its sources.
+) -> Iterator[tuple[WorkUnit, list[Encoded], dict[int, SourceRecord]]]:
+    """Yields the encoded documents of each work unit in order, and what became of its sources.
 
     Args:
       sources: the files.
@@ -119,12 +119,12 @@ def encode(
       records: gets size and hash of files of records, by the number of the source.
       workers: processes; 0: as many as help.
     """
-    tasks = cut_into_tasks(sources, options, records)
+    units = cut_into_work_units(sources, options, records)
     workers = workers or _useful_workers(sources, tokenizer)
     if workers == 1:
         encoder = _Encoder(sources, options, tokenizer)
-        for task in tasks:
-            yield (task, *encoder(task))
+        for unit in units:
+            yield (unit, *encoder(unit))
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         workers,
@@ -135,8 +135,8 @@ def encode(
     )
     with _shut_down(pool):
         waiting: collections.deque = collections.deque()
-        for task in tasks:
-            waiting.append((task, pool.submit(_work, task)))
+        for unit in units:
+            waiting.append((unit, pool.submit(_work, unit)))
             if len(waiting) > 2 * workers:
                 yield _result(*waiting.popleft())
         while waiting:
@@ -151,10 +151,10 @@ def _useful_workers(sources: Sequence[Source], tokenizer: Tokenizer) -> int:
 
 
 def _result(
-    task: Task, future: concurrent.futures.Future
-) -> tuple[Task, list[Encoded], dict[int, SourceRecord]]:
+    unit: WorkUnit, future: concurrent.futures.Future
+) -> tuple[WorkUnit, list[Encoded], dict[int, SourceRecord]]:
     try:
-        return (task, *future.result())
+        return (unit, *future.result())
     except BrokenProcessPool:
         raise InputError(
             "a worker process ended before its time (out of memory?); run again with fewer "
@@ -183,6 +183,6 @@ def _start_worker(
     _encoder = _Encoder(sources, options, tokenizer)
 
 
-def _work(task: Task) -> tuple[list[Encoded], dict[int, SourceRecord]]:
+def _work(unit: WorkUnit) -> tuple[list[Encoded], dict[int, SourceRecord]]:
     assert _encoder is not None
-    return _encoder(task)
+    return _encoder(unit)

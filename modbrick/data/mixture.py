@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Rows in one period. Shares are exact to half a slot, 1 in 131,072.
+# Rows in one period. Shares are exact to half a row, 1 in 131,072.
 PERIOD = 65_536
 
 
@@ -32,24 +32,24 @@ class Interleaving:
 
     def locate(self, row: int) -> tuple[int, int]:
         """Returns the domain of a row, and which row of that domain it is."""
-        period, slot = divmod(row, PERIOD)
-        domain = int(self._domain[slot])
-        return domain, period * int(self._quotas[domain]) + int(self._rank[slot])
+        period, place = divmod(row, PERIOD)
+        domain = int(self._domain[place])
+        return domain, period * int(self._quotas[domain]) + int(self._rank[place])
 
     def rows_until(self, domain: int, count: int) -> int:
         """Returns how many rows there are before row `count` of `domain` (counted from 0)."""
         period, rank = divmod(count, int(self._quotas[domain]))
-        slots = np.flatnonzero(self._domain == domain)
-        return period * PERIOD + int(slots[rank])
+        places = np.flatnonzero(self._domain == domain)
+        return period * PERIOD + int(places[rank])
 
 
 def _quotas(shares: np.ndarray) -> np.ndarray:
-    """Returns slots by domain, at least one each, `PERIOD` in all (largest remainders)."""
+    """Returns rows by domain, at least one each, `PERIOD` in all (largest remainders)."""
     exact = shares / shares.sum() * PERIOD
     quotas = np.maximum(np.floor(exact).astype(np.int64), 1)
     while (missing := PERIOD - int(quotas.sum())) != 0:
         step = 1 if missing > 0 else -1
-        # A domain held up at one slot has a large excess: it must not be cut to none.
+        # A domain held up at one row has a large excess: it must not be cut to none.
         rest = np.where((quotas > 1) | (step > 0), (exact - quotas) * step, -np.inf)
         quotas[np.argsort(-rest, kind="stable")[: min(abs(missing), len(quotas))]] += step
     return quotas

@@ -178,9 +178,9 @@ class BestFitRows:
 
     def row(self, number: int) -> list[Piece]:
         """Returns the pieces of a row."""
-        epoch, slot = divmod(number, self.count(1))
-        slot = int(self._rows_of(epoch)[slot])
-        chunks = self._chunks_of(epoch)[self._members[self._bounds[slot] : self._bounds[slot + 1]]]
+        epoch, place = divmod(number, self.count(1))
+        row = int(self._rows_of(epoch)[place])
+        chunks = self._chunks_of(epoch)[self._members[self._bounds[row] : self._bounds[row + 1]]]
         return [
             Piece(owner, start, start + length)
             for owner, start, length in zip(

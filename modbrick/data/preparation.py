@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from modbrick.data.encoding import encode
 from modbrick.data.manifest import Manifest, SourceSummary
-from modbrick.data.reading import read_task
+from modbrick.data.reading import read_work_unit
 from modbrick.data.sources import TEXT_EXTENSIONS, Input, Source, list_sources
-from modbrick.data.tasks import ReadingOptions, SourceRecord, cut_into_tasks
 from modbrick.data.tokenizer import Tokenizer, TokenizerIdentity
 from modbrick.data.tokenizer_files import load_tokenizer, train_tokenizer
+from modbrick.data.work_units import ReadingOptions, SourceRecord, cut_into_work_units
 from modbrick.data.writer import DatasetWriter, check_target
 from modbrick.errors import InputError
 from modbrick.schema import to_mapping
@@ -23,7 +23,7 @@ from modbrick.schema import to_mapping
 
 @dataclass(frozen=True)
 class PreparationConfig:
-    """What to prepare.
+    """Config of a data set to be prepared.
 
     Attributes:
       inputs: see `Input`.
@@ -71,7 +71,7 @@ class PreparationConfig:
 
 @dataclass(frozen=True)
 class Report:
-    """What was made.
+    """Outcome of a preparation.
 
     Attributes:
       manifest: of the finished data set.
@@ -123,7 +123,7 @@ def prepare(config: PreparationConfig, progress: Progress | None = None) -> Repo
         writer.set_tokenizer(tokenizer)
         records = {number: SourceRecord() for number in range(len(sources))}
         documents = training = done = 0
-        for task, encoded, found in encode(
+        for unit, encoded, found in encode(
             sources, config.reading, tokenizer, records, config.workers
         ):
             for number, split, ids, size, unscored in encoded:
@@ -131,7 +131,7 @@ def prepare(config: PreparationConfig, progress: Progress | None = None) -> Repo
                 writer.add(split, sources[number].domain, ids, size, unscored)
             for number, record in found.items():
                 records[number].merge(record)
-            documents, done = documents + len(encoded), done + task.advance
+            documents, done = documents + len(encoded), done + unit.advance
             if progress is not None:
                 progress("tokenizing", done, total, documents)
         _require_documents(sources, records)
@@ -168,15 +168,15 @@ def _train(
 
     def texts() -> Iterator[str]:
         done = documents = 0
-        for task in cut_into_tasks(sources, config.reading, records):
-            found, _ = read_task(task, sources, config.reading)
+        for unit in cut_into_work_units(sources, config.reading, records):
+            found, _ = read_work_unit(unit, sources, config.reading)
             for text in found:
                 # The split took the low end of the hash: the last digits are as good as another
                 # hash.
                 if text.split == "train" and text.fraction * 1e6 % 1 < share:
                     documents += 1
                     yield text.text
-            done += task.advance
+            done += unit.advance
             if progress is not None:
                 progress("training the tokenizer", done, total, documents)
 
@@ -196,9 +196,9 @@ def _require_documents(sources: Sequence[Source], records: Mapping[int, SourceRe
             )
     if not any(record.documents for record in records.values()):
         reasons = sum((record.skipped for record in records.values()), Counter())
-        told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
         raise InputError(
-            f"no document could be used in {len(sources)} files ({told or 'no records'}); check "
+            f"no document could be used in {len(sources)} files ({listed or 'no records'}); check "
             "--input"
         )
 

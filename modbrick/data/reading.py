@@ -1,4 +1,4 @@
-"""From the source files of a task to texts."""
+"""Texts from the source files of a work unit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from modbrick.data.manifest import Split
 from modbrick.data.sources import Source
-from modbrick.data.tasks import ReadingOptions, SourceRecord, Task, damaged
+from modbrick.data.work_units import ReadingOptions, SourceRecord, WorkUnit, damaged
 
 _LARGEST_DOCUMENT = 0xFFFF_FFFF  # sizes are kept as uint32
 _BINARY_PROBE = 8192
@@ -25,20 +25,20 @@ class Text:
     text: str
 
 
-def read_task(
-    task: Task, sources: Sequence[Source], options: ReadingOptions
+def read_work_unit(
+    unit: WorkUnit, sources: Sequence[Source], options: ReadingOptions
 ) -> tuple[list[Text], dict[int, SourceRecord]]:
-    """Returns the texts of a task, and what became of its sources."""
-    records = {number: SourceRecord() for number in task.sources}
+    """Returns the texts of a work unit, and what became of its sources."""
+    records = {number: SourceRecord() for number in unit.sources}
     texts: list[Text] = []
-    for number in task.sources:
+    for number in unit.sources:
         source, record = sources[number], records[number]
-        if task.lines is not None:
+        if unit.lines is not None:
             found: Iterator[tuple[int | None, str]] = _json_texts(
-                task.lines, task.first_row, options, record
+                unit.lines, unit.first_row, options, record
             )
-        elif task.row_group is not None:
-            found = _parquet_texts(source, task, options, record)
+        elif unit.row_group is not None:
+            found = _parquet_texts(source, unit, options, record)
         else:
             found = _file_texts(source, options, record)
         for key, text in found:
@@ -124,16 +124,16 @@ def _encodable(text: str) -> bool:
 
 
 def _parquet_texts(
-    source: Source, task: Task, options: ReadingOptions, record: SourceRecord
+    source: Source, unit: WorkUnit, options: ReadingOptions, record: SourceRecord
 ) -> Iterator[tuple[int | None, str]]:
     import pyarrow  # slow to import, and rarely needed
     import pyarrow.parquet
 
-    row = task.first_row
+    row = unit.first_row
     try:
         with pyarrow.parquet.ParquetFile(source.path) as file:
             for batch in file.iter_batches(
-                batch_size=1024, row_groups=[task.row_group], columns=[options.text_field]
+                batch_size=1024, row_groups=[unit.row_group], columns=[options.text_field]
             ):
                 for text in batch.column(0).to_pylist():
                     if isinstance(text, bytes):

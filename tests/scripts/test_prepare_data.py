@@ -37,7 +37,7 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_it_makes_a_data_set_and_tells(files):
+def test_it_makes_a_data_set_and_reports(files):
     (files / "in" / "latin.txt").write_bytes(b"\xe4")
     (files / "in" / "p.png").write_bytes(b"x")
     done = run(

@@ -8,11 +8,11 @@ import pytest
 import tokenizers
 import zstandard
 
-from modbrick.data import encoding, tasks
+from modbrick.data import encoding, work_units
 from modbrick.data.dataset import Dataset
 from modbrick.data.preparation import PreparationConfig, prepare
 from modbrick.data.sources import Input
-from modbrick.data.tasks import ReadingOptions
+from modbrick.data.work_units import ReadingOptions
 from modbrick.errors import InputError
 
 TEXTS = [f"Document {i}: " + "größer 日本 " * (i % 7) + "end.\n" for i in range(60)]
@@ -77,8 +77,8 @@ def read_all(directory):
 )
 @pytest.mark.parametrize("tokenizer", ["byte", "train"])
 def test_every_kind_of_input_comes_back(tmp_path, monkeypatch, name, write, tokenizer):
-    monkeypatch.setattr(tasks, "TASK_BYTES", 700)  # several tasks, cut within the input
-    monkeypatch.setattr(tasks, "_CHUNK", 100)
+    monkeypatch.setattr(work_units, "UNIT_BYTES", 700)  # several units, cut within the input
+    monkeypatch.setattr(work_units, "_CHUNK", 100)
     write(tmp_path / name)
     options = {"vocabulary": 280} if tokenizer == "train" else {}
     report = make(tmp_path, tmp_path / name, tokenizer=tokenizer, **options)
@@ -94,7 +94,7 @@ def test_every_kind_of_input_comes_back(tmp_path, monkeypatch, name, write, toke
 
 @pytest.mark.parametrize("tokenizer", ["byte", "train"])
 def test_the_number_of_workers_changes_nothing(tmp_path, monkeypatch, tokenizer):
-    monkeypatch.setattr(tasks, "TASK_BYTES", 700)
+    monkeypatch.setattr(work_units, "UNIT_BYTES", 700)
     write_files(tmp_path / "files")
     (tmp_path / "files" / "bad.txt").write_bytes(b"\xff\xfe")
     write_lines(tmp_path / "records.jsonl.gz")
@@ -163,7 +163,7 @@ def test_held_out_inputs(tmp_path):
     assert sorted(found["train"]) == sorted(found["held_out"]) == sorted(TEXTS)
 
 
-def test_what_is_skipped_is_told(tmp_path):
+def test_what_is_skipped_is_reported(tmp_path):
     root = tmp_path / "files"
     root.mkdir()
     (root / "good.txt").write_text("good")
@@ -175,10 +175,10 @@ def test_what_is_skipped_is_told(tmp_path):
     lines += [b'{"text": "\\ud800"}', b'{"text": "\xff"}']
     (tmp_path / "some.jsonl").write_bytes(b"\n".join(lines))
     report = make(tmp_path, root, tmp_path / "some.jsonl", reading=ReadingOptions(held_out=0))
-    told = {
+    skipped = {
         (Path(path).name, reason.split(" (")[0]): count for path, reason, count in report.skipped
     }
-    assert told == {
+    assert skipped == {
         ("latin.txt", "not UTF-8"): 1,
         ("binary.txt", "binary"): 1,
         ("empty.txt", "empty"): 1,

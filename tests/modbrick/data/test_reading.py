@@ -3,10 +3,10 @@ import json
 import pytest
 import zstandard
 
-from modbrick.data import tasks as cutting
-from modbrick.data.reading import read_task
+from modbrick.data import work_units
+from modbrick.data.reading import read_work_unit
 from modbrick.data.sources import Input, list_sources
-from modbrick.data.tasks import ReadingOptions, SourceRecord, cut_into_tasks
+from modbrick.data.work_units import ReadingOptions, SourceRecord, cut_into_work_units
 
 LINES = [json.dumps({"text": f"line {i} " + "x" * (i % 40)}) for i in range(200)]
 
@@ -14,24 +14,24 @@ LINES = [json.dumps({"text": f"line {i} " + "x" * (i % 40)}) for i in range(200)
 def texts(path, **options):
     sources, _ = list_sources([Input(str(path))])
     records = {number: SourceRecord() for number in range(len(sources))}
-    tasks = list(cut_into_tasks(sources, ReadingOptions(), records))
-    found = [text for task in tasks for text in read_task(task, sources, ReadingOptions())[0]]
-    assert sum(task.advance for task in tasks) == sum(source.size for source in sources)
-    return tasks, [(text.text, text.split, text.fraction) for text in found]
+    units = list(cut_into_work_units(sources, ReadingOptions(), records))
+    found = [text for unit in units for text in read_work_unit(unit, sources, ReadingOptions())[0]]
+    assert sum(unit.advance for unit in units) == sum(source.size for source in sources)
+    return units, [(text.text, text.split, text.fraction) for text in found]
 
 
 @pytest.mark.parametrize("end", ["\n", ""])
 @pytest.mark.parametrize("size", [10, 100, 1 << 20])
-def test_the_cut_into_tasks_changes_nothing(tmp_path, monkeypatch, end, size):
+def test_the_cut_into_work_units_changes_nothing(tmp_path, monkeypatch, end, size):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(LINES) + end)
     _, whole = texts(path)
     assert [text for text, _, _ in whole] == [json.loads(line)["text"] for line in LINES]
-    monkeypatch.setattr(cutting, "TASK_BYTES", size)
-    monkeypatch.setattr(cutting, "_CHUNK", 64)
-    tasks, parts = texts(path)
+    monkeypatch.setattr(work_units, "UNIT_BYTES", size)
+    monkeypatch.setattr(work_units, "_CHUNK", 64)
+    units, parts = texts(path)
     assert parts == whole
-    assert (len(tasks) > 10) == (size < 1000)
+    assert (len(units) > 10) == (size < 1000)
 
 
 def test_zstandard_frames_and_empty_files(tmp_path):

@@ -1,4 +1,4 @@
-"""Cuts the reading of source files into tasks that any number of processes may share.
+"""Cuts the reading of source files into work units that any number of processes may share.
 
 The cut follows from the sources alone, so the outcome does not depend on who does it.
 """
@@ -20,13 +20,13 @@ from modbrick.data.sources import Source
 from modbrick.errors import InputError
 from modbrick.schema import nearest
 
-TASK_BYTES = 4 << 20
+UNIT_BYTES = 4 << 20
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How texts are found in sources and which split they go to.
+    """Options for finding texts in sources and assigning them to splits.
 
     Attributes:
       text_field: field or column of records.
@@ -41,7 +41,7 @@ class ReadingOptions:
 
 @dataclass
 class SourceRecord:
-    """What became of (part of) a source file."""
+    """Outcome of (part of) a source file."""
 
     size: int = 0
     sha256: str = ""
@@ -49,7 +49,7 @@ class SourceRecord:
     skipped: Counter[str] = field(default_factory=Counter)
 
     def merge(self, other: SourceRecord) -> None:
-        """Adds what became of another part of the same file."""
+        """Adds the outcome of another part of the same file."""
         self.size += other.size
         self.sha256 = self.sha256 or other.sha256
         self.documents += other.documents
@@ -57,14 +57,14 @@ class SourceRecord:
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkUnit:
     """Whole text files; or some lines, or one row group, of one file of records.
 
     Attributes:
       sources: numbers of the source files.
       lines: of a JSON-lines file, from line `first_row` on.
       row_group: of a Parquet file, whose first row is `first_row`.
-      advance: bytes of source files done with this task, for progress.
+      advance: bytes of source files done with this work unit, for progress.
     """
 
     sources: tuple[int, ...]
@@ -74,10 +74,10 @@ class Task:
     advance: int = 0
 
 
-def cut_into_tasks(
+def cut_into_work_units(
     sources: Sequence[Source], options: ReadingOptions, records: Mapping[int, SourceRecord]
-) -> Iterator[Task]:
-    """Yields the tasks of all sources in order.
+) -> Iterator[WorkUnit]:
+    """Yields the work units of all sources in order.
 
     Files of records are hashed on the way: size and hash are put into `records`.
 
@@ -90,20 +90,20 @@ def cut_into_tasks(
         if source.kind == "text":
             group.append(number)
             size += source.size
-        if group and (source.kind != "text" or size >= TASK_BYTES):
-            yield Task(tuple(group), advance=size)
+        if group and (source.kind != "text" or size >= UNIT_BYTES):
+            yield WorkUnit(tuple(group), advance=size)
             group, size = [], 0
         if source.kind == "json_lines":
             yield from _cut_lines(number, source, records[number])
         elif source.kind == "parquet":
             yield from _cut_row_groups(number, source, options, records[number])
     if group:
-        yield Task(tuple(group), advance=size)
+        yield WorkUnit(tuple(group), advance=size)
 
 
 def _cut_row_groups(
     number: int, source: Source, options: ReadingOptions, record: SourceRecord
-) -> Iterator[Task]:
+) -> Iterator[WorkUnit]:
     import pyarrow
     import pyarrow.parquet
 
@@ -130,25 +130,25 @@ def _cut_row_groups(
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
         upto = source.size * (first + rows) // max(metadata.num_rows, 1)
-        yield Task((number,), row_group=group, first_row=first, advance=upto - done)
+        yield WorkUnit((number,), row_group=group, first_row=first, advance=upto - done)
         first, done = first + rows, upto
 
 
-def _cut_lines(number: int, source: Source, record: SourceRecord) -> Iterator[Task]:
+def _cut_lines(number: int, source: Source, record: SourceRecord) -> Iterator[WorkUnit]:
     try:
         with open(source.path, "rb") as file:
             hashing = _HashingReader(file)
             first, done, rest = 0, 0, b""
             for chunk in _decompressed(source.path, hashing):
                 rest += chunk
-                if len(rest) < TASK_BYTES or (end := rest.rfind(b"\n") + 1) == 0:
+                if len(rest) < UNIT_BYTES or (end := rest.rfind(b"\n") + 1) == 0:
                     continue
                 lines = tuple(rest[:end].split(b"\n")[:-1])
                 rest = rest[end:]
-                yield Task((number,), lines, None, first, hashing.size - done)
+                yield WorkUnit((number,), lines, None, first, hashing.size - done)
                 first, done = first + len(lines), hashing.size
             hashing.read_to_end()
-            yield Task((number,), tuple(rest.split(b"\n")), None, first, hashing.size - done)
+            yield WorkUnit((number,), tuple(rest.split(b"\n")), None, first, hashing.size - done)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise damaged(source, error) from None
     record.size, record.sha256 = hashing.size, hashing.digest.hexdigest()
