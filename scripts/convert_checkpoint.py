@@ -68,13 +68,13 @@ def main(argv: Sequence[str]) -> None:
 def _import(source: str, target: str) -> dict[str, Any]:
     checkpoint = open_checkpoint(source)
     total = stored_bytes(checkpoint, DTYPE.value)
-    with byte_progress(f"import {checkpoint.form.name}", total) as told:
+    with byte_progress(f"import {checkpoint.form.name}", total) as progress:
         result = import_checkpoint(
             checkpoint,
             target,
             dtype=DTYPE.value,
             allow_not_finite=NOT_FINITE.value,
-            progress=told,
+            progress=progress,
         )
     if not result.tokenizer:
         print(f"no tokenizer: {source} has no tokenizer.json")
@@ -96,8 +96,8 @@ def _export(source: str, target: str) -> dict[str, Any]:
         raise InputError("export needs --format=NAME")
     size = byte_size(SHARD.value, f"--{SHARD.name}")
     export = prepare_export(source, format_named(FORMAT.value), step=STEP.value, dtype=DTYPE.value)
-    with byte_progress(f"export {export.form.name}", export.nbytes) as told:
-        files = export_checkpoint(export, target, max_shard_size=size, progress=told)
+    with byte_progress(f"export {export.form.name}", export.nbytes) as progress:
+        files = export_checkpoint(export, target, max_shard_size=size, progress=progress)
     return {
         "format": export.form.name,
         "directory": target,

@@ -83,8 +83,8 @@ def main(argv: Sequence[str]) -> None:
         return
     count = sum(map(len, continuation.result.tokens))
     reasons = ", ".join(continuation.result.finish_reasons)
-    told = f"{count} tokens in {seconds:.1f} s, compilation included ({reasons})"
-    print(told, file=sys.stderr)
+    summary = f"{count} tokens in {seconds:.1f} s, compilation included ({reasons})"
+    print(summary, file=sys.stderr)
 
 
 def _sampling() -> SamplingConfig:

@@ -67,18 +67,18 @@ def train() -> int:
     workdir = epath.Path(WORKDIR.value)
     profiled = ProfiledSteps.parse(PROFILE_STEPS.value, config.training.steps)
 
-    # The processes find each other, and make sure that all were told the same.
+    # The processes find each other, and make sure that all have the same settings.
     start_processes(process_flags.process_config())
     task = Pretraining(config)
     metadata = everywhere(task.metadata)
-    told = {
+    agreed = {
         "config": shared_settings(config),
         "data": metadata.run["data"],
         "workdir": str(workdir),
         "allow_change": sorted(ALLOW_CHANGE.value),
         "profile_steps": PROFILE_STEPS.value,
     }
-    check_agreement(told)
+    check_agreement(agreed)
 
     # What does not fit is refused before anything is written.
     mesh = make_mesh(config.mesh)

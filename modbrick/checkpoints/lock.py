@@ -60,14 +60,14 @@ class RunLock:
             ) from error
 
     def _take(self, say: Callable[[str], None]) -> None:
-        start, before, told = time.monotonic(), None, False
+        start, before, said = time.monotonic(), None, False
         while not self._lock.take():
             now, beat = time.monotonic(), self._lock.beat()
             if before is not None and beat not in (None, before):
                 raise self._in_use()
             before = before or beat
-            if now - start > 2 * BEAT and not told:
-                told = True
+            if now - start > 2 * BEAT and not said:
+                said = True
                 say(
                     f"{self._directory} was left by {self._lock.owner()}, or is in use by it: "
                     f"waiting {SILENCE:.0f} s for a sign of life"

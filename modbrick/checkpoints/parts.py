@@ -15,11 +15,12 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
 
 from modbrick.parameters.partition import Partition
+from modbrick.parameters.slices import brick_view
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Which members of a bank an array holds, the others being in another array.
+    """Members of a bank that one array holds, the others being in another array.
 
     Attributes:
       shape: of the whole.
@@ -36,8 +37,7 @@ class Part:
     @property
     def view(self) -> tuple[int, ...]:
         """Shape in which the whole is seen for taking members."""
-        first, *rest = self.shape
-        return (first * rest[0], *rest[1:]) if self.flattened else self.shape
+        return brick_view(self.shape, self.flattened)
 
     @property
     def part_shape(self) -> tuple[int, ...]:
@@ -136,7 +136,7 @@ class SplitParameters:
 
     @property
     def parts(self) -> dict[str, Part]:
-        """What the trainable array holds of each bank that is trained in part, by path."""
+        """Trainable part of each bank that is trained in part, by path."""
         return {
             path: Part(tuple(members.info.shape), members.axis, members.indices, members.flattened)
             for path, members in self.partition.trainable.items()

@@ -47,8 +47,8 @@ _DATA_FILE = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a leaf is stored: its shape, its dtype, and the shape of the pieces it is written in."""
+class StoredForm:
+    """Form in which a leaf is stored: its shape, its dtype, and the shape of its chunks."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -92,23 +92,23 @@ class SliceWriter:
     The checkpoint is whole only after `finish`; write it under a temporary name.
     """
 
-    def __init__(self, path: epath.Path, layouts: Mapping[str, Layout]):
+    def __init__(self, path: epath.Path, forms: Mapping[str, StoredForm]):
         """Makes the checkpoint with arrays that have no values yet.
 
         Args:
           path: of the checkpoint, local; it must not exist.
-          layouts: of every parameter, by dotted path.
+          forms: of every parameter, by dotted path.
 
         Raises:
           OSError, ValueError: it cannot be written.
         """
-        self._path, self._layouts = path, layouts
-        files.write_structure(path, {name: layout.piece for name, layout in layouts.items()})
+        self._path, self._forms = path, forms
+        files.write_structure(path, {name: form.piece for name, form in forms.items()})
         self._context = _context()
-        self._sums = dict.fromkeys(layouts, 0)
+        self._sums = dict.fromkeys(forms, 0)
         self._pending: collections.deque[tuple[ts.Future, int]] = collections.deque()
         self._bytes = 0
-        opened = {name: self._create(name, layout) for name, layout in layouts.items()}
+        opened = {name: self._create(name, form) for name, form in forms.items()}
         self._arrays = {name: array.result() for name, array in opened.items()}
 
     def __enter__(self) -> SliceWriter:
@@ -131,8 +131,8 @@ class SliceWriter:
 
         Returns when it is copied or written; waits if too much is on its way to the disk.
         """
-        layout = self._layouts[name]
-        summary = slice_summary(values, [s.start for s in index], layout.shape)
+        form = self._forms[name]
+        summary = slice_summary(values, [s.start for s in index], form.shape)
         self._sums[name] = (self._sums[name] + summary.checksum) % 2**32
         self._wait(_IN_FLIGHT - values.nbytes)
         written = self._arrays[name][index].write(values)
@@ -145,8 +145,8 @@ class SliceWriter:
         """Waits until everything is on disk and writes what the checkpoint says about itself."""
         self._wait(0)
         table = {
-            name: Leaf(layout.shape, str(layout.dtype), self._sums[name])
-            for name, layout in self._layouts.items()
+            name: Leaf(form.shape, str(form.dtype), self._sums[name])
+            for name, form in self._forms.items()
         }
         description = new_description(step, metadata, {}, table, None)
         write_text(self._path / files.METADATA / "data.json", json.dumps(seal(description)))
@@ -154,12 +154,12 @@ class SliceWriter:
         write_inventory(self._path, checksums_up_to=SLICE)
         return description
 
-    def _create(self, name: str, layout: Layout) -> ts.Future:
+    def _create(self, name: str, form: StoredForm) -> ts.Future:
         spec = _spec(self._path, name) | {
             "metadata": {
-                "shape": layout.shape,
-                "data_type": str(layout.dtype),
-                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": layout.piece}},
+                "shape": form.shape,
+                "data_type": str(form.dtype),
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": form.piece}},
                 "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
             },
             # Otherwise a slice of zeros could not be told from a slice that is missing.

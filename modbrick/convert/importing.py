@@ -16,7 +16,7 @@ from modbrick.checkpoints import Metadata
 from modbrick.checkpoints.directory import CHECKPOINTS
 from modbrick.checkpoints.files import first_line
 from modbrick.checkpoints.loading import TOKENIZER
-from modbrick.checkpoints.slices import Layout, SliceWriter, piece_shape
+from modbrick.checkpoints.slices import SliceWriter, StoredForm, piece_shape
 from modbrick.convert.finite import NotFinite
 from modbrick.convert.opening import OpenedSource
 from modbrick.data import Tokenizer, load_tokenizer
@@ -63,7 +63,7 @@ def import_checkpoint(
       dtype: of all parameters (`float32`, `bfloat16`); None: as they are in the source, so that
         nothing is rounded and nothing grows. Training keeps float32 whatever is stored.
       allow_not_finite: infinities and values that are no number come along.
-      progress: is told how many bytes of the stored values were written since the last time.
+      progress: called with how many bytes of the stored values were written since the last time.
 
     Raises:
       InputError: the target holds something, the tokenizer does not fit, the source proves damaged
@@ -78,40 +78,39 @@ def import_checkpoint(
     """
     with staging(Path(target)) as directory:
         tokenizer = _tokenizer(checkpoint, directory)
-        layouts = {
-            info.path: _layout(checkpoint, info.path, dtype)
+        forms = {
+            info.path: _stored_form(checkpoint, info.path, dtype)
             for info in checkpoint.correspondence.parameters
         }
         broken = NotFinite(checkpoint)
         try:
-            with SliceWriter(epath.Path(directory / CHECKPOINTS / "0"), layouts) as writer:
-                for path, index, values in _pieces(checkpoint, layouts):
+            with SliceWriter(epath.Path(directory / CHECKPOINTS / "0"), forms) as writer:
+                for path, index, values in _pieces(checkpoint, forms):
                     if writer.write(path, index, values):
                         broken.add(path, index, values)
                     progress(values.nbytes)
                 if broken and not allow_not_finite:
                     raise InputError(broken.complaint())
-                writer.finish(0, _metadata(checkpoint, layouts, tokenizer))
+                writer.finish(0, _metadata(checkpoint, forms, tokenizer))
         except InputError:
             raise
         except (OSError, ValueError, RuntimeError) as error:  # what TensorStore and Orbax raise
             raise InputError(f"{target} could not be written ({first_line(error)})") from error
-    sizes = [np.prod(layout.shape, dtype=np.int64) for layout in layouts.values()]
+    sizes = [np.prod(form.shape, dtype=np.int64) for form in forms.values()]
     stored = [
-        int(size) * layout.dtype.itemsize
-        for size, layout in zip(sizes, layouts.values(), strict=True)
+        int(size) * form.dtype.itemsize for size, form in zip(sizes, forms.values(), strict=True)
     ]
     return Imported(Path(target), int(sum(sizes)), sum(stored), len(broken), tokenizer is not None)
 
 
 def _pieces(
-    checkpoint: OpenedSource, layouts: dict[str, Layout]
+    checkpoint: OpenedSource, forms: dict[str, StoredForm]
 ) -> Iterator[tuple[str, tuple[slice, ...], np.ndarray]]:
     """Reads every parameter in pieces, each while the one before is written."""
-    places = [(path, index) for path, layout in layouts.items() for index in layout.pieces()]
+    places = [(path, index) for path, form in forms.items() for index in form.pieces()]
 
     def read(path: str, index: tuple[slice, ...]) -> tuple[str, tuple[slice, ...], np.ndarray]:
-        return path, index, checkpoint.read(path, index, dtype=layouts[path].dtype)
+        return path, index, checkpoint.read(path, index, dtype=forms[path].dtype)
 
     with ThreadPoolExecutor(1, thread_name_prefix="reading") as reader:
         ahead = None
@@ -136,7 +135,7 @@ def _dtype(checkpoint: OpenedSource, path: str, dtype: str | None) -> np.dtype:
     return checkpoint.dtype(path) if dtype is None else np.dtype(jnp.dtype(dtype))
 
 
-def _layout(checkpoint: OpenedSource, path: str, dtype: str | None) -> Layout:
+def _stored_form(checkpoint: OpenedSource, path: str, dtype: str | None) -> StoredForm:
     """Divides a parameter by layers and experts, and what is still large by rows of the tensor."""
     info = checkpoint.correspondence.parameters[path]
     parts = checkpoint.correspondence.parts[path]
@@ -147,11 +146,11 @@ def _layout(checkpoint: OpenedSource, path: str, dtype: str | None) -> Layout:
         axes += [len(index) + leading] if len(index) + leading not in axes else []
         axes += [len(info.shape) - 1] if len(info.shape) - 1 not in axes else []
     stored = _dtype(checkpoint, path, dtype)
-    return Layout(info.shape, stored, piece_shape(info.shape, stored.itemsize, tuple(axes)))
+    return StoredForm(info.shape, stored, piece_shape(info.shape, stored.itemsize, tuple(axes)))
 
 
 def _metadata(
-    checkpoint: OpenedSource, layouts: dict[str, Layout], tokenizer: Tokenizer | None
+    checkpoint: OpenedSource, forms: dict[str, StoredForm], tokenizer: Tokenizer | None
 ) -> Metadata:
     extra: dict[str, Any] = {
         "imported": checkpoint.form.name,
@@ -163,7 +162,7 @@ def _metadata(
     dtypes = {
         name: str(checkpoint.tensors[name].dtype)
         for name, place in checkpoint.correspondence.places.items()
-        if any(layouts[part.path].dtype != checkpoint.tensors[name].dtype for part in place.parts)
+        if any(forms[part.path].dtype != checkpoint.tensors[name].dtype for part in place.parts)
     }
     if dtypes:
         extra["dtypes"] = dtypes

@@ -79,7 +79,7 @@ def generate(
         raise InputError(f"{len(brick_ids)} brick_ids do not fit {len(prompts)} prompts")
     request = _Request(
         parameters=nnx.as_pure(parameters),
-        keys=_keys(seed, len(prompts)),
+        random_keys=_random_keys(seed, len(prompts)),
         temperature=jnp.float32(sampling.temperature),
         top_p=None if sampling.top_p in (None, 1.0) else jnp.float32(sampling.top_p),
         stop_tokens=jnp.asarray(stop_tokens, jnp.int32),
@@ -107,10 +107,10 @@ def rounded_up(length: int) -> int:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """What stays the same from the first token to the last."""
+    """Values that stay the same from the first token to the last."""
 
     parameters: Any
-    keys: Key[Array, "B"]
+    random_keys: Key[Array, "B"]
     temperature: Float[Array, ""]
     top_p: Float[Array, ""] | None
     stop_tokens: Int[Array, "N"]
@@ -121,7 +121,7 @@ class _Request:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Progress:
-    """How far generation is: `step` tokens chosen, `lengths` of them up to each sequence's end."""
+    """State of generation: `step` tokens chosen, `lengths` of them up to each sequence's end."""
 
     cache: Cache
     tokens: Int[Array, "B N"]
@@ -207,9 +207,9 @@ def _chosen(
     if greedily:
         token = greedy(logits)
     else:
-        keys = jax.vmap(jax.random.fold_in, (0, None))(request.keys, progress.step)
+        random_keys = jax.vmap(jax.random.fold_in, (0, None))(request.random_keys, progress.step)
         token = sample(
-            keys, logits, temperature=request.temperature, top_k=top_k, top_p=request.top_p
+            random_keys, logits, temperature=request.temperature, top_k=top_k, top_p=request.top_p
         )
     log_probabilities = jax.nn.log_softmax(logits, axis=-1)
     chosen = jnp.take_along_axis(log_probabilities, token[:, None], axis=-1)
@@ -274,7 +274,7 @@ def _left_padded(
     return tokens, mask
 
 
-def _keys(seed: int | Sequence[int], count: int) -> Key[Array, "B"]:
+def _random_keys(seed: int | Sequence[int], count: int) -> Key[Array, "B"]:
     seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
         raise InputError(f"{len(seeds)} seeds do not fit {count} prompts: one each, or just one")

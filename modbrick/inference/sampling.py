@@ -14,7 +14,7 @@ from modbrick.errors import InputError
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is drawn; the defaults draw from the model's own distribution.
+    """Config of drawing the next token; the defaults draw from the model's own distribution.
 
     Attributes:
       temperature: the logits are divided by it; 0 takes the likeliest token.
@@ -85,7 +85,7 @@ def candidates(
 
 
 def sample(
-    keys: Key[Array, "B"],
+    random_keys: Key[Array, "B"],
     logits: Float[Array, "B V"],
     *,
     temperature: Float[Array, ""] | float = 1.0,
@@ -99,9 +99,9 @@ def sample(
     if top_k is None and top_p is None:  # nothing to sort for
         values = logits.astype(jnp.float32)
         values = _scaled(values, values.max(-1, keepdims=True), temperature)
-        return jax.vmap(jax.random.categorical)(keys, values).astype(jnp.int32)
+        return jax.vmap(jax.random.categorical)(random_keys, values).astype(jnp.int32)
     values, ids = candidates(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-    drawn = jax.vmap(jax.random.categorical)(keys, values)
+    drawn = jax.vmap(jax.random.categorical)(random_keys, values)
     return jnp.take_along_axis(ids, drawn[..., None], axis=-1)[..., 0]
 
 

@@ -1,4 +1,4 @@
-"""What travels with the tokens of a forward pass, and the one call that a layer makes at a site.
+"""Context of the tokens in a forward pass, and the one call that a layer makes at a site.
 
 A *site* is a named place of a layer or of the decoder (`attention.query`, `feed_forward`,
 `residual`, `embedding`, ...), where bricks plug in and values are captured: the layer hands over
@@ -24,7 +24,7 @@ SUBLAYERS = ("attention", "feed_forward")
 
 
 class SiteBrick(Protocol):
-    """What can be attached at a site: a pytree with this call."""
+    """Interface of bricks that are attached at a site: a pytree with this call."""
 
     def __call__(
         self,
@@ -62,7 +62,7 @@ class Bricks:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Visibility:
-    """Which keys `[B, C]` the queries `[B, S]` of a call see.
+    """Rules for which keys `[B, C]` the queries `[B, S]` of a call see.
 
     Attributes:
       offset: index among the keys at which query 0 stands.
@@ -80,7 +80,7 @@ class Visibility:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Context:
-    """What the layers of one forward pass share about its tokens, and what they leave behind.
+    """Record that the layers of one forward pass share: about its tokens, and what they add.
 
     A layer reads it, calls `at` at each of its sites, and puts statistics and cache into it; a
     segment makes one for each layer (`of_layer`).
@@ -141,12 +141,12 @@ class Context:
         if name in self.capture:
             self.captured[name] = value
 
-    def keys_of(self, sublayer: str) -> Key[Array, "B"] | None:
+    def random_keys_of(self, sublayer: str) -> Key[Array, "B"] | None:
         """Returns the random keys of a sublayer's router."""
         if self.random_keys is None:
             return None
-        keys = jax.vmap(jax.random.split, out_axes=1)(self.random_keys)
-        return keys[SUBLAYERS.index(sublayer)]
+        random_keys = jax.vmap(jax.random.split, out_axes=1)(self.random_keys)
+        return random_keys[SUBLAYERS.index(sublayer)]
 
     def remember(
         self, keys: Float[Array, "B S G W"], values: Float[Array, "B S G W"]
@@ -175,13 +175,13 @@ class Context:
           bricks: attached to the layer.
           cache: of the segment.
         """
-        keys = self.random_keys
-        if keys is not None:
-            keys = jax.vmap(fold_in, (0, None))(keys, first_layer + layer)
+        random_keys = self.random_keys
+        if random_keys is not None:
+            random_keys = jax.vmap(fold_in, (0, None))(random_keys, first_layer + layer)
         return dataclasses.replace(
             self,
             layer=layer,
-            random_keys=keys,
+            random_keys=random_keys,
             bricks=bricks,
             cache=cache,
             statistics={},

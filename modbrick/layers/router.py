@@ -52,7 +52,7 @@ class RouterStatistics:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Routing:
-    """Where each token goes: expert `indices` and their `gates`."""
+    """Chosen experts of each token (`indices`), and their `gates`."""
 
     indices: Int[Array, "B S K"]
     gates: Float[Array, "B S K"]
@@ -114,7 +114,7 @@ class Router(nnx.Module):
         """
         logits = context.at(f"{sublayer}.router", x, mark_router(self.logits(x)))
         probabilities = jax.nn.softmax(logits, axis=-1)
-        indices = mark_choice(self._choose(probabilities, context.keys_of(sublayer)))
+        indices = mark_choice(self._choose(probabilities, context.random_keys_of(sublayer)))
         gates = mark_router(jnp.take_along_axis(probabilities, indices, axis=-1))
         if self.config.router.gates == "renormalised":
             # Sampled experts can have probabilities that vanish.
@@ -123,15 +123,15 @@ class Router(nnx.Module):
         return Routing(indices, gates), statistics
 
     def _choose(
-        self, probabilities: Float[Array, "B S E"], keys: Key[Array, "B"] | None
+        self, probabilities: Float[Array, "B S E"], random_keys: Key[Array, "B"] | None
     ) -> Int[Array, "B S K"]:
         top_k, sampled = self.config.top_k, self.config.router.sample_top_k
-        if keys is None or sampled == 0:
+        if random_keys is None or sampled == 0:
             return jax.lax.top_k(probabilities, top_k)[1].astype(jnp.int32)
         # Gumbel top-k draws without replacement in proportion to p + 1e-6 (arXiv 1903.06059).
         top = jax.lax.top_k(probabilities, top_k - sampled)[1]
         rest = jnp.log(jax.lax.stop_gradient(probabilities) + 1e-6)
-        rest = rest + jax.vmap(lambda key: jax.random.gumbel(key, rest.shape[1:]))(keys)
+        rest = rest + jax.vmap(lambda key: jax.random.gumbel(key, rest.shape[1:]))(random_keys)
         taken = jax.nn.one_hot(top, self.config.count, dtype=bool).any(-2)
         drawn = jax.lax.top_k(jnp.where(taken, -jnp.inf, rest), sampled)[1]
         return jnp.concatenate([top, drawn], axis=-1).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Many processes: how they find each other, what they must agree on, and how they tell each other.
+"""Many processes: how they find each other, what they must agree on, and how they exchange it.
 
 Every process runs the same script on its own devices. On TPU pods, under Slurm and wherever else
 jax recognises the cluster they find each other by themselves; elsewhere by the address of the first
@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state  # tells the address that a cluster gave
+from jax._src.distributed import global_state  # has the address that a cluster gave
 from jax.experimental import multihost_utils
 
 from modbrick.command_line import BAD_INPUT
@@ -40,7 +40,7 @@ _LEAVE = 5
 
 @dataclasses.dataclass(frozen=True)
 class ProcessConfig:
-    """How this process finds the others.
+    """Config of how this process finds the others.
 
     Attributes:
       coordinator: HOST:PORT at which the first process listens; `none`: this process is alone,
@@ -189,10 +189,10 @@ def everywhere[T](make: Callable[[], T], error: type[Exception] = InputError) ->
         made = make()
     except error as raised:
         problem = raised
-    told = gather(None if problem is None else str(problem))
-    if problem is not None and all(text == told[0] for text in told):
+    problems = gather(None if problem is None else str(problem))
+    if problem is not None and all(text == problems[0] for text in problems):
         raise problem
-    failed = [f"process {index}: {text}" for index, text in enumerate(told) if text is not None]
+    failed = [f"process {index}: {text}" for index, text in enumerate(problems) if text is not None]
     if failed:
         raise error("; ".join(failed)) from problem
     return made

@@ -49,7 +49,7 @@ class ParameterSlice:
         """Shape of the slice."""
         if self.axis is None:
             return self.info.shape
-        view = self._view(self.info.shape)
+        view = brick_view(self.info.shape, self.flattened)
         return (*view[: self.axis], len(self.indices), *view[self.axis + 1 :])
 
     @property
@@ -64,7 +64,7 @@ class ParameterSlice:
 
     def take_mask(self, mask: Bool[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
         """Returns this slice of a mask (or of any values) over the parameter's bank."""
-        bank = np.asarray(mask).reshape(self._view(mask.shape))
+        bank = np.asarray(mask).reshape(brick_view(mask.shape, self.flattened))
         return bank if self.axis is None else np.take(bank, self.indices, self.axis)
 
     def take(self, whole: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -72,7 +72,7 @@ class ParameterSlice:
         if self.axis is None:
             return whole
         index = (*(slice(None) for _ in range(self.axis)), np.asarray(self.indices, np.int32))
-        return whole.reshape(self._view(whole.shape))[index]
+        return whole.reshape(brick_view(whole.shape, self.flattened))[index]
 
     def joined(
         self, part: Float[Array, "..."], other: ParameterSlice, rest: Float[Array, "..."]
@@ -106,9 +106,15 @@ class ParameterSlice:
         join.defvjp(forward, backward)
         return join(part, rest).reshape(self.info.shape)
 
-    def _view(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape in which bricks are taken from the whole parameter."""
-        return (shape[0] * shape[1], *shape[2:]) if self.flattened else shape
+
+def brick_view(shape: tuple[int, ...], flattened: bool) -> tuple[int, ...]:
+    """Returns the shape in which bricks are taken from a whole parameter (or its bank).
+
+    Args:
+      shape: of the whole.
+      flattened: layers and experts are one axis, numbered layer by layer.
+    """
+    return (shape[0] * shape[1], *shape[2:]) if flattened else shape
 
 
 def _indices(mask: Bool[np.ndarray, "N"]) -> tuple[int, ...]:

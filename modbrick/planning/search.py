@@ -71,20 +71,20 @@ def compiled(
     topology: Topology,
     count: int,
     make: Callable[[RunConfig], Plan],
-    tell: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> list[Plan]:
     """Returns plans of the best candidates, until `count` of them fit.
 
-    What the compiler refuses is told and left out. A plan that does not fit shows by how much the
-    model errs: candidates of its policy that would not fit either if it erred as much for them are
-    left out. At most `TRIES` times `count` are compiled.
+    What the compiler refuses is reported and left out. A plan that does not fit shows by how much
+    the model errs: candidates of its policy that would not fit either if it erred as much for them
+    are left out. At most `TRIES` times `count` are compiled.
 
     Args:
       candidates: the best first.
       topology: of the devices.
       count: of plans that fit.
       make: compiles a plan.
-      tell: takes a line about a candidate that is left out.
+      say: takes a line about a candidate that is left out.
 
     Raises:
       InputError: the compiler refused all of them.
@@ -104,7 +104,7 @@ def compiled(
             plan = make(candidate.config)
         except RuntimeError as error:
             refusal = " ".join(str(error).split())[:300]
-            tell(f"left out: {mesh_name(candidate.config, topology)}, {policy}: {refusal}")
+            say(f"left out: {mesh_name(candidate.config, topology)}, {policy}: {refusal}")
             continue
         plans.append(plan)
         if not plan.fits:

@@ -28,7 +28,7 @@ from modbrick.training.step import Batch
 
 @dataclasses.dataclass(frozen=True)
 class DomainResult:
-    """How well a domain's text is predicted.
+    """Measures of how well a domain's text is predicted.
 
     Attributes:
       loss: mean negative log-likelihood of a target, in nats.
@@ -163,7 +163,7 @@ def loss_sums(
 
     Args:
       losses: of the global batch.
-      domains: of the slots of this process's rows.
+      domains: of the positions of this process's rows.
       rows: which rows of the global batch these are.
       count: of domains, D.
     """
@@ -171,9 +171,9 @@ def loss_sums(
     for shard in losses.addressable_shards:
         if shard.replica_id:  # another device has the same
             continue
-        of_slots = domains[local_slice(shard.index[0], rows), shard.index[1]]
+        of_positions = domains[local_slice(shard.index[0], rows), shard.index[1]]
         weights = np.asarray(shard.data, np.float64).reshape(-1)
-        sums += np.bincount(of_slots.reshape(-1), weights=weights, minlength=count)
+        sums += np.bincount(of_positions.reshape(-1), weights=weights, minlength=count)
     return sums
 
 

@@ -74,7 +74,7 @@ class PreemptionGuard:
 
 
 class Votes:
-    """The largest number that any process has, without waiting for it: told one call later.
+    """The largest number that any process has, without waiting for it: known one call later.
 
     Args:
       mesh: of all devices.
@@ -88,9 +88,9 @@ class Votes:
 
     def exchange(self, number: int) -> int:
         """Hands over this process's number; returns the largest of the call before."""
-        told = int(self._cast)
+        largest = int(self._cast)
         self._cast = self._largest(self._ballot(number))
-        return told
+        return largest
 
     def _ballot(self, number: int) -> jax.Array:
         if number not in self._ballots:

@@ -25,7 +25,7 @@ Batch = Mapping[str, Any]
 """Arrays by name, of numpy or jax; the first axis of each are the rows of the batch."""
 
 TaskLoss = Callable[[Decoder, Batch, Key[Array, "B"] | None], Totals]
-"""`loss(model, batch, keys)`: the sums of a task over a batch, see `Task.loss`."""
+"""`loss(model, batch, random_keys)`: the sums of a task over a batch, see `Task.loss`."""
 
 Parts = dict[str, Float[Array, ""]]
 Loss = Callable[
@@ -81,18 +81,18 @@ def loss_function(
     decoder = functional_decoder(config, execution)
     schedules = objective_config.schedules()
 
-    def totals_of(parameters: Any, batch: Batch, keys: Key[Array, "B"] | None) -> Totals:
-        return task_loss(decoder.bind(parameters), batch, keys)
+    def totals_of(parameters: Any, batch: Batch, random_keys: Key[Array, "B"] | None) -> Totals:
+        return task_loss(decoder.bind(parameters), batch, random_keys)
 
     def loss(
         parameters: Any, batch: Batch, step: Int[Array, ""], key: Key[Array, ""] | None
     ) -> tuple[Float[Array, ""], tuple[Parts, Totals]]:
         rows = len(next(iter(batch.values())))
-        keys = None if key is None else jax.random.split(key, rows)
+        random_keys = None if key is None else jax.random.split(key, rows)
         if microbatches == 1:
-            totals = totals_of(parameters, batch, keys)
+            totals = totals_of(parameters, batch, random_keys)
         else:
-            totals = _summed(totals_of, parameters, batch, keys, microbatches)
+            totals = _summed(totals_of, parameters, batch, random_keys, microbatches)
         weights = {name: schedule(step) for name, schedule in schedules.items()}
         value, parts = objective(totals, weights, loss_name)
         return value, (parts, totals)
@@ -144,12 +144,13 @@ def _summed(
     totals_of: Callable[..., Totals],
     parameters: Any,
     batch: Batch,
-    keys: Key[Array, "B"] | None,
+    random_keys: Key[Array, "B"] | None,
     microbatches: int,
 ) -> Totals:
     """Sums the totals of microbatches; rows are interleaved, so that shards stay balanced."""
     pieces = jax.tree.map(
-        lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), (dict(batch), keys)
+        lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1),
+        (dict(batch), random_keys),
     )
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # inside a scan: nothing to merge

@@ -100,13 +100,13 @@ class Instruction:
 
     @property
     def is_free(self) -> bool:
-        """Whether it moves nothing, or what was counted at its start."""
+        """Returns whether it moves nothing, or what was counted at its start."""
         ends = self.opcode.endswith(("-done", "-update"))
         return ends or self.opcode in _FREE or self.target in _FREE_TARGETS
 
     @property
     def is_kernel(self) -> bool:
-        """Whether it is a Pallas kernel."""
+        """Returns whether it is a Pallas kernel."""
         return self.target == _KERNEL
 
 
@@ -237,12 +237,12 @@ class HloProgram:
                 yield Execution(instruction, name, category, executions, size * executions)
 
     def _trips(self, loop: Instruction) -> int:
-        """How often a loop runs: jax counts from 0 up to a bound that the condition holds.
+        """Returns how often a loop runs: jax counts from 0 up to a bound that the condition holds.
 
         Once where the condition is another one.
         """
-        if told := _TRIPS.search(loop.attributes):
-            return int(told[1])
+        if known := _TRIPS.search(loop.attributes):
+            return int(known[1])
         named = _CONDITION.search(loop.attributes)
         condition = self.computations.get(named[1], {}) if named else {}
         root = next((inner for inner in condition.values() if inner.is_root), None)
@@ -402,7 +402,7 @@ def _in_hbm(instruction: Instruction) -> bool:
 
 
 def _behind_parameter(value: Instruction, given: list[Instruction]) -> Instruction:
-    """What a parameter of a fused computation stands for; other values are themselves."""
+    """Returns what a parameter of a fused computation stands for; other values as they are."""
     if value.opcode != "parameter":
         return value
     return given[int(value.attributes.split(")")[0])]

@@ -77,7 +77,7 @@ def test_the_docstring_counts_tokens_as_the_run_sees_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_docstring_says_of_each_layout_what_was_planned(name: str) -> None:
+def test_the_docstring_says_of_each_machine_what_was_planned(name: str) -> None:
     plans = json.loads(PLANS.read_text())["plans"].get(name, {}) if PLANS.exists() else {}
     machines = preset(name).MACHINES
     assert tuple(machines) == TOPOLOGIES
@@ -96,7 +96,7 @@ def test_the_docstring_says_of_each_layout_what_was_planned(name: str) -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_layout_fits_model_and_batch(name: str, topology: str) -> None:
+def test_a_machine_fits_model_and_batch(name: str, topology: str) -> None:
     run = run_of(name, topology)
     devices = math.prod(int(size) for size in topology.split(":")[1].split("x"))
     sizes = run.mesh.sizes(devices)  # refuses any other number
@@ -113,7 +113,7 @@ def test_a_layout_fits_model_and_batch(name: str, topology: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_layout_changes_nothing_but_how_it_is_run(name: str) -> None:
+def test_a_machine_changes_nothing_but_how_it_is_run(name: str) -> None:
     runs = [run_of(name), *(run_of(name, topology) for topology in TOPOLOGIES)]
     assert runs[0] == runs[1], "the first is what the config holds by itself"
     for run in runs:
@@ -127,7 +127,7 @@ def test_a_layout_changes_nothing_but_how_it_is_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_topology_without_a_layout_is_refused_and_the_others_named(name: str) -> None:
+def test_a_topology_without_a_machine_is_refused_and_the_others_named(name: str) -> None:
     place = f"{CONFIGS / name}.py"
     assert load_config(RunConfig, f"{place}:{TOPOLOGIES[1]}") == run_of(name, TOPOLOGIES[1])
     known = "'v5p:2x2x1': it has v5e:16x16, v5p:4x4x4, v6e:16x16"

@@ -85,9 +85,9 @@ ROUTED = moduleformer(
 )
 
 
-def packed(lengths: list[int], slots: int) -> dict[str, np.ndarray]:
-    """One row of documents, the rest of its slots padding."""
-    segments, positions = np.zeros((2, 1, slots), np.int32)
+def packed(lengths: list[int], length: int) -> dict[str, np.ndarray]:
+    """One row of documents, padded to `length`."""
+    segments, positions = np.zeros((2, 1, length), np.int32)
     segments[0, : sum(lengths)] = np.repeat(np.arange(len(lengths)) + 1, lengths)
     positions[0, : sum(lengths)] = np.concatenate([np.arange(n) for n in lengths])
     return {"segment_ids": segments, "positions": positions}

@@ -163,8 +163,8 @@ def test_sigterm_saves_and_asks_to_be_started_again(
     assert "continuing from step" in train(data, workdir)
     passed = time.time() - began
     assert_same_run(workdir, uninterrupted)
-    told = script("report_goodput.py", f"--workdir={workdir}", f"--picture={tmp_path / 'it.png'}")
-    report = json.loads(told.stdout.splitlines()[-1])
+    output = script("report_goodput.py", f"--workdir={workdir}", f"--picture={tmp_path / 'it.png'}")
+    report = json.loads(output.stdout.splitlines()[-1])
     assert (report["steps"], report["lost_steps"], report["interruptions"]) == (STEPS, 0, 1)
     assert [start["end"] for start in report["starts"]] == ["SIGTERM", "finished"]
     assert report["wall_seconds"] == pytest.approx(sum(report["seconds"].values()))
@@ -193,8 +193,8 @@ def test_another_identity_is_refused_with_what_changed_unless_allowed(
     longer = ["--config.training.steps=13", "--allow_change=training.steps,optimizer,execution"]
     copied = tmp_path / "run"
     subprocess.run(["cp", "-r", str(uninterrupted), str(copied)], check=True)
-    told = train(data, copied, *change, *longer)
-    assert "continuing with a change: optimizer.learning_rate: 0.01 -> 0.02" in told
+    output = train(data, copied, *change, *longer)
+    assert "continuing with a change: optimizer.learning_rate: 0.01 -> 0.02" in output
     assert describe(copied).step == 13
 
 
@@ -228,10 +228,10 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     files = [p for p in (copied / "checkpoints" / "12").rglob("*") if p.is_file()]
     largest = max(files, key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-7])
-    told = train(data, copied)
-    assert "checkpoint 12" in told
-    assert "damaged" in told
-    assert "continuing from step 9" in told
+    output = train(data, copied)
+    assert "checkpoint 12" in output
+    assert "damaged" in output
+    assert "continuing from step 9" in output
     assert_same_run(copied, uninterrupted)
 
 
@@ -269,22 +269,22 @@ def test_fine_tuning_starts_from_a_model_and_leaves_frozen_bricks_alone(
 def test_bad_input_gets_one_clear_line(
     data: Path, tmp_path: Path, change: str, message: str
 ) -> None:
-    told = train(data, tmp_path / "run", *change.split(" "), status=2)
-    assert message in told
-    assert "Traceback" not in told
-    assert told.count("\n") == 1
+    output = train(data, tmp_path / "run", *change.split(" "), status=2)
+    assert message in output
+    assert "Traceback" not in output
+    assert output.count("\n") == 1
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(data: Path, tmp_path: Path) -> None:
     line = arguments(data, tmp_path / "run", "--config.data.batch_size=6")
-    told = script("train.py", *line, status=2, JAX_NUM_CPU_DEVICES="4").stderr
-    assert told.startswith("error: data.batch_size 6 ")
-    assert told.count("\n") == 1
+    output = script("train.py", *line, status=2, JAX_NUM_CPU_DEVICES="4").stderr
+    assert output.startswith("error: data.batch_size 6 ")
+    assert output.count("\n") == 1
 
 
 def test_a_directory_that_holds_something_else_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    told = train(data, tmp_path, status=2)
-    assert told.count("\n") == 1
+    output = train(data, tmp_path, status=2)
+    assert output.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]

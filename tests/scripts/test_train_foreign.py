@@ -28,13 +28,13 @@ def test_training_goes_on_with_foreign_weights(tmp_path: Path) -> None:
         "--tokenizer=byte",
         "--held_out=0.3",
     )
-    told = run(
+    printed = run(
         "train",
         f"--config={ROOT / 'tests/configs/foreign.py'}",
         f"--config.data.path={tmp_path / 'data'}",
         f"--workdir={tmp_path / 'run'}",
     )
-    assert f"starting from {SOURCE}, a checkpoint of the format moduleformer" in told
+    assert f"starting from {SOURCE}, a checkpoint of the format moduleformer" in printed
     checkpoint = open_checkpoint(SOURCE)
     moved = []
     for path, value in load_parameters(tmp_path / "run").items():

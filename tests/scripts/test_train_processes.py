@@ -216,10 +216,10 @@ def test_an_unreachable_coordinator_is_told_with_its_address(data: Path, tmp_pat
     with running(data, tmp_path, 2, 4, "--start_timeout=1") as processes:
         processes[0].kill()
         assert processes[1].wait(timeout=120) == 2
-    told = errors_of(tmp_path, 1)
-    assert told.count("\n") == 1
+    output = errors_of(tmp_path, 1)
+    assert output.count("\n") == 1
     assert re.match(
-        r"error: the coordinator at 127\.0\.0\.1:\d+ cannot be reached within 1 s", told
+        r"error: the coordinator at 127\.0\.0\.1:\d+ cannot be reached within 1 s", output
     )
 
 
@@ -230,9 +230,9 @@ def test_mismatched_configs_end_every_process_with_what_differs(data: Path, tmp_
     }
     with running(data, tmp_path, 2, 1, of_process=own) as processes:
         assert ends(processes) == [2, 2]
-    told = [errors_of(tmp_path, process) for process in range(2)]
-    assert told[0] == told[1]
-    assert told[0].count("\n") == 1
-    assert "process 1: config.optimizer.learning_rate: 0.01 -> 0.02" in told[0]
-    assert "process 1: data.dataset" in told[0]
+    output = [errors_of(tmp_path, process) for process in range(2)]
+    assert output[0] == output[1]
+    assert output[0].count("\n") == 1
+    assert "process 1: config.optimizer.learning_rate: 0.01 -> 0.02" in output[0]
+    assert "process 1: data.dataset" in output[0]
     assert not (tmp_path / "run").exists()

@@ -48,7 +48,7 @@ def test_a_file_without_such_lines_is_refused(tmp_path: Path) -> None:
         write_plans(path, MESHES, {})
 
 
-def test_a_preset_tells_its_layouts_itself(tmp_path: Path) -> None:
+def test_machines_are_read_from_the_preset(tmp_path: Path) -> None:
     path = tmp_path / "preset.py"
     mesh = "MeshConfig(data=1, fsdp=64)"
     machines = f"MACHINES = {{'v5p:4x4x4': Machine({mesh})}}"

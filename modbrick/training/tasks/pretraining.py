@@ -34,7 +34,7 @@ from modbrick.training.tasks.task import Evaluate, Evaluation, LocalBatch, Work
 
 
 def next_token_totals(
-    model: Decoder, batch: Mapping[str, Any], keys: Key[Array, "B"] | None
+    model: Decoder, batch: Mapping[str, Any], random_keys: Key[Array, "B"] | None
 ) -> Totals:
     """Returns the sums of the next-token loss over packed rows.
 
@@ -42,13 +42,13 @@ def next_token_totals(
       model: the decoder.
       batch: `tokens`, `targets`, `segment_ids`, `positions` and `loss_mask`, int32 `[B, S]`, see
         `modbrick.data.batches`.
-      keys: one for each row, for sampled routing.
+      random_keys: one for each row, for sampled routing.
     """
     features = model.features(
         batch["tokens"],
         segment_ids=batch["segment_ids"],
         positions=batch["positions"],
-        random_keys=keys,
+        random_keys=random_keys,
     )
     weights = batch["loss_mask"].astype(jnp.float32)
     loss = head_loss(
@@ -82,10 +82,10 @@ class Pretraining:
         return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in FIELDS}
 
     def loss(
-        self, model: Decoder, batch: Mapping[str, Any], keys: Key[Array, "B"] | None
+        self, model: Decoder, batch: Mapping[str, Any], random_keys: Key[Array, "B"] | None
     ) -> Totals:
         """Returns the sums of the next-token loss."""
-        return next_token_totals(model, batch, keys)
+        return next_token_totals(model, batch, random_keys)
 
     def metadata(self) -> Metadata:
         """Returns model, identity of the run, and tokenizer."""

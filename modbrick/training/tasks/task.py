@@ -58,7 +58,7 @@ class Work:
     """Size of a global batch.
 
     Attributes:
-      tokens: slots, padding included.
+      tokens: positions, padding included.
       flops: useful operations, forward and backward; padding counts as none.
     """
 
@@ -83,8 +83,8 @@ class Evaluation:
 
 
 Evaluate = Callable[[Any, Callable[[], bool]], Evaluation | None]
-"""`evaluate(parameters, should_stop)`: the result for a model's whole parameters; None if it was
-told to stop. Every process makes this call, and all get the same."""
+"""`evaluate(parameters, should_stop)`: the result for a model's whole parameters; None if
+`should_stop()` was true. Every process makes this call, and all get the same."""
 
 
 class Task(Protocol):
@@ -100,14 +100,14 @@ class Task(Protocol):
         """Returns the arrays of a global batch, `[B, S]` or `[B]`; needs no data."""
 
     def loss(
-        self, model: Decoder, batch: Mapping[str, Any], keys: Key[Array, "B"] | None
+        self, model: Decoder, batch: Mapping[str, Any], random_keys: Key[Array, "B"] | None
     ) -> Totals:
         """Returns sums over a batch, or over a part of its rows; differentiable in the model.
 
         Args:
           model: with parameters, inside of the compiled step.
           batch: of the arrays of `batch_shapes`, of all rows or of those of a microbatch.
-          keys: one for each row, for sampled routing; None: nothing is sampled.
+          random_keys: one for each row, for sampled routing; None: nothing is sampled.
         """
 
     def metadata(self) -> Metadata:

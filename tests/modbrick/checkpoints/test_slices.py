@@ -15,7 +15,7 @@ from etils import epath
 from modbrick.checkpoints import Metadata, describe, files, leaves, load_parameters, save_model
 from modbrick.checkpoints.leaves import checksums, slice_summary
 from modbrick.checkpoints.metadata import DamagedError
-from modbrick.checkpoints.slices import Layout, SliceReader, SliceWriter, piece_shape
+from modbrick.checkpoints.slices import SliceReader, SliceWriter, StoredForm, piece_shape
 from modbrick.config.families import moduleformer
 from modbrick.layers.functional import parameter_table
 
@@ -41,14 +41,14 @@ def values_of(dtype: jax.typing.DTypeLike) -> dict[str, np.ndarray]:
 def written(directory: Path, dtype: jax.typing.DTypeLike = jnp.bfloat16, limit: int = 300) -> Path:
     """A checkpoint in many small pieces."""
     values = values_of(dtype)
-    layouts = {}
+    forms = {}
     for path, value in values.items():
         axes = tuple(range(value.ndim))
         piece = piece_shape(value.shape, value.dtype.itemsize, axes, limit)
-        layouts[path] = Layout(value.shape, value.dtype, piece)
-    with SliceWriter(epath.Path(directory / "checkpoints" / "7"), layouts) as writer:
-        for path, layout in layouts.items():
-            for index in layout.pieces():
+        forms[path] = StoredForm(value.shape, value.dtype, piece)
+    with SliceWriter(epath.Path(directory / "checkpoints" / "7"), forms) as writer:
+        for path, form in forms.items():
+            for index in form.pieces():
                 assert writer.write(path, index, values[path][index]) == 0
         writer.finish(7, Metadata(model=MODEL))
     return directory
@@ -158,7 +158,7 @@ def test_checksums_of_more_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None
 def check_sums(values: np.ndarray, piece: tuple[int, ...], not_finite: int) -> None:
     summaries = [
         slice_summary(values[index], [s.start for s in index], values.shape)
-        for index in Layout(values.shape, values.dtype, piece).pieces()
+        for index in StoredForm(values.shape, values.dtype, piece).pieces()
     ]
     assert (
         sum(summary.checksum for summary in summaries) % 2**32
@@ -181,7 +181,7 @@ def test_pieces_are_small_and_cover_everything() -> None:
         piece = piece_shape(shape, 4, axes, limit=100)
         assert np.prod(piece) * 4 <= 100
         seen = np.zeros(shape, int)
-        for index in Layout(shape, np.dtype(np.float32), piece).pieces():
+        for index in StoredForm(shape, np.dtype(np.float32), piece).pieces():
             seen[index] += 1
         assert (seen == 1).all()
     assert piece_shape((48, 32, 10, 20), 4, (0, 1), limit=100) == (1, 1, 10, 20)

@@ -96,10 +96,10 @@ def test_pieces_of_any_size_give_the_same_files(
     directory = saved(tmp_path / "ours", MODEL)
     monkeypatch.setattr(exporting, "SLICE", piece)
     monkeypatch.setattr(exporting, "_IN_FLIGHT", 500)
-    told: list[int] = []
+    written: list[int] = []
     export = prepare_export(directory, FORM)
-    export_checkpoint(export, tmp_path / "out", progress=told.append)
-    assert sum(told) == export.nbytes
+    export_checkpoint(export, tmp_path / "out", progress=written.append)
+    assert sum(written) == export.nbytes
     checkpoint = open_checkpoint(tmp_path / "out")
     import_checkpoint(checkpoint, tmp_path / "again")
     assert checkpoint.model == MODEL.replace(router_statistics="all", dtype="float32")

@@ -29,6 +29,6 @@ def test_what_is_no_size(text: str) -> None:
 
 
 def test_nothing_is_shown_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    with byte_progress("import", 10) as told:
-        told(3)
+    with byte_progress("import", 10) as advance:
+        advance(3)
     assert capsys.readouterr() == ("", "")

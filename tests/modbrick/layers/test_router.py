@@ -22,16 +22,16 @@ def router_of(experts: ExpertsConfig, width: int = WIDTH) -> Router:
     return Router(experts, width, 1.0, rngs=nnx.Rngs(params=1))
 
 
-def apply(graph, parameters, x, counted=None, keys=None):
-    context = Context(counted=counted, random_keys=keys)
+def apply(graph, parameters, x, counted=None, random_keys=None):
+    context = Context(counted=counted, random_keys=random_keys)
     return nnx.merge(graph, parameters)(x, "attention", context)
 
 
 apply_compiled = jax.jit(apply, static_argnums=0)
 
 
-def route(router: Router, x, counted=None, keys=None):
-    return apply_compiled(*nnx.split(router), jnp.asarray(x, jnp.float32), counted, keys)
+def route(router: Router, x, counted=None, random_keys=None):
+    return apply_compiled(*nnx.split(router), jnp.asarray(x, jnp.float32), counted, random_keys)
 
 
 def routed_by(logits, *, key=None, counted=None, **config):
@@ -50,8 +50,8 @@ def routed_by(logits, *, key=None, counted=None, **config):
         width=count,
     )
     router.output.weight[...] = jnp.eye(count)
-    keys = None if key is None else jax.random.split(key, 1)
-    routing, statistics = route(router, logits[None], counted, keys)
+    random_keys = None if key is None else jax.random.split(key, 1)
+    routing, statistics = route(router, logits[None], counted, random_keys)
     return jax.tree.map(lambda x: x[0], routing), statistics
 
 

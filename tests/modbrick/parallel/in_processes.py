@@ -1,4 +1,4 @@
-"""One of several processes: what they tell each other, and the rows that each of them holds.
+"""One of several processes: what they exchange, and the rows that each of them holds.
 
     python in_processes.py HOST:PORT PROCESSES PROCESS
 
@@ -78,7 +78,7 @@ def main(coordinator: str, processes: str, process: str) -> None:
     start_processes(ProcessConfig(coordinator, int(processes), int(process)))
     index = jax.process_index()
     first = is_first()
-    say("told once")
+    say("said once")
     votes = Votes(make_mesh(MeshConfig()))
     asked = [0, 0, 15 if index else 0, 0, 2]
     print(

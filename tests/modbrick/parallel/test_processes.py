@@ -1,4 +1,4 @@
-"""Processes that find each other, agree, and tell each other; two of them over loopback."""
+"""Processes that find each other, agree, and exchange reports; two of them over loopback."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[dict[str, Any]]:
-    """What each of two processes with four devices says; see `in_processes.py`."""
+def reports() -> list[dict[str, Any]]:
+    """Reports of each of two processes with four devices; see `in_processes.py`."""
     script = Path(__file__).with_name("in_processes.py")
     address = f"127.0.0.1:{free_port()}"
     started = [
@@ -46,32 +46,34 @@ def told() -> list[dict[str, Any]]:
             process.kill()
     for process, (_, errors) in zip(started, ended, strict=True):
         assert process.returncode == 0, errors[-2000:]
-    assert ["told once" in out for out, _ in ended] == [True, False]
+    assert ["said once" in out for out, _ in ended] == [True, False]
     return [json.loads(out.splitlines()[-1]) for out, _ in ended]
 
 
-def test_all_devices_are_everyones(told: list[dict[str, Any]]) -> None:
-    assert [report["devices"] for report in told] == [8, 8]
-    assert [report["first"] for report in told] == [True, False]
+def test_all_devices_are_everyones(reports: list[dict[str, Any]]) -> None:
+    assert [report["devices"] for report in reports] == [8, 8]
+    assert [report["first"] for report in reports] == [True, False]
 
 
-def test_what_is_gathered_comes_in_the_order_of_the_processes(told: list[dict[str, Any]]) -> None:
+def test_what_is_gathered_comes_in_the_order_of_the_processes(
+    reports: list[dict[str, Any]],
+) -> None:
     expected = [{"process": 0, "text": "é"}, {"process": 1, "text": "éé"}]
-    assert [report["gathered"] for report in told] == [expected, expected]
+    assert [report["gathered"] for report in reports] == [expected, expected]
 
 
-def test_what_differs_is_named_alike_in_every_process(told: list[dict[str, Any]]) -> None:
-    lines = {report["agreement"] for report in told}
+def test_what_differs_is_named_alike_in_every_process(reports: list[dict[str, Any]]) -> None:
+    lines = {report["agreement"] for report in reports}
     assert len(lines) == 1
     assert "process 1: b.c[1]: 0 -> 1" in lines.pop()
-    assert [report["alike"] for report in told] == [None, None]
+    assert [report["alike"] for report in reports] == [None, None]
 
 
-def test_an_error_of_one_process_is_raised_in_all(told: list[dict[str, Any]]) -> None:
-    assert [report["everywhere"] for report in told] == ["process 1: lost"] * 2
-    assert [report["all alike"] for report in told] == ["lost"] * 2
-    assert [report["damaged"] for report in told] == ["process 0: bad"] * 2
-    assert [report["made"] for report in told] == [0, 1]
+def test_an_error_of_one_process_is_raised_in_all(reports: list[dict[str, Any]]) -> None:
+    assert [report["everywhere"] for report in reports] == ["process 1: lost"] * 2
+    assert [report["all alike"] for report in reports] == ["lost"] * 2
+    assert [report["damaged"] for report in reports] == ["process 0: bad"] * 2
+    assert [report["made"] for report in reports] == [0, 1]
 
 
 LONE = """
@@ -105,11 +107,13 @@ def test_an_error_of_one_process_alone_ends_it_as_any_other() -> None:
     assert lone.returncode == 2
 
 
-def test_a_vote_of_one_process_is_told_to_all_one_call_later(told: list[dict[str, Any]]) -> None:
-    assert [report["votes"] for report in told] == [[0, 0, 0, 15, 0]] * 2
+def test_a_vote_of_one_process_is_known_to_all_one_call_later(
+    reports: list[dict[str, Any]],
+) -> None:
+    assert [report["votes"] for report in reports] == [[0, 0, 0, 15, 0]] * 2
 
 
-def test_each_process_holds_the_rows_of_its_devices(told: list[dict[str, Any]]) -> None:
+def test_each_process_holds_the_rows_of_its_devices(reports: list[dict[str, Any]]) -> None:
     halves, whole = (list(range(8)), list(range(8, 16))), list(range(16))
     for name, share in {
         "data": halves,
@@ -119,15 +123,15 @@ def test_each_process_holds_the_rows_of_its_devices(told: list[dict[str, Any]]) 
         "expert x sequence": halves,
         "tensor": (whole, whole),
     }.items():
-        rows = [report["meshes"][name]["rows"] for report in told]
+        rows = [report["meshes"][name]["rows"] for report in reports]
         if share == halves:
             assert sorted(rows) == sorted(share), name
         else:
             assert rows == list(share), name
 
 
-def test_batches_lie_where_they_belong_and_losses_count_once(told: list[dict[str, Any]]) -> None:
-    for report in told:
+def test_batches_lie_where_they_belong_and_losses_count_once(reports: list[dict[str, Any]]) -> None:
+    for report in reports:
         for name, found in report["meshes"].items():
             assert found["right"], name
             assert found["error"] <= 1e-12, name

@@ -71,13 +71,13 @@ class Compiler:
 
 def test_the_search_goes_on_until_plans_fit():
     candidates = search(small_run(), V5P)
-    told: list[str] = []
+    said: list[str] = []
     compiler = Compiler({0: "libtpu\ndied", 1: 2.0, 2: "again"}, candidates)
-    plans = compiled(candidates, V5P, 2, compiler, told.append)
+    plans = compiled(candidates, V5P, 2, compiler, said.append)
     assert compiler.made == [0, 1, 2, 3, 4]
     assert [plan.fits for plan in plans] == [False, True, True]
-    assert len(told) == 2
-    assert told[0].endswith("libtpu died")
+    assert len(said) == 2
+    assert said[0].endswith("libtpu died")
 
 
 def test_the_search_ends():
@@ -85,8 +85,8 @@ def test_the_search_ends():
     nothing_fits = Compiler(dict.fromkeys(range(len(candidates)), 1.5), candidates)
     assert not any(p.fits for p in compiled(candidates, V5P, 1, nothing_fits, pytest.fail))
     assert nothing_fits.made == list(range(TRIES))
-    refused = Compiler(dict.fromkeys(range(len(candidates)), "no such layout"), candidates)
-    with pytest.raises(InputError, match="refused the best 4 plans, the last one: no such layout"):
+    refused = Compiler(dict.fromkeys(range(len(candidates)), "no such mesh"), candidates)
+    with pytest.raises(InputError, match="refused the best 4 plans, the last one: no such mesh"):
         compiled(candidates, V5P, 1, refused, lambda line: None)
 
 

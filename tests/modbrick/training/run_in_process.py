@@ -56,6 +56,6 @@ def parameters(workdir: Path) -> dict[str, Any]:
     return {path: np.asarray(x) for path, x in load_parameters(workdir)[0].items()}
 
 
-def told(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_rates(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records without what differs from run to run."""
     return [{k: v for k, v in record.items() if k not in RATES} for record in records]

@@ -23,7 +23,7 @@ from modbrick.training.observe.timeline import read_timeline
 from modbrick.training.step import StepMetrics
 from modbrick.training.tasks.task import Evaluation
 from tests.configs import tiny
-from tests.modbrick.training.run_in_process import parameters, run, told
+from tests.modbrick.training.run_in_process import parameters, run, without_rates
 from tests.modbrick.training.tasks.regression import Regression
 
 STEPS = 8
@@ -43,7 +43,7 @@ CONFIG = dataclasses.replace(
 
 
 class Diary(Observer):
-    """Writes down what it is told."""
+    """Writes down the events that it is notified of."""
 
     def __init__(self, act: Mapping[tuple[str, int], Any] = {}) -> None:
         self.seen: list[tuple[str, int]] = []
@@ -102,7 +102,7 @@ def traced_once() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(traced_once: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Diary]:
-    """A run that nothing happened to, and what its observer was told."""
+    """A run that nothing happened to, and the events that its observer saw."""
     workdir, diary = tmp_path_factory.mktemp("runs") / "whole", Diary()
     assert run(CONFIG, Regression, workdir, [diary]) == FINISHED
     return workdir, diary
@@ -110,7 +110,7 @@ def whole(traced_once: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 def assert_same_run(workdir: Path, other: Path) -> None:
     chex.assert_trees_all_equal(parameters(workdir), parameters(other))
-    assert told(read_metrics(str(workdir))) == told(read_metrics(str(other)))
+    assert without_rates(read_metrics(str(workdir))) == without_rates(read_metrics(str(other)))
     assert describe(workdir).metadata == describe(other).metadata
 
 
@@ -184,7 +184,7 @@ def test_a_signal_before_the_last_evaluation_leaves_it_to_the_next_start(
     again = Diary()
     assert run(CONFIG, Regression, tmp_path, [again]) == FINISHED
     assert [event for event in again.seen if event[1]] == [("evaluated", 8), (FINISHED, 8)]
-    assert told(read_metrics(str(tmp_path))) == told(read_metrics(str(whole[0])))
+    assert without_rates(read_metrics(str(tmp_path))) == without_rates(read_metrics(str(whole[0])))
 
 
 def test_an_error_closes_the_observers_and_leaves_the_checkpoints_before_it(

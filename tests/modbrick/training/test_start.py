@@ -1,4 +1,4 @@
-"""Where a run starts: new, from a model, or from its own last checkpoint; and what is refused."""
+"""Start of a run: new, from a model, or from its own last checkpoint; and what is refused."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def test_another_run_is_refused_unless_the_change_is_allowed(
             start_run(program, store, metadata)
         start = start_run(program, store, metadata, allow_change=["training.steps"])
     assert start.step == 7
-    told = capsys.readouterr().out.splitlines()
-    assert told == ["continuing with a change: training.steps: 12 -> 99", "continuing from step 7"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["continuing with a change: training.steps: 12 -> 99", "continuing from step 7"]
 
 
 def test_a_new_run_may_start_from_a_model(

@@ -27,8 +27,8 @@ def workdir(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def told(lines: list[str], workdir: Path) -> list[str]:
-    """Which files the lines are about; each is one line, for one file."""
+def files_named(lines: list[str], workdir: Path) -> list[str]:
+    """Files that the lines are about; each is one line, for one file."""
     assert all("\n" not in line and "training goes on" in line for line in lines)
     return sorted(line.split(" cannot be written")[0].removeprefix(f"{workdir}/") for line in lines)
 
@@ -54,7 +54,7 @@ def test_what_fails_amid_training_is_said_once_and_training_goes_on(
         "no permission": [],
         "read-only": [],
     }
-    assert told(lines, workdir) == expected[fault]
+    assert files_named(lines, workdir) == expected[fault]
     if fault != "vanished":
         steps = [record["step"] for record in read_metrics(workdir)]
         assert steps == ([1] if fault == "no space" else list(range(1, 60)))
@@ -71,7 +71,7 @@ def test_a_timeline_that_fails_is_said_once_too(
 
     within(SECONDS, train)
     lost = fault in ("no space", "vanished")
-    assert told(capsys.readouterr().out.splitlines(), workdir) == [TIMELINE_FILE] * lost
+    assert files_named(capsys.readouterr().out.splitlines(), workdir) == [TIMELINE_FILE] * lost
     if not lost:
         assert [r["step"] for r in read_timeline(workdir)] == list(range(30))
 

@@ -1,4 +1,4 @@
-"""What a start of a run spent its time on, as it is recorded."""
+"""Timeline of a run, as it is recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.modbrick.training.observe.steps import step_metrics
 
 
 class Clock:
-    """Clocks that move only when told to; the one on the wall may be set."""
+    """Clocks that move only when they are set; the one on the wall may be set."""
 
     def __init__(self) -> None:
         self.passed, self.wall = 50.0, 1.7e9
@@ -77,8 +77,14 @@ def test_later_starts_are_added_to_the_records_of_a_killed_one(
     with Timeline(tmp_path, 4) as kept:
         kept.step_started(5, step_metrics())
     killed.close()
-    told = [(record["event"], record["step"]) for record in read_timeline(tmp_path)]
-    assert told == [("start", 0), ("first_step", 1), ("steps", 9), ("start", 4), ("first_step", 5)]
+    events = [(record["event"], record["step"]) for record in read_timeline(tmp_path)]
+    assert events == [
+        ("start", 0),
+        ("first_step", 1),
+        ("steps", 9),
+        ("start", 4),
+        ("first_step", 5),
+    ]
 
 
 def test_a_process_knows_when_it_began() -> None:

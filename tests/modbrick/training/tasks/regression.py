@@ -83,17 +83,17 @@ class Regression:
         }
 
     def loss(
-        self, model: Decoder, batch: Mapping[str, Any], keys: Key[Array, "B"] | None
+        self, model: Decoder, batch: Mapping[str, Any], random_keys: Key[Array, "B"] | None
     ) -> Totals:
         """Squared errors; their absolute values beside them."""
-        features = model.features(batch["tokens"], random_keys=keys)
+        features = model.features(batch["tokens"], random_keys=random_keys)
         error = features.hidden[..., 0].astype(jnp.float32).mean(-1) - batch["share"]
         count = jnp.float32(error.size)
         metrics = {"absolute_error": Mean(jnp.abs(error).sum(), count)}
         return Totals(jnp.square(error).sum(), count, features.router_statistics, metrics)
 
     def metadata(self) -> Metadata:
-        """The identity is what the run is told."""
+        """The identity is the run's settings."""
         run = {"task": "regression", "training": to_mapping(self.config.training)}
         return Metadata(self.config.model, run=run)
 
@@ -105,9 +105,9 @@ class Regression:
         return Rows(self.config, local_rows(mesh, self.config.data.batch_size))
 
     def work(self, batch: LocalBatch) -> Work:
-        """Every slot counts, and two operations each."""
-        slots = batch["tokens"].size
-        return Work(slots, 2.0 * slots)
+        """Every position counts, and two operations each."""
+        positions = batch["tokens"].size
+        return Work(positions, 2.0 * positions)
 
     def evaluation(self, mesh: Mesh) -> Evaluate:
         """On rows that training never sees."""

@@ -55,7 +55,7 @@ def _streamed(monkeypatch):
     monkeypatch.setattr(tpu.Footprint, "buffers", lambda self, budget: None)
 
 
-class _Resident(GroupedMatmulContract):
+class _WeightStationary(GroupedMatmulContract):
     implementation = "tpu"
 
     # The interpreter's callbacks have effects that `jax.checkpoint` refuses: lowered, below.
@@ -64,21 +64,21 @@ class _Resident(GroupedMatmulContract):
         super().test_it_composes_with_scan_over_layers(wrap)
 
 
-class _Streamed(_Resident):
+class _Streamed(_WeightStationary):
     """The same, with its own name: what was compiled is kept for each."""
 
 
 @pytest.mark.verify
 @pytest.mark.timeout(1800)  # 256 experts with races looked for take minutes
 @pytest.mark.usefixtures("interpreted")
-class TestTpu(_Resident):
+class TestTpu(_WeightStationary):
     pass
 
 
 @pytest.mark.verify
 @pytest.mark.timeout(1800)  # 256 experts with races looked for take minutes
 @pytest.mark.usefixtures("interpreted", "streamed")
-class TestTpuStreamed(_Resident):
+class TestTpuStreamed(_WeightStationary):
     pass
 
 
@@ -98,8 +98,8 @@ def _assert_matmul(contract: GroupedMatmulContract, input_layout: str, output_la
 
 @pytest.mark.usefixtures("interpreted")
 def test_a_map_reads_tokens_and_a_reduce_sums_slots():
-    _assert_matmul(_Resident(), "tokens", "slots")
-    _assert_matmul(_Resident(), "slots", "tokens")
+    _assert_matmul(_WeightStationary(), "tokens", "slots")
+    _assert_matmul(_WeightStationary(), "slots", "tokens")
 
 
 @pytest.mark.usefixtures("interpreted", "streamed")
@@ -179,7 +179,7 @@ def _assert_feed_forward(
 
 @pytest.mark.usefixtures("interpreted")
 def test_feed_forward_with_stationary_weights():
-    _assert_feed_forward(_Resident(), "silu", True, np.float32, 5e-6)
+    _assert_feed_forward(_WeightStationary(), "silu", True, np.float32, 5e-6)
 
 
 @pytest.mark.usefixtures("interpreted", "streamed")
@@ -188,10 +188,10 @@ def test_feed_forward_with_streamed_matrices():
 
 
 def _kernels_of_layers(wrap: Callable[..., Any]) -> collections.Counter[str]:
-    """How often each kernel stands in a scan over layers and its gradients, lowered."""
-    layer, chosen, arguments = _Resident().layers()
+    """Counts of each kernel in a scan over layers and its gradients, lowered."""
+    layer, chosen, arguments = _WeightStationary().layers()
     with compiling_for("v5p", SMALL):
-        gradients = _Resident().gradients_of_a_scan(wrap(layer), chosen)
+        gradients = _WeightStationary().gradients_of_a_scan(wrap(layer), chosen)
         text = lower_for_tpu(gradients, *arguments)
     return collections.Counter(re.findall(r'kernel_name = "(\w+)"', text))
 

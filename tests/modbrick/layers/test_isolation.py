@@ -1,4 +1,4 @@
-"""What tokens share a row with must not matter: padding, and other documents."""
+"""Isolation of documents: neither padding nor other documents in a row matter."""
 
 from __future__ import annotations
 
