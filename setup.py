@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent
 REQUIRES = [
     "absl-py>=2.3",
     "array-record>=0.8.1",
+    "chex>=0.1.92",
     "etils[epath]>=1.13",
     "filelock>=3.30",
     "flax>=0.12.12",
@@ -52,7 +53,6 @@ EXTRAS = {
     # Checkpoints fetched by their name on the Hugging Face hub.
     "convert": ["huggingface-hub>=1.0"],
     "test": [
-        "chex>=0.1.92",
         "fsspec>=2025.3",
         # Only to show what its reader takes for true.
         "gguf>=0.19",

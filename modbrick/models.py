@@ -176,8 +176,8 @@ def open_model(path: epath.PathLike, step: int | None = None) -> StoredModel:
       InputError: there is no model, it is damaged, or of a format that is not read.
     """
     if not _is_foreign(as_path(path)):
-        description = checkpoints.describe(path, step)
-        found = checkpoints.locate(path, step)
+        found = checkpoints.locate(path, step)  # once: a run may save another meanwhile
+        description = checkpoints.describe(found)
         origin, paths = f"{path}, step {description.step}", tuple(description.parameters)
         return StoredModel(description.metadata.model, origin, paths, found)
     if step is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -48,6 +49,8 @@ def head_loss(
       multiplier: of the logits.
       chunk: positions of every sequence at a time; batches stay whole, so that their sharding does.
     """
+    chex.assert_equal_shape([targets, weights])
+    chex.assert_equal_shape_prefix([hidden, targets], 2)
     mesh = current_mesh()
     if mesh is None:
         return _head_loss(hidden, weight, targets, weights, multiplier, chunk)

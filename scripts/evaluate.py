@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from modbrick import command_line
 from modbrick.analysis.evaluation_table import evaluation_table
-from modbrick.checkpoints import describe
+from modbrick.checkpoints import describe, locate
 from modbrick.data import Dataset, TokenizerIdentity, check_vocabulary, evaluation_batches
 from modbrick.data.dataset import Split
 from modbrick.errors import InputError
@@ -59,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
     enable_compilation_cache()
     dataset = Dataset.open(DATA.value)
     split: Split = "train" if SPLIT.value == "train" else "held_out"
-    description = describe(CHECKPOINT.value, STEP.value)
-    parameters = load_parameters(CHECKPOINT.value, STEP.value)
+    found = locate(CHECKPOINT.value, STEP.value)  # once: a run may save another meanwhile
+    description, parameters = describe(found), load_parameters(found)
     config = description.metadata.model
     if description.metadata.tokenizer:
         trained = from_mapping(TokenizerIdentity, description.metadata.tokenizer)

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from modbrick import command_line
-from modbrick.checkpoints import describe
+from modbrick.checkpoints import describe, locate
 from modbrick.data import Dataset, evaluation_batches
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
@@ -107,8 +107,8 @@ def on_text(length: int, tolerances: Sequence[float]) -> dict[str, Any]:
     dataset = Dataset.open(DATA.value)
     rows = single_documents(dataset, length)
     counted = count_skipped(rows["tokens"], tolerances) if length <= LONGEST_COUNTED else {}
-    description = describe(CHECKPOINT.value)
-    parameters = load_parameters(CHECKPOINT.value)
+    found = locate(CHECKPOINT.value)
+    description, parameters = describe(found), load_parameters(found)
     losses = {}
 
     def evaluation(tolerance: float) -> Callable[[], Any]:

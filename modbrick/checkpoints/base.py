@@ -7,7 +7,7 @@ a checkpoint finds the base that it was trained over, or none.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from etils import epath
 
@@ -23,7 +23,8 @@ from modbrick.checkpoints.metadata import (
     new_description,
 )
 from modbrick.checkpoints.parts import SplitParameters, others
-from modbrick.parallel.processes import gather, is_first
+from modbrick.errors import InputError
+from modbrick.parallel.processes import everywhere, gather, is_first
 
 BASE = "base"
 
@@ -76,36 +77,66 @@ class BaseWriter:
             held = fingerprint(table_of(frozen, others(split.parts)), split.parts)
             self._cast[held] = (split.base, split.frozen)
 
-    def write(self, parameters: SplitParameters, metadata: Metadata) -> Split:
+    def write(
+        self,
+        parameters: SplitParameters,
+        metadata: Metadata,
+        failed: Callable[[Exception], InputError],
+    ) -> Split | None:
         """Writes the frozen parameters, unless they are there; waits until they are complete.
 
-        Every process makes this call. The whole is not joined.
+        Every process makes this call, and all of them go on or none does. The whole is not joined.
+
+        Args:
+          parameters: of the run.
+          metadata: of the run.
+          failed: makes the error out of the one that writing raised.
+
+        Returns:
+          What is where; None: nothing is frozen.
 
         Raises:
-          OSError, ValueError, RuntimeError: they cannot be written.
+          InputError: they cannot be written.
         """
-        parts = parameters.parts
+
+        def together[T](make: Callable[[], T]) -> T:
+            def guarded() -> T:
+                try:
+                    return make()
+                except files.WRITING as error:
+                    raise failed(error) from error
+
+            return everywhere(guarded)
+
+        def there(name: str, table: Mapping[str, Leaf]) -> bool:
+            whole = together(lambda: is_first() and self._is_whole(self._root / name, table))
+            return bool(gather(whole)[0])
+
         frozen = named_arrays(parameters.frozen, "frozen")
+        if not frozen:
+            return None
+        parts = parameters.parts
         table: Mapping[str, Leaf] = table_of(frozen, others(parts))
         trainable = table_of(named_arrays(parameters.trainable, "trainable"), parts)
         name = fingerprint(table, parts)
-        if name in self._cast and self._is_there(*self._cast[name]):
+        if name in self._cast and there(*self._cast[name]):
             return Split(self._cast[name][0], trainable, self._cast[name][1], parts)
-        if not self._is_there(name, table):
+        if not there(name, table):
             about = dataclasses.replace(metadata, data={}, extra={})
             description = new_description(0, about, {}, table, None)
+            arrays = {"parameters": frozen}
             try:
-                files.start_writing(self._root / name, description, {"parameters": frozen})()
+                finish = together(
+                    lambda: files.start_writing(self._root / name, description, arrays)
+                )
+                together(finish)
             finally:
                 if is_first():
                     clean(self._root)  # what could not be finished: a full disk needs the room
         return Split(name, trainable, table, parts)
 
-    def _is_there(self, name: str, table: Mapping[str, Leaf]) -> bool:
-        """Returns whether the first process sees a base whole; else it removes what there is."""
-        return bool(gather(is_first() and self._is_whole(self._root / name, table))[0])
-
     def _is_whole(self, path: epath.Path, table: Mapping[str, Leaf]) -> bool:
+        """Returns whether a base is there and whole; else removes what there is."""
         self._root.mkdir(parents=True, exist_ok=True)
         try:
             if path.exists() and is_complete(path):

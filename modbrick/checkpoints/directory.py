@@ -19,6 +19,8 @@ DAMAGED = ".damaged"
 DELETED = ".deleted"
 TEMPORARY = ".orbax-checkpoint-tmp"
 _COMMITTED = "commit_success.txt"
+VISIBLE_WITHIN = 60.0
+"""Seconds until every machine sees what one of them wrote to a shared file system."""
 
 
 def as_path(directory: epath.PathLike) -> epath.Path:
@@ -134,3 +136,22 @@ def write_text(path: epath.Path, text: str) -> None:
 def is_complete(path: epath.Path) -> bool:
     """Returns whether Orbax finished a checkpoint; where its name is no proof, a file is."""
     return is_local(path) or (path / _COMMITTED).exists()
+
+
+def require_shared(root: epath.Path) -> None:
+    """Checks that this process sees the directory that the first one has made.
+
+    File systems of a network may take as long to show what another machine has made; of a remote
+    store there is only one, and empty directories it has none.
+
+    Raises:
+      InputError: it does not appear in time.
+    """
+    patience = time.monotonic() + VISIBLE_WITHIN
+    while is_local(root) and not root.is_dir():
+        if time.monotonic() > patience:
+            raise InputError(
+                f"{root.parent} is not the directory of that name that process 0 has just made: "
+                "all processes of a run need the same one"
+            )
+        time.sleep(0.5)

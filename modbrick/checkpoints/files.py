@@ -33,6 +33,8 @@ LARGEST_PIECE = 64 << 20
 """Bytes above which an array is stored in pieces."""
 LARGEST_GROUP = 1 << 30
 """Bytes of arrays that are read at a time where they are cast."""
+WRITING = (OSError, ValueError, RuntimeError)
+"""What failing to write was seen to raise."""
 # What reading damaged files was seen to raise. Lack of memory and permissions are no damage.
 _READING = (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError, AssertionError)
 _NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError, InputError)

@@ -80,9 +80,14 @@ class RunLock:
         """Checks that the directory still belongs to this start.
 
         Raises:
-          InputError: another one has taken it, since this one gave no sign of life for too long.
+          InputError: another one has taken it, since this one gave no sign of life for too long;
+            or nobody can tell.
         """
-        if self._lock.lost():
+        try:
+            lost = self._lock.lost()
+        except OSError as error:
+            raise InputError(f"the lock of {self._directory} cannot be read ({error})") from error
+        if lost:
             raise InputError(
                 f"{self._directory} was taken over by {self._lock.owner()} while this process was "
                 "suspended: this one ends"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -24,26 +23,29 @@ from modbrick.checkpoints.directory import (
     as_path,
     clean,
     complete_steps,
-    is_local,
     move_aside,
     remove_repeatedly,
     require_own,
+    require_shared,
 )
 from modbrick.checkpoints.leaves import named_arrays, table_of
 from modbrick.checkpoints.link import plain_path
 from modbrick.checkpoints.lock import RunLock
-from modbrick.checkpoints.metadata import DamagedError, Description, Metadata, new_description
+from modbrick.checkpoints.metadata import (
+    DamagedError,
+    Description,
+    Metadata,
+    Split,
+    new_description,
+)
 from modbrick.checkpoints.parts import SplitParameters
 from modbrick.checkpoints.reading import Restored, restore
 from modbrick.checkpoints.retention import Retention
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere, gather, is_first
 
-VISIBLE_WITHIN = 60.0
-"""Seconds until every machine sees what one of them wrote to a shared file system."""
 STRAGGLERS = 0.5
 """Seconds for which threads of Orbax go on writing after another one failed."""
-_WRITING = (OSError, ValueError, RuntimeError)  # what failing to write was seen to raise
 _logger = logging.getLogger(__name__)
 
 
@@ -86,7 +88,7 @@ class CheckpointStore:
             for step in clean(self._root):
                 warn(f"checkpoint {step} in {self._root} was never finished: removed")
         _barrier("opened")
-        everywhere(self._require_shared)
+        everywhere(lambda: require_shared(self._root))
 
     def steps(self) -> list[int]:
         """Lists the steps of the complete checkpoints, ascending, as the first process sees them.
@@ -129,8 +131,13 @@ class CheckpointStore:
         everywhere(self._lock.require)
         if step in self.steps():
             return False
+        split = None
+        if isinstance(parameters, SplitParameters):
+            failed = functools.partial(self._failed, step)
+            split = self._bases.write(parameters, metadata, failed)
+            parameters = parameters.trainable
         started = everywhere(
-            lambda: self._start(step, parameters, optimizer_state, metadata, metrics or {})
+            lambda: self._start(step, parameters, optimizer_state, metadata, metrics or {}, split)
         )
         self._pending = self._executor.submit(self._finish, *started)
         if not self.config.asynchronous:
@@ -230,18 +237,6 @@ class CheckpointStore:
             )
         return None
 
-    def _require_shared(self) -> None:
-        # File systems of a network may take as long to show what another machine has made; of a
-        # remote store there is only one, and empty directories it has none.
-        patience = time.monotonic() + VISIBLE_WITHIN
-        while is_local(self._root) and not self._root.is_dir():
-            if time.monotonic() > patience:
-                raise InputError(
-                    f"{self.directory} is not the directory of that name that process 0 has just "
-                    "made: all processes of a run need the same one"
-                )
-            time.sleep(0.5)
-
     def _start(
         self,
         step: int,
@@ -249,15 +244,8 @@ class CheckpointStore:
         optimizer_state: Any | None,
         metadata: Metadata,
         metrics: Mapping[str, float],
+        split: Split | None,
     ) -> tuple[Description, Callable[[], None]]:
-        split = None
-        if isinstance(parameters, SplitParameters):
-            if jax.tree.leaves(parameters.frozen):
-                try:
-                    split = self._bases.write(parameters, metadata)
-                except _WRITING as error:
-                    raise self._failed(step, error) from error
-            parameters = parameters.trainable
         arrays = {"parameters": named_arrays(parameters, "parameters")}
         if optimizer_state is not None:
             arrays["optimizer"] = named_arrays(optimizer_state, "optimizer")
@@ -279,13 +267,16 @@ class CheckpointStore:
         step = description.step
         try:
             result()
-        except _WRITING as error:
+        except files.WRITING as error:
             if is_first():
                 for name in (f"{step}{TEMPORARY}", str(step)):  # a full disk needs the room
                     remove_repeatedly(self._root / name, STRAGGLERS)
             raise self._failed(step, error) from error
         if is_first():
-            self._retention.saved(description)
+            try:
+                self._retention.saved(description)
+            except OSError as error:  # the checkpoint itself is complete
+                self._warn(f"older checkpoints were not deleted ({files.first_line(error)})")
 
     def _failed(self, step: int, error: Exception) -> InputError:
         return InputError(

@@ -118,6 +118,7 @@ class Decoder(nnx.Module):
           ValueError: an unknown capture, or shapes that disagree.
           InputError: ids beyond the vocabulary or a full cache, where values are not traced.
         """
+        capture = tuple(capture)
         names = recorded_names(capture)
         features = self.features(
             tokens,
@@ -155,6 +156,7 @@ class Decoder(nnx.Module):
         random_keys: Key[Array, "B"] | None = None,
     ) -> Features:
         """Runs everything but the head; arguments as in a call."""
+        capture = tuple(capture)
         config, bricks = self.config, Bricks() if bricks is None else bricks
         _check_values(tokens, config.vocabulary, cache)
         visibility, counted, positions, cache = self._visible(
@@ -210,7 +212,7 @@ class Decoder(nnx.Module):
 
     @property
     def head_weight(self) -> Float[Array, "D V"]:
-        """Weight of the head, float32: the embedding, transposed, if tied."""
+        """Weight of the head as it is held: the embedding, transposed, if tied."""
         return self.embedding[...].T if self.config.tied_head else self.head.weight[...]
 
     def _visible(

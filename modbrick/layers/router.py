@@ -96,8 +96,9 @@ class Router(nnx.Module):
                 return self.output.in_float32(jax.nn.gelu(hidden, approximate=False))
             case _:
                 hidden = mark_router(self.hidden.in_float32(x))
-                cosine = matmul(_unit(hidden), _unit(self.centroids[...]).T)
-                return cosine * jnp.exp(self.temperature[...])
+                centroids = self.centroids[...].astype(jnp.float32)
+                cosine = matmul(_unit(hidden), _unit(centroids).T)
+                return cosine * jnp.exp(self.temperature[...].astype(jnp.float32))
 
     def __call__(
         self, x: Float[Array, "B S D"], sublayer: str, context: Context

@@ -35,8 +35,7 @@ class ModelSites:
     """The sites of a model.
 
     Attributes:
-      layers: of a layer of each segment, by the segment's index as text, in the order in which a
-        layer comes to them.
+      layers: of a layer of each segment, by the segment's index as text; sorted by name.
       decoder: `embedding` and `head`.
     """
 

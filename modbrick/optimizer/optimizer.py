@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,6 +130,7 @@ class Optimizer:
           state: from `init` or the update before.
           trainable: parameters, float32.
         """
+        chex.assert_trees_all_equal_shapes(gradients, trainable)
         leaves = dict(gradients)
         norm = jnp.sqrt(_sum_of_squares(leaves))
         apply = jnp.isfinite(norm) if self.config.skip_non_finite else jnp.bool_(True)

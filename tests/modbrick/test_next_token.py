@@ -47,3 +47,14 @@ def test_masked_targets_have_no_gradient() -> None:
     gradient = jax.grad(lambda h: head_loss(h, weight, targets, weights, 1.0, 2))(hidden)
     assert np.all(np.asarray(gradient)[0, [1, 3]] == 0.0)
     assert np.all(np.abs(np.asarray(gradient)[0, [0, 2]]).sum(-1) > 0.0)
+
+
+def test_targets_of_another_shape_are_refused_while_tracing():
+    hidden = jax.ShapeDtypeStruct((2, 4, 8), jnp.float32)
+    weight = jax.ShapeDtypeStruct((8, 11), jnp.float32)
+    targets = jax.ShapeDtypeStruct((2, 3), jnp.int32)
+    with pytest.raises(AssertionError, match="shape"):
+        jax.eval_shape(
+            lambda h, w, t, s: head_loss(h, w, t, s, 1.0, 2),
+            *(hidden, weight, targets, jax.ShapeDtypeStruct((2, 3), jnp.float32)),
+        )

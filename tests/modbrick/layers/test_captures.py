@@ -72,3 +72,9 @@ def test_what_nothing_has_cannot_be_captured(model, name):
 def test_sites_are_found_once_for_equal_models():
     config = model_config(DENSE)
     assert model_sites(config) is model_sites(dataclasses.replace(config))
+
+
+def test_an_iterator_of_names_is_read_once(model):
+    named = ("hidden_states", "head")
+    captured = model(TOKENS, capture=iter(named)).captured
+    assert set(captured) == set(named)
