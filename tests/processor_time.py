@@ -21,26 +21,26 @@ from tests import programs
 # longest path. Two cores share them: together under 40.
 AREAS = {
     "tests": 0.5,
-    "tests/docs": 1.5,
-    "tests/modbrick": 1.5,
-    "tests/modbrick/analysis": 1.0,
-    "tests/modbrick/bricks": 3.0,
-    "tests/modbrick/checkpoints": 1.0,
+    "tests/docs": 1.0,
+    "tests/modbrick": 1.0,
+    "tests/modbrick/analysis": 0.5,
+    "tests/modbrick/bricks": 2.0,
+    "tests/modbrick/checkpoints": 1.5,
     "tests/modbrick/convert": 2.5,
     "tests/modbrick/data": 0.5,
     "tests/modbrick/inference": 1.5,
-    "tests/modbrick/layers": 3.0,
+    "tests/modbrick/layers": 3.5,
     "tests/modbrick/library": 0.5,
-    "tests/modbrick/operations": 3.5,
-    "tests/modbrick/parallel": 1.5,
-    "tests/modbrick/planning": 0.5,
-    "tests/modbrick/training": 3.0,
-    "tests/pallas_kernels": 8.0,
+    "tests/modbrick/operations": 2.0,
+    "tests/modbrick/parallel": 3.0,
+    "tests/modbrick/planning": 1.0,
+    "tests/modbrick/training": 3.5,
+    "tests/pallas_kernels": 8.5,
     "tests/scripts": 6.5,
-    "tests/tools": 1.0,
+    "tests/tools": 0.4,
 }
 # Processor minutes of a test file.
-FILE_MINUTES = 1.5
+FILE_MINUTES = 2.5
 
 # What the workers take until their first test.
 STARTING = "starting, and importing the tests"

@@ -163,7 +163,7 @@ def test_a_file_without_permission_is_refused(tmp_path, monkeypatch):
 
 def test_every_script_checks_the_files_that_it_writes():
     checked = 0
-    for path in sorted((ROOT / "scripts").glob("*.py")):
+    for path in sorted([*(ROOT / "scripts").glob("*.py"), *(ROOT / "tools").glob("*.py")]):
         text = path.read_text()
         for name in re.findall(r'(\w+) = flags\.DEFINE_string\(\s*"(?:json|picture)"', text):
             assert re.search(rf"check_output\({name}\b", text), f"{path.name}: {name}"

@@ -57,18 +57,20 @@ def train_command(path: Path) -> str:
 def exists(flag: str) -> bool:
     """Returns whether train.py has a flag, or its config a key."""
     name, *keys = flag.split(".")
-    tree = ast.parse((ROOT / "scripts" / "train.py").read_text())
+    files = (ROOT / "scripts/train.py", ROOT / "modbrick/parallel/process_flags.py")
     defined = {
         ast.literal_eval(node.args[0])
-        for node in ast.walk(tree)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2][:6] == "DEFINE"
     }
-    kind: Any = RunConfig
+    kinds: tuple[Any, ...] = (RunConfig,)
     for key in keys:
-        hints = typing.get_type_hints(kind)
-        if key not in hints or not dataclasses.is_dataclass(kind):
+        hints = [typing.get_type_hints(kind) for kind in kinds if dataclasses.is_dataclass(kind)]
+        found = [of_kind[key] for of_kind in hints if key in of_kind]
+        if not found:
             return False
-        kind = hints[key]
+        kinds = tuple(kind for hint in found for kind in typing.get_args(hint) or (hint,))
     return name in defined
 
 

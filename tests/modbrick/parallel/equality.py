@@ -29,7 +29,8 @@ from modbrick.training.tasks.pretraining import next_token_totals
 
 ROWS, LENGTH, VOCABULARY = 16, 24, 48
 OBJECTIVE = ObjectiveConfig(load_balancing=0.3, switch=0.2, router_z=0.1, concentration=0.05)
-# Routers far from uniform: their mutual information would else be a difference of equals.
+# Routers far from uniform: their mutual information would else be a difference of equals. Not
+# farther: at a scale of 0.5 the rounding of one device alone is 1e-5 of the gradient of the keys.
 CONFIG = dataclasses.replace(
     moduleformer(
         vocabulary=VOCABULARY,
@@ -44,7 +45,7 @@ CONFIG = dataclasses.replace(
         dtype="float32",
         expert_initialiser="normal",
     ),
-    initial_scale=0.5,
+    initial_scale=0.4,
 )
 
 
@@ -97,6 +98,8 @@ def main() -> None:
     alone = values(parameters, batch(), ExecutionConfig(dispatch=dispatch))
     ways: tuple[ExpertParallelism, ...] = ("gather", "exchange")
     for sizes, way in itertools.product(meshes, ways):
+        if way == "exchange" and dispatch == "reference" and "expert" not in sizes:
+            continue  # the same program as the other way; `make verify` compares it too
         execution = ExecutionConfig(dispatch=dispatch, expert_parallelism=way)
         together = on_mesh(sizes, parameters, execution)
         dropped = float(together.pop("dropped"))
