@@ -148,7 +148,7 @@ def test_tokens_come_one_by_one_and_a_caller_can_stop(batch, greedily):
     assert [index for index, _ in events[:6]] == [0, 1, 2, 0, 1, 2]
 
 
-@pytest.mark.parametrize("top_p", [None, 0.9])
+@pytest.mark.parametrize("top_p", [pytest.param(None, marks=pytest.mark.verify), 0.9])
 def test_samples_depend_on_the_seed_and_the_prompt_only(model, top_p):
     sampled = functools.partial(
         generate, model, max_new_tokens=NEW, sampling=SamplingConfig(1.5, 12, top_p)

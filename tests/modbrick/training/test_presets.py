@@ -31,7 +31,7 @@ def test_a_preset_is_laid_out_for_a_topology_and_counts_its_steps() -> None:
         assert run.training.steps == 13, "the nearest number of whole batches"
         assert run.model == MODEL
     assert runs["v5e:2x2"].optimizer == runs["v6e:1x1"].optimizer
-    with pytest.raises(InputError, match="no machine for topology 'v9'"):
+    with pytest.raises(InputError, match="no machine of topology 'v9'"):
         preset("v9", MACHINES, MODEL, tokens=1.0, batch_size=1, sequence_length=1)
 
 
