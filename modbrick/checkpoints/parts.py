@@ -40,12 +40,6 @@ class Part:
         return brick_view(self.shape, self.flattened)
 
     @property
-    def part_shape(self) -> tuple[int, ...]:
-        """Shape of the array that holds the members."""
-        view = self.view
-        return (*view[: self.axis], len(self.indices), *view[self.axis + 1 :])
-
-    @property
     def others(self) -> Part:
         """The part that holds all other members."""
         mine = set(self.indices)

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from modbrick.checkpoints import CheckpointStore, Metadata, Restored, save_tokenizer
-from modbrick.checkpoints.directory import write_text
+from modbrick.checkpoints.directory import as_path, write_text
 from modbrick.layers.functional import initial_parameters
 from modbrick.models import open_model
 from modbrick.parallel.processes import everywhere, is_first, say
@@ -81,7 +81,7 @@ def describe_run(directory: epath.PathLike, program: TrainProgram) -> None:
     """Writes the run's config and its tokenizer into its directory; the first process does."""
     if not is_first():
         return
-    write_text(epath.Path(directory) / "config.json", to_json(program.config))
+    write_text(as_path(directory) / "config.json", to_json(program.config))
     if (tokenizer := program.task.tokenizer()) is not None:
         save_tokenizer(directory, tokenizer.to_json())
 
