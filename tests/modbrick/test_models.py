@@ -27,10 +27,10 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.convert import import_checkpoint, open_checkpoint
+from modbrick.decoder.decoder import Decoder
+from modbrick.decoder.functional import parameters_of
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.decoder import Decoder
-from modbrick.layers.functional import parameters_of
 from modbrick.models import open_model
 from tests.modbrick.layers.tiny import run
 
