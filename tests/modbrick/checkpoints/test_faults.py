@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from etils import epath
 
@@ -102,11 +103,14 @@ def test_a_checkpoint_that_cannot_be_written_ends_with_a_line(
 
 def frozen_part(model: ModelConfig) -> SplitParameters:
     partition = Partition(parameter_table(model), trainable=["layer.0"])
-    key = jax.random.key(0)
+    random = np.random.default_rng(0)
     return SplitParameters(
         partition,
         {path: jnp.ones(m.shape) for path, m in partition.trainable.items()},
-        {path: jax.random.normal(key, m.shape) for path, m in partition.frozen.items()},
+        {
+            path: jnp.asarray(random.normal(size=m.shape), jnp.float32)
+            for path, m in partition.frozen.items()
+        },
     )
 
 

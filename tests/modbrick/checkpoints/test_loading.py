@@ -17,15 +17,14 @@ from modbrick.checkpoints import (
     tokenizer_file,
 )
 from modbrick.config import SegmentConfig
-from modbrick.decoder.decoder import Decoder
-from modbrick.decoder.functional import parameters_of
+from modbrick.decoder.functional import initial_parameters
 from modbrick.errors import InputError
 from tests import programs
 
 
 @pytest.fixture(scope="module")
 def parameters(model_config):
-    return parameters_of(Decoder(model_config))
+    return initial_parameters(model_config, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
