@@ -1,22 +1,39 @@
-"""Customized bricks and how they are attached to a model.
+"""Customized bricks: what they are, where they are attached, and plugging many into one model.
 
 Examples:
-    >>> import functools
     >>> import jax
     >>> import jax.numpy as jnp
     >>> import modbrick
+    >>> from modbrick.bricks import Adapter, BrickConfig, LoRA, initial_bricks, plugged
     >>> model = modbrick.load_model("run")
-    >>> def lora(key, site):
-    ...     return modbrick.bricks.LoRA.initial(key, site.input_width, site.output_width, rank=2)
-    >>> plugged = modbrick.bricks.attach(
-    ...     model.config, {"layer.*.attention.query": lora}, key=jax.random.key(0)
-    ... )
-    >>> tokens = jnp.asarray([[1, 2, 3]])
-    >>> bool((model(tokens, bricks=plugged).logits == model(tokens).logits).all())  # new: no change
+    >>> bricks = {
+    ...     "german": BrickConfig(("layer.*.attention.query",), LoRA(rank=2)),
+    ...     "legal": BrickConfig(("layer.*.feed_forward",), Adapter(hidden=4)),
+    ... }
+    >>> values = initial_bricks(model.config, bricks, jax.random.key(0))
+    >>> plug = plugged(model.config, bricks, values)
+    >>> tokens = jnp.asarray([[1, 2, 3], [1, 2, 3]])
+    >>> out = model(tokens, bricks=plug, brick_ids=plug.ids(["german+legal", None]))
+    >>> bool(jnp.allclose(out.logits, model(tokens).logits, atol=1e-5))  # new ones change nothing
     True
 """
 
-from modbrick.bricks.attachment import attach
-from modbrick.bricks.lora import LoRA
+from modbrick.bricks.config import BrickConfig, Settings
+from modbrick.bricks.kinds.adapter import Adapter
+from modbrick.bricks.kinds.bias import Bias
+from modbrick.bricks.kinds.ia3 import IA3
+from modbrick.bricks.kinds.lora import LoRA
+from modbrick.bricks.plugging import Plugged, plugged
+from modbrick.bricks.table import initial_bricks
 
-__all__ = ["LoRA", "attach"]
+__all__ = [
+    "IA3",
+    "Adapter",
+    "Bias",
+    "BrickConfig",
+    "LoRA",
+    "Plugged",
+    "Settings",
+    "initial_bricks",
+    "plugged",
+]

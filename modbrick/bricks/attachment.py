@@ -1,57 +1,99 @@
-"""Attaching bricks: from addresses of sites to the stacked argument of the forward pass."""
+"""Places of a brick in a model: which sites of which layers its patterns cover."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from collections.abc import Iterator
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
+from modbrick.bricks.config import BrickConfig
 from modbrick.config import ModelConfig
 from modbrick.decoder.sites import Site, model_sites
 from modbrick.errors import InputError
-from modbrick.layers.context import Bricks, SiteBrick
+from modbrick.parameters.addresses import LAYER, covered
 from modbrick.schema import nearest
 
-NewBrick = Callable[[jax.Array, Site], SiteBrick]
-"""Makes one layer's brick at a site, from a random key and the site."""
+
+@dataclasses.dataclass(frozen=True)
+class Attachment:
+    """A site where a brick is attached, in one layer or several of a segment.
+
+    Attributes:
+      segment: by index as text; "": the decoder's own site.
+      site: the place.
+      layers: indices in the segment's stack, ascending; empty for the decoder's own site.
+      first_layer: absolute index of the segment's first layer.
+    """
+
+    segment: str
+    site: Site
+    layers: tuple[int, ...] = ()
+    first_layer: int = 0
+
+    @property
+    def path(self) -> str:
+        """Name by which arrays are stored: `segments.0.attention.query`, `decoder.embedding`."""
+        return (
+            f"segments.{self.segment}.{self.site.name}"
+            if self.segment
+            else (f"decoder.{self.site.name}")
+        )
+
+    def address(self, layer: int | None = None) -> str:
+        """Returns the address of the site in one layer of the stack."""
+        if layer is None:
+            return self.site.name
+        return f"layer.{self.first_layer + layer}.{self.site.name}"
 
 
-def attach(config: ModelConfig, new: Mapping[str, NewBrick], *, key: jax.Array) -> Bricks:
-    """Makes a brick for every layer at each named site, stacked as the forward pass takes them.
-
-    Args:
-      config: the model.
-      new: for each site, what makes a layer's brick there. A site is `layer.*.NAME` (every layer
-        that has it; `model_sites` lists names), `embedding` or `head`.
-      key: split over sites and layers.
+@functools.lru_cache(maxsize=256)
+def attachments(model: ModelConfig, config: BrickConfig) -> tuple[Attachment, ...]:
+    """Lists where a brick is attached in a model, in the order of the sites.
 
     Raises:
-      InputError: a site that no layer has.
+      InputError: a pattern that covers no site, or a site that the kind does not fit.
     """
-    segments: dict[str, dict[str, tuple[SiteBrick, ...]]] = {}
-    decoder: dict[str, tuple[SiteBrick, ...]] = {}
-    sites = model_sites(config)
-    own = {site.name: site for site in sites.decoder}
-    of_layers = {
-        segment: {f"layer.*.{site.name}": site for site in found}
-        for segment, found in sites.layers.items()
-    }
-    known = {*own, *(address for found in of_layers.values() for address in found)}
-    for number, (address, make) in enumerate(new.items()):
-        if address not in known:
-            raise InputError(f"no site {address!r} in this model; {nearest(address, known)}")
-        site_key = jax.random.fold_in(key, number)
-        if address in own:
-            decoder[address] = (make(site_key, own[address]),)
-            continue
-        for name, first_layer, segment in config.placed_segments():
-            if address in of_layers[name]:
-                site = of_layers[name][address]
-                layers = [
-                    make(jax.random.fold_in(site_key, first_layer + layer), site)
-                    for layer in range(segment.repeats)
-                ]
-                stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-                segments.setdefault(name, {})[site.name] = (stacked,)
-    return Bricks(segments, decoder)
+    places = list(_places(model))
+    chosen = [np.zeros(max(len(place.layers), 1), bool) for place in places]
+    for pattern in config.at:
+        found = [_covered(pattern, place, whole=True) for place in places]
+        if not any(mask.any() for mask in found):
+            found = [_covered(pattern, place, whole=False) for place in places]
+        if not any(mask.any() for mask in found):
+            known = dict.fromkeys(_template(place) for place in places)
+            remark = nearest(pattern, [name.replace(LAYER, "*") for name in known])
+            raise InputError(f"no site {pattern!r} in this model; {remark}")
+        chosen = [mask | more for mask, more in zip(chosen, found, strict=True)]
+    result = []
+    for place, mask in zip(places, chosen, strict=True):
+        if mask.any():
+            config.settings.leaves(place.site)  # says whether it fits
+            layers = tuple(np.flatnonzero(mask).tolist()) if place.layers else ()
+            result.append(dataclasses.replace(place, layers=layers))
+    return tuple(result)
+
+
+def _places(model: ModelConfig) -> Iterator[Attachment]:
+    """Yields every site of a model, each with all layers that have it."""
+    sites = model_sites(model)
+    for name, first_layer, segment in model.placed_segments():
+        for site in sites.layers[name]:
+            yield Attachment(name, site, tuple(range(segment.repeats)), first_layer)
+    for site in sites.decoder:
+        yield Attachment("", site)
+
+
+def _template(place: Attachment) -> str:
+    return f"layer.{LAYER}.{place.site.name}" if place.segment else place.site.name
+
+
+def _covered(pattern: str, place: Attachment, *, whole: bool) -> np.ndarray:
+    """Returns which layers of a place a pattern covers; one entry for the decoder's own."""
+    template = _template(place)
+    size = max(len(place.layers), 1)
+    if whole and pattern.count(".") != template.count("."):
+        return np.zeros(size, bool)
+    layers = range(place.first_layer, place.first_layer + len(place.layers))
+    return covered(pattern, template, {"layer": layers} if place.segment else {}).reshape(size)

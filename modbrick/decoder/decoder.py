@@ -24,6 +24,9 @@ from modbrick.layers.norms import Norm
 from modbrick.layers.parameters import Initialiser, normal, parameter, uniform_fan_in
 from modbrick.layers.projections import Projection, matmul
 from modbrick.parallel import constrain, gathered
+from modbrick.parallel.choice import Choice
+
+BrickIds = Int[Array, "B"] | Int[Array, "B S"] | Int[Array, "B S K"]
 
 
 class Decoder(nnx.Module):
@@ -55,6 +58,7 @@ class Decoder(nnx.Module):
           execution: how to run it; None: as is best here.
         """
         self.config = config
+        self.plugged: Bricks | None = None
         self.execution = ExecutionConfig() if execution is None else execution
         key = jax.random.key(0) if key is None else key
         outer, inner = jax.random.split(key)
@@ -94,7 +98,8 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B S"] | None = None,
         cache: Cache | None = None,
         bricks: Bricks | None = None,
-        brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
+        brick_ids: BrickIds | None = None,
+        brick_weights: Float[Array, "B S K"] | None = None,
         capture: Iterable[str] = (),
         random_keys: Key[Array, "B"] | None = None,
     ) -> DecoderOutput:
@@ -107,8 +112,10 @@ class Decoder(nnx.Module):
           segment_ids: documents of a packed row, which do not see each other; 0 is padding.
           positions: of each token in its document; None: counted over real tokens.
           cache: keys and values of the tokens before these.
-          bricks: what is attached.
-          brick_ids: which variant of the attached bricks each example or token uses, -1 none.
+          bricks: what is attached; None: what is plugged in, see `plug`.
+          brick_ids: which of the bricks each example `[B]` or token `[B, S]` uses, or which several
+            `[B, S, K]`, -1 none; an axis S of 1 stands for all tokens. None: all, in their order.
+          brick_weights: by which the change of each is multiplied; None: 1.
           capture: intermediate values to return: names of `CAPTURES`, or of sites
             (`modbrick.decoder.sites.model_sites` lists them).
           random_keys: one for each sequence, for sampled top-k routing; None (evaluation): plain
@@ -128,10 +135,12 @@ class Decoder(nnx.Module):
             cache=cache,
             bricks=bricks,
             brick_ids=brick_ids,
+            brick_weights=brick_weights,
             capture=[name for name in capture if name != "head"],
             random_keys=random_keys,
         )
-        context = _head_context(features.hidden, bricks, brick_ids, names)
+        choice = _choice(brick_ids, brick_weights, features.hidden)
+        context = self._head_context(bricks, choice, names)
         logits = self._logits(features.hidden, context)
         captured = features.captured
         if "sites" in names:
@@ -151,13 +160,14 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B S"] | None = None,
         cache: Cache | None = None,
         bricks: Bricks | None = None,
-        brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
+        brick_ids: BrickIds | None = None,
+        brick_weights: Float[Array, "B S K"] | None = None,
         capture: Iterable[str] = (),
         random_keys: Key[Array, "B"] | None = None,
     ) -> Features:
         """Runs everything but the head; arguments as in a call."""
         capture = tuple(capture)
-        config, bricks = self.config, Bricks() if bricks is None else bricks
+        config, bricks = self.config, self._attached(bricks)
         _check_values(tokens, config.vocabulary, cache)
         visibility, counted, positions, cache = self._visible(
             tokens, attention_mask, segment_ids, positions, cache
@@ -167,7 +177,7 @@ class Decoder(nnx.Module):
             visibility,
             counted,
             random_keys,
-            brick_ids=_per_token(brick_ids, tokens),
+            choice=_choice(brick_ids, brick_weights, tokens),
             execution=self.execution,
             capture=recorded_names(capture),
         )
@@ -201,10 +211,28 @@ class Decoder(nnx.Module):
         hidden: Float[Array, "B S D"],
         *,
         bricks: Bricks | None = None,
-        brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
+        brick_ids: BrickIds | None = None,
+        brick_weights: Float[Array, "B S K"] | None = None,
     ) -> Float[Array, "B S V"]:
         """Applies the head to final hidden states; float32."""
-        return self._logits(hidden, _head_context(hidden, bricks, brick_ids))
+        choice = _choice(brick_ids, brick_weights, hidden)
+        return self._logits(hidden, self._head_context(bricks, choice))
+
+    def plug(self, bricks: Bricks) -> Decoder:
+        """Returns the same model with bricks that a call without `bricks` has."""
+        model = nnx.merge(*nnx.split(self))
+        model.plugged = nnx.data(bricks)
+        return model
+
+    def _attached(self, bricks: Bricks | None) -> Bricks:
+        if bricks is not None:
+            return bricks
+        return Bricks() if self.plugged is None else self.plugged
+
+    def _head_context(
+        self, bricks: Bricks | None, choice: Choice | None, capture: frozenset[str] = frozenset()
+    ) -> Context:
+        return Context(bricks=self._attached(bricks).decoder, choice=choice, capture=capture)
 
     def _logits(self, hidden: Float[Array, "B S D"], context: Context) -> Float[Array, "B S V"]:
         logits = matmul(hidden, self.head_weight) * self.config.logit_multiplier
@@ -276,23 +304,15 @@ def _positions(
     return counts.astype(jnp.int32)
 
 
-def _per_token(
-    brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None, x: jax.Array
-) -> Int[Array, "B S"] | None:
-    """Spreads ids given per example over its tokens."""
-    if brick_ids is None or brick_ids.ndim == 2:
-        return brick_ids
-    return jnp.broadcast_to(brick_ids[:, None], x.shape[:2])
-
-
-def _head_context(
-    hidden: Float[Array, "B S D"],
-    bricks: Bricks | None,
-    brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None,
-    capture: frozenset[str] = frozenset(),
-) -> Context:
-    return Context(
-        bricks={} if bricks is None else bricks.decoder,
-        brick_ids=_per_token(brick_ids, hidden),
-        capture=capture,
-    )
+def _choice(
+    ids: BrickIds | None, weights: Float[Array, "B S K"] | None, tokens: Array
+) -> Choice | None:
+    """Spreads ids and weights given per example over its tokens `[B, S, ...]`."""
+    if ids is None:
+        return None
+    ids = jnp.asarray(ids)
+    ids = ids.reshape(*ids.shape, *(1,) * (3 - ids.ndim))
+    shape = (*tokens.shape[:2], ids.shape[-1])
+    if weights is not None:
+        weights = jnp.broadcast_to(weights, shape)
+    return Choice(jnp.broadcast_to(ids, shape), weights)

@@ -85,7 +85,7 @@ def initial_parameters(
 
 def parameters_of(model: Decoder) -> dict[str, Array]:
     """Returns the parameters of a module, flat."""
-    return flatten(nnx.to_pure_dict(nnx.state(model)))
+    return flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 
 def _infos(config: ModelConfig, state: nnx.State) -> list[ParameterInfo]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from modbrick.decoder.functional import functional_decoder
 class Site:
     """A place to attach: its name within the layer or the decoder, and the widths of both sides.
 
+    `slots` is how many outputs a token has there, those of its experts.
+
     A projection has one of its own (`attention.query`, ...). `attention` and `feed_forward` see a
     sublayer whole (where an adapter sits), `residual` the stream after the layer, `*.router` the
     router's logits, `embedding` and `head` what the decoder makes of tokens and of final hidden
@@ -28,6 +31,7 @@ class Site:
     name: str
     input_width: int
     output_width: int
+    slots: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,7 @@ def model_sites(config: ModelConfig) -> ModelSites:
     found = jax.eval_shape(trace, decoder.abstract_parameters())
     sites = {
         place: tuple(
-            Site(name, inputs.shape[-1], outputs.shape[-1])
+            Site(name, inputs.shape[-1], outputs.shape[-1], math.prod(outputs.shape[2:-1]))
             for name, (inputs, outputs) in at.items()
         )
         for place, at in found.items()

@@ -39,7 +39,7 @@ def generate(
     stop_tokens: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
     bricks: Bricks | None = None,
-    brick_ids: Sequence[int] | None = None,
+    brick_ids: Sequence[int] | Int[np.ndarray, "B 1 K"] | None = None,
     on_tokens: OnTokens | None = None,
 ) -> GenerationResult:
     """Continues each prompt.
@@ -54,8 +54,9 @@ def generate(
       stop_tokens: ids that end a sequence.
       seed: of each sequence's draws, one for each prompt, below 2^32; a single one stands for seed,
         seed + 1, ...
-      bricks: what is attached to the model.
-      brick_ids: which variant of the bricks each prompt uses, -1 none.
+      bricks: what is attached to the model; None: what is plugged into it.
+      brick_ids: which of the bricks each prompt uses, -1 none; or which several, as
+        `Plugged.ids` returns them. None: all.
       on_tokens: called for each sequence after every token, in the order of the prompts.
 
     Examples:
@@ -115,7 +116,7 @@ class _Request:
     top_p: Float[Array, ""] | None
     stop_tokens: Int[Array, "N"]
     bricks: Bricks | None
-    brick_ids: Int[Array, "B"] | None
+    brick_ids: Int[Array, "B"] | Int[Array, "B 1 K"] | None
 
 
 @jax.tree_util.register_dataclass

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.cache import SegmentCache
+from modbrick.parallel.choice import Choice
 
 SUBLAYERS = ("attention", "feed_forward")
 
@@ -30,12 +31,12 @@ class SiteBrick(Protocol):
         self,
         inputs: Float[Array, "B S ..."],
         outputs: Float[Array, "B S ..."],
-        brick_ids: Int[Array, "B S"] | None,
+        choice: Choice | None,
     ) -> Float[Array, "B S ..."]:
         """Returns the new outputs, of the shape and dtype of `outputs`.
 
         `outputs` may have more axes before its last than `inputs` (the expert slots of queries).
-        `brick_ids` chooses one of the brick's variants for each token, -1 none; None: variant 0.
+        `choice` says which of the attached bricks each token uses; None: all, in their order.
         """
         ...
 
@@ -91,7 +92,7 @@ class Context:
       counted: tokens that count in router statistics; None: all.
       random_keys: one for each sequence, for sampled routing; None: plain top-k.
       bricks: attached to the decoder or to the layer at hand.
-      brick_ids: variant of each attached brick for each token; None: variant 0.
+      choice: which of the attached bricks each token uses; None: all of them.
       cache: keys and values of the segment; None: none is kept.
       layer: index of the layer at hand in its segment.
       statistics: totals of the routers that ran, by sublayer.
@@ -105,7 +106,7 @@ class Context:
     counted: Bool[Array, "B S"] | None = None
     random_keys: Key[Array, "B"] | None = None
     bricks: SiteBricks = dataclasses.field(default_factory=dict)
-    brick_ids: Int[Array, "B S"] | None = None
+    choice: Choice | None = None
     cache: SegmentCache | None = None
     layer: Int[Array, ""] | None = None
     statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -126,7 +127,7 @@ class Context:
           outputs: what it computed.
         """
         for brick in self.bricks.get(site, ()):
-            outputs = brick(inputs, outputs, self.brick_ids)
+            outputs = brick(inputs, outputs, self.choice)
         self.record(site, outputs)
         if "sites" in self.capture:
             self.captured.setdefault("sites", {})[site] = (inputs, outputs)

@@ -27,6 +27,9 @@ PARAMETER_RULES: Mapping[str, MeshAxes] = {
     "router_expert": None,
     "router_hidden": None,
     "scalar": None,
+    "rank": None,
+    "brick_input": None,
+    "brick_output": None,
 }
 
 FSDP = ("width", "hidden", "heads")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import pytest
 
-from modbrick.bricks import LoRA, attach
+from modbrick.bricks import BrickConfig, LoRA
+from modbrick.bricks.attachment import attachments
 from modbrick.config import families
 from modbrick.decoder.functional import parameter_table
 from tools.draw_bricks import TEXT, draw, read
@@ -34,12 +34,8 @@ def test_the_picture_is_what_the_text_gives() -> None:
 def test_a_model_has_these_bricks_and_sites() -> None:
     addresses = [address for _, address, _ in SAID.points]
     assert set(addresses) <= set(parameter_table(CONFIG).bricks())
-
-    def lora(key, site):
-        return LoRA.initial(key, site.input_width, site.output_width, rank=1)
-
-    makers = {f"layer.*.{site}": lora for _, site in SAID.plugs}
-    assert attach(CONFIG, makers, key=jax.random.key(0)).segments
+    brick = BrickConfig(tuple(f"layer.*.{site}" for _, site in SAID.plugs), LoRA(rank=1))
+    assert attachments(CONFIG, brick)
 
 
 def test_as_many_experts_are_chosen_as_a_token_has() -> None:

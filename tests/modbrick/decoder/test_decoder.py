@@ -48,7 +48,7 @@ class Offset:
 
     value: jax.Array
 
-    def __call__(self, inputs, outputs, brick_ids):
+    def __call__(self, inputs, outputs, choice):
         return outputs + self.value
 
 

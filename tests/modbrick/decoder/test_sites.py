@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from modbrick.bricks import LoRA, attach
+from modbrick.bricks import BrickConfig, LoRA, initial_bricks, plugged
+from modbrick.bricks.bank import Bank
 from modbrick.config import ExpertsConfig, LayerConfig, RouterConfig
 from modbrick.decoder.decoder import Decoder
 from modbrick.decoder.sites import model_sites
@@ -69,20 +70,14 @@ _models: dict[str, tuple[Decoder, Bricks]] = {}
 
 
 def model_and_bricks(name):
-    """Two layers, and a LoRA of two variants that changes nothing at each of their sites."""
+    """Two layers, and two LoRAs that change nothing at each of their sites."""
     if name not in _models:
         model = model_of(model_config(LAYERS[name], LAYERS[name]))
-        bricks = attach(
-            model.config,
-            {site: make for own, site in SITES if own == name},
-            key=jax.random.key(0),
-        )
-        _models[name] = model, bricks
+        brick = BrickConfig(tuple(site for own, site in SITES if own == name), LoRA(2, alpha=3.0))
+        pair = {"one": brick, "two": brick}
+        values = initial_bricks(model.config, pair, jax.random.key(0))
+        _models[name] = model, plugged(model.config, pair, values)
     return _models[name]
-
-
-def make(key, site):
-    return LoRA.initial(key, site.input_width, site.output_width, rank=2, alpha=3.0, variants=2)
 
 
 def with_update(bricks: Bricks, address: str, variants=(0, 1), seed: int = 0) -> Bricks:
@@ -91,17 +86,17 @@ def with_update(bricks: Bricks, address: str, variants=(0, 1), seed: int = 0) ->
     inside = site != address
     found = bricks.segments["0"] if inside else bricks.decoder
     brick = brick_at(bricks, address)
-    random = np.random.default_rng(seed).normal(0.0, 0.4, brick.up.shape)
+    random = np.random.default_rng(seed).normal(0.0, 0.4, brick.leaves["up"].shape)
     chosen = np.isin(np.arange(2), variants)[:, None, None]
-    changed = dataclasses.replace(brick, up=jnp.asarray(random * chosen, jnp.float32))
-    sites = {**found, site: (changed,)}
+    leaves = {**brick.leaves, "up": jnp.asarray(random * chosen, jnp.float32)}
+    sites = {**found, site: (dataclasses.replace(brick, leaves=leaves),)}
     return Bricks({"0": sites}, bricks.decoder) if inside else Bricks(bricks.segments, sites)
 
 
-def brick_at(bricks: Bricks, address: str) -> LoRA:
+def brick_at(bricks: Bricks, address: str) -> Bank:
     site = address.removeprefix("layer.*.")
     (brick,) = (bricks.decoder if site == address else bricks.segments["0"])[site]
-    assert isinstance(brick, LoRA)
+    assert isinstance(brick, Bank)
     return brick
 
 
@@ -138,8 +133,8 @@ def test_at_a_linear_map_a_lora_is_an_update_of_the_weight(name, site):
     model, bricks = model_and_bricks(name)
     changed = with_update(bricks, site)
     brick = brick_at(changed, site)
-    down, up = (np.asarray(x)[..., 1, :, :] for x in (brick.down, brick.up))
-    update = np.asarray(brick.scale)[..., None, None] * (down @ up)
+    down, up = (np.asarray(brick.leaves[name])[..., 1, :, :] for name in ("down", "up"))
+    update = 1.5 * (down @ up)
     graph, parameters = nnx.split(model)
     merged = jax.tree.map(lambda x: x, nnx.as_pure(parameters))
     *parents, leaf = WEIGHTS[site]
@@ -162,9 +157,12 @@ def test_ids_by_example_by_token_or_none_at_all():
     by_token = run(model, TOKENS, bricks=changed, brick_ids=ids(0, 1, -1)).logits
     by_example = run(model, TOKENS, bricks=changed, brick_ids=np.array([0, 1, -1], np.int32)).logits
     np.testing.assert_allclose(by_example, by_token, rtol=1e-5, atol=1e-6)
-    first = run(model, TOKENS, bricks=changed, brick_ids=ids(0, 0, 0)).logits
+    both = np.broadcast_to(np.array([0, 1], np.int32), (3, 1, 2))
     np.testing.assert_allclose(
-        run(model, TOKENS, bricks=changed).logits, first, rtol=1e-4, atol=1e-5
+        run(model, TOKENS, bricks=changed).logits,
+        run(model, TOKENS, bricks=changed, brick_ids=both).logits,
+        rtol=1e-4,
+        atol=1e-5,
     )
     # A brick that only the last tokens choose leaves the first ones alone.
     late = ids(0, 0, 0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from modbrick.bricks import LoRA, attach
+from modbrick.bricks import BrickConfig, LoRA, initial_bricks, plugged
 from modbrick.config import (
     AttentionConfig,
     ExpertsConfig,
@@ -195,16 +195,15 @@ def test_lengths_are_rounded_up():
 
 
 def test_bricks_are_passed_through(model, batch, greedily):
-    """Prompts choose a variant that favours a token, or none."""
-
-    def favour(key, site):
-        brick = LoRA.initial(key, site.input_width, site.output_width, rank=2, variants=2)
-        up = np.zeros(brick.up.shape, np.float32)
-        up[1] = np.random.default_rng(0).normal(0.0, 5.0, brick.up.shape[1:])
-        return LoRA(brick.down, jnp.asarray(up), brick.scale)
-
-    bricks = attach(model.config, {"head": favour}, key=jax.random.key(0))
-    result = greedily(PROMPTS, bricks=bricks, brick_ids=[-1, 0, 1])
+    """Prompts choose a brick that favours a token, one that does nothing, or none."""
+    brick = BrickConfig(("head",), LoRA(rank=2))
+    bricks = {"new": brick, "favour": brick}
+    values = initial_bricks(model.config, bricks, jax.random.key(0))
+    up = "bricks.favour.decoder.head.up"
+    random = np.random.default_rng(0).normal(0.0, 5.0, values[up].shape)
+    values[up] = jnp.asarray(random, jnp.float32)
+    plug = plugged(model.config, bricks, values)
+    result = greedily(PROMPTS, bricks=plug, brick_ids=plug.ids([None, "new", "favour"]))
     assert result.tokens[:2] == batch.tokens[:2]
     assert result.tokens[2] != batch.tokens[2]
 

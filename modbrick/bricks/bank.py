@@ -1,0 +1,52 @@
+"""Bank: bricks of one form at one site, stacked, with the row of each in the stack."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from modbrick.bricks.kinds.kind import Form, Leaves
+from modbrick.parallel.choice import Choice
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Bank:
+    """N bricks of one form at a site; a `SiteBrick`.
+
+    In a segment every array has a leading axis over its layers.
+
+    Attributes:
+      leaves: arrays of the bricks, `[N, ...]`, padded to one shape; constants `[N]`.
+      rows: of each of the M bricks plugged into the model, its row among the N, -1: not here.
+      form: what computes them.
+    """
+
+    leaves: Leaves
+    rows: Int[Array, "M"]
+    form: Form = dataclasses.field(metadata={"static": True})
+
+    def __call__(
+        self,
+        inputs: Float[Array, "B S I"],
+        outputs: Float[Array, "B S *K O"],
+        choice: Choice | None,
+    ) -> Float[Array, "B S *K O"]:
+        """Returns the outputs changed by each token's bricks; without a choice, by all in order."""
+        if choice is not None:
+            choice = choice.of(self.rows)
+            changed = self.form(self.leaves, inputs, outputs, choice)
+            # A token without a brick keeps its bits, whatever stands in its neighbours.
+            used = choice.used.reshape(*choice.used.shape, *(1,) * (outputs.ndim - 2))
+            return jnp.where(used, changed, outputs)
+        for brick in range(len(self.rows)):
+            row = self.rows[brick]
+            leaves = {
+                name: jax.lax.dynamic_slice_in_dim(leaf, jnp.maximum(row, 0), 1)
+                for name, leaf in self.leaves.items()
+            }
+            outputs = jnp.where(row >= 0, self.form(leaves, inputs, outputs, None), outputs)
+        return outputs

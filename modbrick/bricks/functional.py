@@ -1,0 +1,65 @@
+"""A decoder with customized bricks as pure functions of flat parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from modbrick.bricks.config import BrickConfig
+from modbrick.bricks.plugging import plugged
+from modbrick.bricks.table import BRICKS, brick_infos
+from modbrick.config import ModelConfig
+from modbrick.decoder.decoder import Decoder
+from modbrick.decoder.functional import FunctionalDecoder, functional_decoder
+from modbrick.execution import ExecutionConfig
+from modbrick.parameters import Parameters, ParameterTable
+
+
+@dataclasses.dataclass(frozen=True)
+class PluggedDecoder:
+    """The pure form of a decoder with bricks: parameters of both in one table.
+
+    Attributes:
+      config: the model.
+      bricks: by name.
+      decoder: the pure form of the model alone.
+      table: parameters of the model, and of the bricks.
+    """
+
+    config: ModelConfig
+    bricks: Mapping[str, BrickConfig]
+    decoder: FunctionalDecoder
+    table: ParameterTable
+
+    def bind(self, parameters: Parameters) -> Decoder:
+        """Returns the model with these parameters and its bricks plugged in."""
+        own = {p: x for p, x in parameters.items() if not is_brick(p)}
+        model = self.decoder.bind(own)
+        return model.plug(plugged(self.config, self.bricks, parameters)) if self.bricks else model
+
+    def abstract_parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes and dtypes of the parameters."""
+        return {info.path: jax.ShapeDtypeStruct(info.shape, jnp.float32) for info in self.table}
+
+
+def plugged_decoder(
+    config: ModelConfig,
+    bricks: Mapping[str, BrickConfig],
+    execution: ExecutionConfig = ExecutionConfig(),
+) -> PluggedDecoder:
+    """Returns the pure form of a decoder with bricks, or with none.
+
+    Raises:
+      InputError: a brick that does not fit the model.
+    """
+    decoder = functional_decoder(config, execution)
+    table = ParameterTable([*decoder.table, *brick_infos(config, bricks)])
+    return PluggedDecoder(config, dict(bricks), decoder, table)
+
+
+def is_brick(path: str) -> bool:
+    """Returns whether a path is that of a customized brick's array."""
+    return path.startswith(f"{BRICKS}.")

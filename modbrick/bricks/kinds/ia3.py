@@ -1,0 +1,61 @@
+"""IA³: a factor for each unit of keys, values or hidden layer (arXiv 2205.05638, section 3.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from modbrick.bricks.kinds.kind import LeafInfo, Leaves
+from modbrick.decoder.sites import Site
+from modbrick.layers.parameters import constant
+from modbrick.parallel.choice import Choice
+
+
+@dataclasses.dataclass(frozen=True)
+class IA3:
+    """y · factor. Several of a token multiply, in any order; a weight w stands for factor^w."""
+
+    kind: Literal["ia3"] = "ia3"
+
+    @property
+    def form(self) -> Rescaling:
+        """What computes it."""
+        return Rescaling()
+
+    def leaves(self, site: Site) -> dict[str, LeafInfo]:
+        """Returns `factor`, ones: nothing changes at first."""
+        one = constant(1.0)
+        return {"factor": LeafInfo((site.output_width,), ("brick_output",), one, padding=1.0)}
+
+    def constants(self, site: Site) -> dict[str, float]:
+        """Returns nothing."""
+        del site
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescaling:
+    """Form of IA³: `factor` `[N, out]`."""
+
+    def __call__(
+        self,
+        leaves: Leaves,
+        inputs: Float[Array, "B S I"],
+        outputs: Float[Array, "B S *K O"],
+        choice: Choice | None,
+    ) -> Float[Array, "B S *K O"]:
+        """Multiplies each token by the factors of its bricks, in float32."""
+        del inputs
+        if choice is None:
+            factor = leaves["factor"][0]
+        else:
+            chosen = choice.take(leaves["factor"], 1.0)
+            if choice.weights is not None:
+                chosen = jnp.sign(chosen) * jnp.abs(chosen) ** choice.weights[..., None]
+            factor = chosen.prod(-2)
+            slots = (1,) * (outputs.ndim - factor.ndim)
+            factor = factor.reshape(*factor.shape[:2], *slots, factor.shape[-1])
+        return (outputs.astype(jnp.float32) * factor).astype(outputs.dtype)

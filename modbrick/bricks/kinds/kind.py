@@ -1,0 +1,75 @@
+"""Interface of a kind of customized brick."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+from jaxtyping import Array, Float
+
+from modbrick.decoder.sites import Site
+from modbrick.layers.parameters import Initialiser
+from modbrick.parallel.choice import Choice
+
+Leaves = Mapping[str, Float[Array, "N ..."]]
+"""Arrays of N bricks of a kind at one site of one layer, by name, padded to one shape."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafInfo:
+    """Declaration of an array that a brick has at a site.
+
+    Attributes:
+      shape: at one site of one layer.
+      axes: a logical name for each axis, for sharding rules.
+      initial: maps (key, shape) to the value before training.
+      padding: what a brick without this value has, which changes nothing.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    initial: Initialiser
+    padding: float = 0.0
+
+
+class Form(Protocol):
+    """Static part of a kind: what bricks must share to be stacked; hashable."""
+
+    def __call__(
+        self,
+        leaves: Leaves,
+        inputs: Float[Array, "B S I"],
+        outputs: Float[Array, "B S *K O"],
+        choice: Choice | None,
+    ) -> Float[Array, "B S *K O"]:
+        """Returns the new outputs, in the dtype of `outputs`.
+
+        Args:
+          leaves: of N bricks, constants included.
+          inputs: what the layer computed the outputs from.
+          outputs: may have more axes before their last (the expert slots of queries).
+          choice: which of the bricks each token uses; None: the first of them, for all tokens.
+        """
+        ...
+
+
+class Kind(Protocol):
+    """Settings of a brick of a kind; a frozen record with a field `kind` of its own."""
+
+    @property
+    def form(self) -> Form:
+        """What computes it."""
+        ...
+
+    def leaves(self, site: Site) -> dict[str, LeafInfo]:
+        """Returns the arrays that are trained at a site, by name.
+
+        Raises:
+          InputError: the kind does not fit the site.
+        """
+        ...
+
+    def constants(self, site: Site) -> dict[str, float]:
+        """Returns numbers that the form needs beside them, by name; never trained."""
+        ...

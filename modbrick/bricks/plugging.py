@@ -1,0 +1,195 @@
+"""Plugging: bricks by name become one argument of the forward pass, stacked and padded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from modbrick.bricks.attachment import Attachment, attachments
+from modbrick.bricks.bank import Bank
+from modbrick.bricks.config import BrickConfig
+from modbrick.bricks.kinds.kind import Form
+from modbrick.bricks.table import leaf_path
+from modbrick.config import ModelConfig
+from modbrick.errors import InputError
+from modbrick.layers.context import Bricks, SiteBrick, SiteBricks
+from modbrick.schema import nearest
+
+
+class Names(tuple[str, ...]):
+    """Names of bricks, which make no difference between two pytrees: nothing compiles again."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Names)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Plugged(Bricks):
+    """Bricks plugged into a model, an argument of its call.
+
+    Attributes:
+      names: of the bricks; the index of a name is its id.
+    """
+
+    names: Names = dataclasses.field(default=Names(), metadata={"static": True})
+
+    def ids(self, sets: Sequence[str | None]) -> Int[np.ndarray, "B 1 K"]:
+        """Returns the ids of one set of bricks an example.
+
+        Args:
+          sets: names with `+` between them (`de+law`), which apply in that order; None: none.
+
+        Raises:
+          InputError: a name that is not plugged in, or stands twice in a set.
+        """
+        parts = [[] if given is None else given.split("+") for given in sets]
+        for names in parts:
+            for name in names:
+                if name not in self.names:
+                    remark = nearest(name, self.names)
+                    raise InputError(f"no brick {name!r} is plugged in; {remark}")
+                if names.count(name) > 1:
+                    raise InputError(f"brick {name!r} stands twice in {'+'.join(names)}")
+        most = max([1, *map(len, parts)])
+        ids = np.full((len(sets), 1, most), -1, np.int32)
+        for example, names in enumerate(parts):
+            ids[example, 0, : len(names)] = [self.names.index(name) for name in names]
+        return ids
+
+
+def plugged(
+    model: ModelConfig,
+    bricks: Mapping[str, BrickConfig],
+    parameters: Mapping[str, Array],
+    *,
+    like: Plugged | None = None,
+) -> Plugged:
+    """Stacks bricks as the forward pass takes them.
+
+    Args:
+      model: into which they are plugged.
+      bricks: by name; their order gives the ids.
+      parameters: of the bricks, by path, see `modbrick.bricks.table`; arrays or traced values.
+      like: what was plugged in before, to whose sizes these are padded: programs that were compiled
+        for it run as they are.
+
+    Raises:
+      InputError: a pattern covers no site; or something does not fit `like`: more bricks, another
+        site or kind, a larger rank.
+    """
+    at: dict[Attachment, dict[Form, list[tuple[int, str, BrickConfig, Attachment]]]] = {}
+    for number, (name, config) in enumerate(bricks.items()):
+        for place in attachments(model, config):
+            forms = at.setdefault(dataclasses.replace(place, layers=()), {})
+            forms.setdefault(config.settings.form, []).append((number, name, config, place))
+    repeats = {name: segment.repeats for name, _, segment in model.placed_segments()}
+    segments: dict[str, dict[str, tuple[SiteBrick, ...]]] = {}
+    decoder: dict[str, tuple[SiteBrick, ...]] = {}
+    for place, forms in at.items():
+        banks = tuple(
+            _bank(form, members, parameters, len(bricks), repeats.get(place.segment))
+            for form, members in forms.items()
+        )
+        into = segments.setdefault(place.segment, {}) if place.segment else decoder
+        into[place.site.name] = banks
+    found = Plugged(segments, decoder, Names(bricks))
+    return found if like is None else _fitted(found, like)
+
+
+def _fitted(bricks: Plugged, like: Plugged) -> Plugged:
+    """Pads bricks to the sites, forms and sizes of others."""
+
+    def at_site(name: str, have: tuple[Any, ...], want: tuple[Any, ...]) -> tuple[Bank, ...]:
+        by_form = {bank.form: bank for bank in have}
+        if by_form.keys() - {bank.form for bank in want}:
+            raise InputError(f"bricks of another kind were plugged in at {name} before")
+        return tuple(_fitted_bank(name, by_form.get(bank.form), bank) for bank in want)
+
+    def at_sites(where: str, have: SiteBricks, want: SiteBricks) -> dict[str, tuple[Bank, ...]]:
+        if unknown := sorted(have.keys() - want.keys()):
+            raise InputError(f"no bricks were plugged in at {where}{unknown[0]} before")
+        return {
+            site: at_site(where + site, have.get(site, ()), banks) for site, banks in want.items()
+        }
+
+    if unknown := sorted(bricks.segments.keys() - like.segments.keys()):
+        raise InputError(f"no bricks were plugged in at segments.{unknown[0]} before")
+    segments = {
+        name: at_sites(f"segments.{name}.", bricks.segments.get(name, {}), want)
+        for name, want in like.segments.items()
+    }
+    return Plugged(segments, at_sites("", bricks.decoder, like.decoder), bricks.names)
+
+
+def _fitted_bank(name: str, bank: Bank | None, like: Bank) -> Bank:
+    """Pads a bank to the sizes of another; None: no brick is here."""
+    if bank is None:
+        nowhere = jnp.full(like.rows.shape, -1, like.rows.dtype)
+        return Bank(jax.tree.map(jnp.zeros_like, like.leaves), nowhere, like.form)
+
+    def fitted(leaf: str, have: Array, want: Array, fill: int = 0) -> Array:
+        missing = [more - less for less, more in zip(have.shape, want.shape, strict=True)]
+        if min(missing) < 0:
+            raise InputError(
+                f"{leaf} of the bricks at {name} is {have.shape}, before there was room for "
+                f"{want.shape}"
+            )
+        return jnp.pad(have, [(0, count) for count in missing], constant_values=fill)
+
+    leaves = {leaf: fitted(leaf, have, like.leaves[leaf]) for leaf, have in bank.leaves.items()}
+    return Bank(leaves, fitted("rows", bank.rows, like.rows, -1), like.form)
+
+
+def _bank(
+    form: Form,
+    members: list[tuple[int, str, BrickConfig, Attachment]],
+    parameters: Mapping[str, Array],
+    count: int,
+    layers: int | None,
+) -> Bank:
+    """Returns the bricks of a form at a site; `layers` of its segment, None: the decoder's own."""
+    rows = np.full((layers or 1, count), -1, np.int32)
+    leaves: dict[str, list[Any]] = {}
+    infos = [config.settings.leaves(place.site) for _, _, config, place in members]
+    shapes = {
+        leaf: tuple(map(max, *(info[leaf].shape for info in infos), info.shape))
+        for leaf, info in infos[0].items()
+    }
+    for row, (number, name, config, place) in enumerate(members):
+        rows[list(place.layers) or [0], number] = row
+        for leaf, info in config.settings.leaves(place.site).items():
+            values = parameters[leaf_path(name, place, leaf)]
+            values = values if place.layers else values[None]
+            values = _padded(values, shapes[leaf], info.padding)
+            if layers is not None and len(place.layers) < layers:
+                whole = jnp.full((layers, *shapes[leaf]), info.padding, values.dtype)
+                values = whole.at[np.array(place.layers)].set(values)
+            leaves.setdefault(leaf, []).append(values)
+        for leaf, number_ in config.settings.constants(place.site).items():
+            constant = np.full(layers or 1, number_, np.float32)
+            leaves.setdefault(leaf, []).append(jnp.asarray(constant))
+    stacked = {leaf: jnp.stack(values, axis=1) for leaf, values in leaves.items()}
+    bank = Bank(stacked, jnp.asarray(rows), form)
+    return bank if layers is not None else jax.tree.map(lambda x: x[0], bank)
+
+
+def _padded(values: Array, shape: tuple[int, ...], padding: float) -> Array:
+    """Returns values `[L, ...]` padded behind to a shape of one layer."""
+    missing = [want - have for want, have in zip(shape, values.shape[1:], strict=True)]
+    if not any(missing):
+        return values
+    behind = [(0, 0), *((0, count) for count in missing)]
+    return jnp.pad(values, behind, constant_values=padding)

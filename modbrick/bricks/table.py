@@ -1,0 +1,77 @@
+"""Parameters of customized bricks, as entries of a model's table, and their initial values.
+
+A brick's array lies under `bricks.NAME.segments.0.attention.query.down`, stacked over the layers of
+the segment where it is attached, or `bricks.NAME.decoder.embedding.down`. Its address is
+`brick.NAME.layer.3.attention.query.down`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from modbrick.bricks.attachment import Attachment, attachments
+from modbrick.bricks.config import BrickConfig, check_name
+from modbrick.bricks.kinds.kind import LeafInfo
+from modbrick.config import ModelConfig
+from modbrick.parameters import ParameterInfo
+
+BRICKS = "bricks"
+"""First component of the paths of bricks."""
+
+
+def brick_infos(model: ModelConfig, bricks: Mapping[str, BrickConfig]) -> list[ParameterInfo]:
+    """Lists the parameters of bricks on a model.
+
+    Raises:
+      InputError: a name that is none, or a pattern that covers no site.
+    """
+    infos = []
+    for name, config in bricks.items():
+        check_name(name)
+        for place, leaf, info in _leaves(model, config):
+            path = leaf_path(name, place, leaf)
+            shape, axes = info.shape, info.axes
+            template = f"brick.{name}.{place.site.name}.{leaf}"
+            if place.layers:
+                shape, axes = (len(place.layers), *shape), ("layer", *axes)
+                template = f"brick.{name}.layer.{{layer}}.{place.site.name}.{leaf}"
+            first = place.first_layer + place.layers[0] if place.layers else 0
+            infos.append(ParameterInfo(path, shape, axes, template, first))
+    return infos
+
+
+def initial_bricks(
+    model: ModelConfig, bricks: Mapping[str, BrickConfig], key: jax.Array
+) -> dict[str, Array]:
+    """Returns the values of bricks before training, float32, by path.
+
+    A value depends on the key, the brick's name, the site, the layer and the array's name: not on
+    what else is attached, nor on how layers are segmented.
+    """
+    values = {}
+    for name, config in bricks.items():
+        for place, leaf, info in _leaves(model, config):
+            label = zlib.crc32(f"{name}/{place.site.name}/{leaf}".encode())
+            own = jax.random.fold_in(key, label)
+            layers = [place.first_layer + layer for layer in place.layers]
+            drawn = [info.initial(jax.random.fold_in(own, layer), info.shape) for layer in layers]
+            values[leaf_path(name, place, leaf)] = (
+                jnp.stack(drawn) if layers else info.initial(own, info.shape)
+            )
+    return values
+
+
+def leaf_path(name: str, place: Attachment, leaf: str) -> str:
+    """Returns the path of a brick's array."""
+    return f"{BRICKS}.{name}.{place.path}.{leaf}"
+
+
+def _leaves(model: ModelConfig, config: BrickConfig) -> Iterator[tuple[Attachment, str, LeafInfo]]:
+    for place in attachments(model, config):
+        for leaf, info in config.settings.leaves(place.site).items():
+            yield place, leaf, info

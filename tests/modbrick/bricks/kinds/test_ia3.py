@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import numpy as np
+
+from modbrick.bricks import IA3
+from tests.contracts.brick import BrickContract
+
+
+class TestIA3(BrickContract):
+    settings = (IA3(), IA3())
+    at_first = frozenset({"factor"})
+
+    @staticmethod
+    def formula(settings, leaves, x, y, weight):
+        del settings, x
+        return y * np.sign(leaves["factor"]) * np.abs(leaves["factor"]) ** weight

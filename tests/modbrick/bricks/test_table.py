@@ -1,0 +1,70 @@
+"""Bricks in the table of parameters, and their values before training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from modbrick.bricks import BrickConfig, LoRA, initial_bricks
+from modbrick.bricks.functional import is_brick, plugged_decoder
+from modbrick.bricks.table import brick_infos
+from modbrick.config import SegmentConfig
+from modbrick.errors import InputError
+from modbrick.parameters import Partition
+from tests.modbrick.bricks.tiny import BRICKS, MODEL
+
+KEY = jax.random.key(0)
+
+
+def test_addresses_are_absolute() -> None:
+    infos = {info.path: info for info in brick_infos(MODEL, BRICKS)}
+    key = infos["bricks.de.segments.0.attention.key.down"]  # of layers 1 and 2
+    assert key.shape == (2, 16, 2)
+    assert key.address(layer=0) == "brick.de.layer.1.attention.key.down"
+    assert infos["bricks.de.decoder.head.up"].address() == "brick.de.head.up"
+
+
+def test_a_brick_can_be_trained_alone() -> None:
+    table = plugged_decoder(MODEL, BRICKS).table
+    partition = Partition(table, trainable=["brick.de", "brick.gain"])
+    assert all(path.startswith(("bricks.de.", "bricks.gain.")) for path in partition.trainable)
+    assert sum(not is_brick(path) for path in partition.frozen) == len(
+        plugged_decoder(MODEL, {}).table
+    )
+
+
+def test_values_depend_on_name_and_site_only() -> None:
+    alone = initial_bricks(MODEL, {"law": BRICKS["law"]}, KEY)
+    assert alone.keys() < initial_bricks(MODEL, BRICKS, KEY).keys()
+    for path, value in alone.items():
+        np.testing.assert_array_equal(initial_bricks(MODEL, BRICKS, KEY)[path], value)
+    other = initial_bricks(MODEL, {"other": BRICKS["law"]}, KEY)
+    down = "segments.0.attention.query.down"
+    assert not np.array_equal(other[f"bricks.other.{down}"], alone[f"bricks.law.{down}"])
+    layers = alone[f"bricks.law.{down}"]
+    assert not np.array_equal(layers[0], layers[1])
+
+
+def test_a_layer_gets_the_same_values_however_layers_are_segmented() -> None:
+    layer = MODEL.segments[0].layer
+    apart = MODEL.replace(
+        segments=(
+            SegmentConfig(layer),
+            SegmentConfig(dataclasses.replace(layer, residual_multiplier=2.0), 2),
+        )
+    )
+    brick = {"law": BRICKS["law"]}
+    whole = initial_bricks(MODEL, brick, KEY)["bricks.law.segments.0.attention.query.down"]
+    parts = initial_bricks(apart, brick, KEY)
+    for segment, layers in (("0", slice(0, 1)), ("1", slice(1, 3))):
+        part = parts[f"bricks.law.segments.{segment}.attention.query.down"]
+        np.testing.assert_array_equal(part, whole[layers])
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "german brick", "de+law"])
+def test_names_stand_in_addresses(name: str) -> None:
+    with pytest.raises(InputError, match="is no name of a brick"):
+        brick_infos(MODEL, {name: BrickConfig(("head",), LoRA())})

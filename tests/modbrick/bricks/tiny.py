@@ -1,0 +1,46 @@
+"""A model with bricks of every kind, small enough to be run in many ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from modbrick.bricks import IA3, Adapter, Bias, BrickConfig, LoRA, initial_bricks
+from modbrick.config import ModelConfig
+from modbrick.config.families import moduleformer
+
+MODEL = moduleformer(
+    vocabulary=31,
+    width=16,
+    layers=3,
+    heads=2,
+    attention_width=8,
+    feed_forward_width=16,
+    attention_experts=4,
+    feed_forward_experts=4,
+    router_width=8,
+    dtype="float32",
+)
+BRICKS = {
+    "de": BrickConfig(
+        ("layer.*.attention.query", "layer.1-2.attention.key", "head"), LoRA(rank=2, alpha=4.0)
+    ),
+    "law": BrickConfig(("layer.*.attention.query",), LoRA(rank=4)),
+    "tone": BrickConfig(("layer.0.feed_forward", "layer.2.attention"), Adapter(hidden=4)),
+    "gain": BrickConfig(("layer.*.attention.value",), IA3()),
+    "drift": BrickConfig(("layer.*.residual", "embedding"), Bias(strength=0.5)),
+}
+
+
+def random_bricks(
+    bricks: dict[str, BrickConfig] = BRICKS, model: ModelConfig = MODEL
+) -> dict[str, Any]:
+    """Values of trained bricks: no array is as it began."""
+    random = np.random.default_rng(0)
+    values = initial_bricks(model, bricks, jax.random.key(1))
+    return {
+        path: np.asarray(value + random.normal(0.0, 0.1, value.shape), np.float32)
+        for path, value in values.items()
+    }
