@@ -19,6 +19,7 @@ from pallas_kernels.attention.shared.masks import Visibility
 from pallas_kernels.attention.stickbreaking.tpu import block_sizes
 from pallas_kernels.attention.stickbreaking.tpu import implementation as tpu
 from pallas_kernels.attention.stickbreaking.tpu.block_sizes import TpuBlockSizes, compiling_for
+from tests.contracts import exact_attention
 from tests.contracts.stickbreaking_attention import (
     NAMES,
     Case,
@@ -26,7 +27,6 @@ from tests.contracts.stickbreaking_attention import (
     assert_close,
     assert_saturated,
     early_exit_bounds,
-    exactly,
     oracle,
     run,
 )
@@ -93,7 +93,7 @@ def test_early_exit_stays_within_its_bounds() -> None:
     # Each key takes a twentieth, so that what is passed over shows.
     arrays[0][..., 0], arrays[1][..., 0] = 1.0, -12.0
     actual = run("tpu", arrays, options | {"tolerance": tolerance}, np.float32)
-    exact = exactly(arrays, options)
+    exact = exact_attention.stickbreaking(arrays, options)
     differences = []
     for label, mine, expected, bound in zip(
         NAMES, actual, exact, early_exit_bounds(arrays, options, tolerance), strict=True
@@ -127,7 +127,9 @@ def test_extreme_logits() -> None:
     arrays = (query, key.astype(np.float32), value, d_output, random.standard_normal((1, 100, 1)))
     options = {"attend_current": True, "scale": 1.0}
     actual = run("tpu", arrays, options, jnp.float32, optimised=True)
-    for label, mine, expected in zip(NAMES, actual, exactly(arrays, options), strict=True):
+    for label, mine, expected in zip(
+        NAMES, actual, exact_attention.stickbreaking(arrays, options), strict=True
+    ):
         assert np.isfinite(mine).all(), label
         if label != "d_query":  # A rounding error of 1e-7 times such a key is no small number.
             assert_close(mine, expected, 1e-5, label)
@@ -164,7 +166,9 @@ def test_kernels_may_have_blocks_of_their_own(tolerance: float) -> None:
         bounds = early_exit_bounds(arrays, options, tolerance)
     else:
         bounds = [np.zeros(()) for _ in NAMES]
-    exact = exactly(arrays, {k: v for k, v in options.items() if k != "tolerance"})
+    exact = exact_attention.stickbreaking(
+        arrays, {k: v for k, v in options.items() if k != "tolerance"}
+    )
     for label, mine, expected, bound in zip(NAMES, actual, exact, bounds, strict=True):
         assert (np.abs(mine - expected) <= bound + 2e-5 * np.abs(expected).max()).all(), label
 
@@ -181,7 +185,7 @@ def test_long_rows(dtype: str, tolerance: float, shift: float) -> None:
     arrays[0][..., 0], arrays[1][..., 0] = 1.0, shift * np.sqrt(width)
     arrays = [np.asarray(jnp.asarray(a, dtype), np.float64) for a in arrays]
     arrays.append(random.standard_normal((1, queries, 1)))
-    exact = exactly(arrays, {})
+    exact = exact_attention.stickbreaking(arrays, {})
     with compiling_for(blocks=TpuBlockSizes(BlockSizes(128, 512), BlockSizes(128, 512))):
         actual = run("tpu", arrays, {}, jnp.dtype(dtype))
     for label, mine, expected in zip(NAMES, actual, exact, strict=True):
