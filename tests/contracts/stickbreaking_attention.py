@@ -87,6 +87,13 @@ CASES = {
     "one_query": Case(2, 1, 150, 4, 2, options=(("query_offset", 100),)),
     "one_key": Case(2, 30, 1, 4, 2),
     "one_of_each": Case(1, 1, 1, 1, 1, 3, 2, options=(("attend_current", True),)),
+    # A cache with a window, more keys than queries, and keys beyond the last query.
+    "everything": Case(
+        *(2, 150, 250, 4, 2, 20, 24),
+        padding=True,
+        segments=True,
+        options=(("scale", 0.3), ("window", 101), ("query_offset", 85), ("attend_current", True)),
+    ),
     "bfloat16": Case(2, 150, 150, 4, 2, dtype=jnp.bfloat16, segments=True),
     "float16": Case(2, 70, 70, 4, 2, dtype=np.float16),
 }
@@ -94,7 +101,7 @@ CASES = {
 
 # Between them every option, several blocks of queries and of keys, and a single one.
 TESTED = (
-    *("scale", "grouped_long", "segments_and_padding", "offset", "more_queries", "one_of_each"),
+    *("everything", "grouped_long", "segments_and_padding", "more_queries", "one_of_each"),
     "bfloat16",
 )
 

@@ -19,7 +19,7 @@ from pallas_kernels.compile_report import lower_for_tpu
 from pallas_kernels.grouped_matmul.tpu.block_sizes import KERNELS, BlockSizes, compiling_for
 from tests.modbrick.layers.tiny import SPARSE, model_config, model_of, relative_error, tokens_of
 
-BATCH, LENGTH = 2, 5
+BATCH, LENGTH = 1, 6
 SMALL = dict.fromkeys(KERNELS, BlockSizes(32, 1024, 128))
 
 
@@ -37,7 +37,8 @@ def _batch(length: int) -> dict[str, jax.Array]:
 
 def _value_and_gradients(dispatch: str, **changes: Any) -> Any:
     config = model_config(SPARSE, **changes)
-    execution = ExecutionConfig(attention="xla", dispatch=dispatch)
+    # The definition of attention compiles in no time.
+    execution = ExecutionConfig(attention="reference", dispatch=dispatch)
     loss = loss_function(next_token_totals, config, execution, ObjectiveConfig())
 
     def run(parameters: Any, batch: Any) -> Any:
@@ -52,7 +53,7 @@ def _parameters(**changes: Any) -> Any:
 
 def test_loss_and_gradients_are_those_of_the_plain_dispatch():
     parameters, batch = _parameters(), _batch(LENGTH)
-    value, gradients = jax.jit(_value_and_gradients("xla"))(parameters, batch)
+    value, gradients = jax.jit(_value_and_gradients("reference"))(parameters, batch)
     params = pltpu.InterpretParams(dma_execution_mode="eager")
     with pltpu.force_tpu_interpret_mode(params), compiling_for("v5p", SMALL):
         ours, our_gradients = jax.jit(_value_and_gradients("tpu"))(parameters, batch)

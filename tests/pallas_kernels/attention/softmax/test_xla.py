@@ -65,7 +65,7 @@ def test_cached_equals_whole_sequence(chunk: int, window: int | None) -> None:
     length = 96
     arrays = arrays_of(2, length, length, 4, 2, 8, 8)[:3]
     query, key, value = (jnp.asarray(x, "float32") for x in arrays)
-    whole = softmax_attention(query, key, value, window=window)
+    whole = jax.jit(functools.partial(softmax_attention, window=window))(query, key, value)
     step = jax.jit(lambda q, k, v, n: softmax_attention(q, k, v, window=window, query_offset=n))
     # What lies in the cache beyond the last key must not matter.
     cached_key, cached_value = (np.full((2, 160, 2, 8), 9.0, "float32") for _ in "kv")
@@ -80,7 +80,8 @@ def test_blocks_out_of_sight_are_not_visited() -> None:
     x = jnp.ones((1, 1024, 1, 8))
     index = jnp.arange(1024)[None, :, None, None]
     keys = jnp.where((index >= 256) & (index < 640), x, jnp.nan)
-    output = softmax_attention(x[:, :64], keys, keys, query_offset=500, window=100)
+    attend = functools.partial(softmax_attention, query_offset=500, window=100)
+    output = jax.jit(attend)(x[:, :64], keys, keys)
     assert np.isfinite(np.asarray(output)).all()
 
 

@@ -26,6 +26,7 @@ from tests.contracts.grouped_matmul import (
     feed_forward_oracle,
     problem,
 )
+from tests.contracts.sweep import sweep
 
 CASE = Case("grouped_matmul", jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), 6, 2, 3, 4, 5)
 
@@ -65,7 +66,7 @@ class TestPartOfTheContract:
         for name, expected in self.contract.matmul_expected(p, "slots", "tokens").items():
             assert_close(name, results[name], expected, 1e-2)
 
-    @pytest.mark.parametrize("output_layout", ["slots", "grouped"])
+    @sweep("output_layout", ["slots", "grouped"], ["slots"])
     def test_float32_is_as_accurate_as_float32(self, output_layout):
         p = problem((9, 2, 3, 20, 70), seed=3)
         plan = p.plan

@@ -5,6 +5,7 @@ The whole contract runs in `make verify`; here are cases that between them meet 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -21,6 +22,9 @@ from pallas_kernels.attention.stickbreaking.tpu import implementation as tpu
 from pallas_kernels.attention.stickbreaking.tpu.block_sizes import TpuBlockSizes, compiling_for
 from tests.contracts import exact_attention
 from tests.contracts.stickbreaking_attention import (
+    CASES as ALL_CASES,
+)
+from tests.contracts.stickbreaking_attention import (
     NAMES,
     Case,
     StickbreakingAttentionContract,
@@ -30,6 +34,7 @@ from tests.contracts.stickbreaking_attention import (
     oracle,
     run,
 )
+from tests.contracts.sweep import sweep
 
 # Small, so that walks are long; of two shapes, so that the kernels share nothing by chance.
 SMALL = TpuBlockSizes(forward=BlockSizes(128, 128), backward=BlockSizes(128, 128))
@@ -55,12 +60,15 @@ class TestTpu(StickbreakingAttentionContract):
     implementation = "tpu"
 
 
+LOGIT = 20.3
 CASES = {
-    # Grouped queries, odd sizes, several blocks of rows and keys, segments and padding.
+    # Every option, grouped queries, odd sizes, two blocks of rows and of keys.
+    "everything": dataclasses.replace(ALL_CASES["everything"], batch=1),
+    # Compiled once with the test of logits that take the whole stick.
+    "bfloat16": Case(1, 128, 128, 1, 1, 32, 32, jnp.bfloat16, options=(("scale", LOGIT / 32),)),
     "segments_and_padding": Case(
         1, 150, 150, 6, 2, 20, 24, padding=True, segments=True, options=(("scale", 0.3),)
     ),
-    # A cache with a window: more keys than queries, and keys beyond the last.
     "window": Case(
         1,
         70,
@@ -71,12 +79,12 @@ CASES = {
         9,
         options=(("window", 177), ("query_offset", 220), ("attend_current", True)),
     ),
-    "bfloat16": Case(1, 300, 300, 1, 1, 16, 16, dtype=jnp.bfloat16),
+    "bfloat16_in_blocks": Case(1, 300, 300, 1, 1, 16, 16, dtype=jnp.bfloat16),
 }
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("name", CASES)
+@sweep("name", CASES, ["everything", "bfloat16"])
 def test_agrees_with_float64(name: str) -> None:
     case = CASES[name]
     arrays, options = case.make()
@@ -88,7 +96,7 @@ def test_agrees_with_float64(name: str) -> None:
 
 @pytest.mark.usefixtures("interpreted")
 def test_early_exit_stays_within_its_bounds() -> None:
-    case, tolerance = Case(1, 400, 400, 1, 1), 0.1
+    case, tolerance = Case(1, 300, 300, 1, 1), 0.1
     arrays, options = case.make()
     # Each key takes a twentieth, so that what is passed over shows.
     arrays[0][..., 0], arrays[1][..., 0] = 1.0, -12.0
@@ -137,7 +145,7 @@ def test_extreme_logits() -> None:
 
 @pytest.mark.usefixtures("interpreted")
 def test_logits_that_take_the_whole_stick_have_no_gradient() -> None:
-    assert_saturated(functools.partial(run, "tpu", dtype=jnp.bfloat16), 20.3)
+    assert_saturated(functools.partial(run, "tpu", dtype=jnp.bfloat16), LOGIT)
 
 
 @pytest.mark.verify
