@@ -89,10 +89,10 @@ CASES = {
     "one_of_each": Case(1, 1, 1, 1, 1, 3, 2, options=(("attend_current", True),)),
     # A cache with a window, more keys than queries, and keys beyond the last query.
     "everything": Case(
-        *(2, 150, 250, 4, 2, 20, 24),
+        *(2, 70, 150, 4, 2, 20, 24),
         padding=True,
         segments=True,
-        options=(("scale", 0.3), ("window", 101), ("query_offset", 85), ("attend_current", True)),
+        options=(("scale", 0.3), ("window", 77), ("query_offset", 61), ("attend_current", True)),
     ),
     "bfloat16": Case(2, 150, 150, 4, 2, dtype=jnp.bfloat16, segments=True),
     "float16": Case(2, 70, 70, 4, 2, dtype=np.float16),
@@ -424,7 +424,7 @@ class StickbreakingAttentionContract:
     @sweep(
         ("name", "tolerance"),
         EARLY_EXIT_CASES,
-        [("grouped_long", 0.3), ("segments_and_padding", 0.02)],
+        [("segments_and_padding", 0.02)],
     )
     def test_early_exit_keeps_its_bounds(self, name: str, tolerance: float) -> None:
         case = self.case(name)

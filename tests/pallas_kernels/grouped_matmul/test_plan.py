@@ -58,7 +58,7 @@ def test_errors_name_the_argument(experts, num_experts, words):
         routing_plan(jnp.asarray(experts), num_experts)
 
 
-@pytest.mark.parametrize("num_experts", [5, 2**19 - 1, 2**19, 2**28])
+@sweep("num_experts", [5, 2**19 - 1, 2**19, 2**28], [2**19 - 1, 2**19])
 def test_both_ways_to_sort_agree(num_experts):
     experts = jax.random.randint(jax.random.key(0), (3001,), 0, num_experts + 1)
     fits = (3000).bit_length() + num_experts.bit_length() <= 31

@@ -51,7 +51,7 @@ def test_gradients_by_finite_differences() -> None:
     with jax.enable_x64(True):
         arrays = [jnp.asarray(random.standard_normal((1, 6, 2, 3))) for _ in range(3)]
         check_grads(
-            lambda *x: tuple(stickbreaking_attention(*x, implementation="reference")),
+            jax.jit(lambda *x: tuple(stickbreaking_attention(*x, implementation="reference"))),
             arrays,
             order=1,
             modes=["rev"],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.grouped_matmul.gpu import tiles as module
+from tests.contracts.sweep import sweep
 
 # Of one length where it does not matter: each is compiled anew.
 LOADS = {
@@ -58,7 +59,7 @@ def test_a_forged_plan_stays_within_its_rows() -> None:
 
 
 @pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS)
-@pytest.mark.parametrize(("items", "blocks"), [(1, 132), (64, 132), (7, 2)])
+@sweep(("items", "blocks"), [(1, 132), (64, 132), (7, 2)], [(64, 132), (7, 2)])
 def test_shares_cover_all_tiles_and_differ_by_a_tile(
     loads: list[int], items: int, blocks: int
 ) -> None:

@@ -116,13 +116,12 @@ def test_a_reduce_sums_slots():
     _assert_matmul(_WeightStationary(), "slots", "tokens")
 
 
-@pytest.mark.verify  # results of other dtypes, below, are those of a map, too
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.usefixtures("interpreted_by_a_core")
 def test_a_map_reads_tokens():
     _assert_matmul(_WeightStationary(), "tokens", "slots")
 
 
-@pytest.mark.usefixtures("interpreted", "streamed")
+@pytest.mark.usefixtures("interpreted_by_a_core", "streamed")
 def test_matrices_that_do_not_fit_are_streamed():
     _assert_matmul(_Streamed(), "grouped", "tokens")
 
@@ -197,7 +196,7 @@ def _assert_feed_forward(
     assert not _races()
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.usefixtures("interpreted_by_a_core")
 def test_feed_forward_with_stationary_weights():
     _assert_feed_forward(_WeightStationary(), "silu", True, np.float32, 5e-6)
 
@@ -261,12 +260,10 @@ def test_inputs_are_packed_one_after_the_other():
         np.testing.assert_array_equal(mine[0, :, :width], rows)
 
 
+@pytest.mark.verify
 @pytest.mark.usefixtures("interpreted_by_a_core")
 def test_results_of_other_dtypes_are_rounded_float32():
     p = problem(TINY)
-    p = dataclasses.replace(
-        p, bias=np.zeros_like(p.bias), slot_cotangent=np.ones_like(p.slot_cotangent)
-    )
 
     @jax.jit
     def run(inputs, weights, plan):
@@ -292,10 +289,6 @@ def test_results_of_other_dtypes_are_rounded_float32():
     np.testing.assert_array_equal(half, whole.astype(jnp.float16))
     assert gradient.dtype == jnp.float32
     np.testing.assert_array_equal(gradient, expected)
-    exact = _WeightStationary().matmul_expected(p, "tokens", "slots")
-    assert_close("outputs", whole, exact["outputs"], 2e-6)
-    assert_close("inputs", gradient, exact["inputs"], 2e-6)
-    assert not _races()
 
 
 @pytest.mark.usefixtures("interpreted_by_a_core")
