@@ -21,7 +21,7 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.data import ByteTokenizer
-from modbrick.layers.functional import functional_decoder
+from modbrick.decoder.functional import functional_decoder
 from tests import programs
 from tests.modbrick.data.conftest import write_dataset
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from etils import epath
 
@@ -21,10 +22,10 @@ from modbrick.checkpoints import (
     load_parameters,
     save_tokenizer,
 )
-from modbrick.checkpoints.directory import write_text
+from modbrick.checkpoints.workdir.directory import write_text
 from modbrick.config import ModelConfig
+from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
-from modbrick.layers.functional import parameter_table
 from modbrick.parameters import Partition
 from tests.faults import FAULTS, broken, within
 
@@ -102,11 +103,14 @@ def test_a_checkpoint_that_cannot_be_written_ends_with_a_line(
 
 def frozen_part(model: ModelConfig) -> SplitParameters:
     partition = Partition(parameter_table(model), trainable=["layer.0"])
-    key = jax.random.key(0)
+    random = np.random.default_rng(0)
     return SplitParameters(
         partition,
         {path: jnp.ones(m.shape) for path, m in partition.trainable.items()},
-        {path: jax.random.normal(key, m.shape) for path, m in partition.frozen.items()},
+        {
+            path: jnp.asarray(random.normal(size=m.shape), jnp.float32)
+            for path, m in partition.frozen.items()
+        },
     )
 
 

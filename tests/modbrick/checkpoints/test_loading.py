@@ -17,15 +17,14 @@ from modbrick.checkpoints import (
     tokenizer_file,
 )
 from modbrick.config import SegmentConfig
+from modbrick.decoder.functional import initial_parameters
 from modbrick.errors import InputError
-from modbrick.layers.decoder import Decoder
-from modbrick.layers.functional import parameters_of
 from tests import programs
 
 
 @pytest.fixture(scope="module")
 def parameters(model_config):
-    return parameters_of(Decoder(model_config))
+    return initial_parameters(model_config, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +24,10 @@ from modbrick.checkpoints import (
 )
 from modbrick.checkpoints.slices import SliceReader
 from modbrick.config.families import moduleformer
+from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
-from modbrick.layers.functional import parameter_table
 from modbrick.parameters import Partition
+from tests import programs
 
 MODEL = moduleformer(
     vocabulary=101,
@@ -359,13 +357,13 @@ def laid_out(leaf):
 def divided(tree):
     return {name: jax.device_put(leaf, laid_out(leaf)) for name, leaf in tree.items()}
 
-for number, patterns in enumerate(PARTITIONS.values()):
-    parameters = split(patterns)
+for name in sys.argv[2:]:
+    parameters = split(PARTITIONS[name])
     parameters = SplitParameters(
         parameters.partition, divided(parameters.trainable), divided(parameters.frozen)
     )
     all_of_them = divided({name: jnp.asarray(value) for name, value in whole().items()})
-    with CheckpointStore(f"{sys.argv[1]}/{number}") as store:
+    with CheckpointStore(f"{sys.argv[1]}/{name}") as store:
         store.save(1, parameters, None, METADATA)
         for asked in (parameters, all_of_them):
             found = store.restore_latest(asked, None).parameters
@@ -381,20 +379,10 @@ print("same")
 """
 
 
-def test_parts_lie_on_many_devices(tmp_path: Path) -> None:
-    root = Path(__file__).parents[3]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", ON_DEVICES, str(tmp_path)],
-        env=environment,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.mark.parametrize(
+    "names", [["members"], pytest.param(["layers", "experts"], marks=pytest.mark.verify)], ids=str
+)
+def test_parts_lie_on_many_devices(tmp_path: Path, names: list[str]) -> None:
+    environment = {"JAX_NUM_CPU_DEVICES": "4"}
+    done = programs.run(["-c", ON_DEVICES, tmp_path, *names], environment=environment)
     assert done.stdout == "same\n", done.stderr[-3000:]
