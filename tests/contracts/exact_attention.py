@@ -73,7 +73,7 @@ def _by_head(query: Any, key: Any, value: Any, d_output: Any) -> Arrays:
     """`[B, H, S, d]` each, keys and values once for each head that reads them."""
     repeats = query.shape[2] // key.shape[2]
     key, value = (np.repeat(x, repeats, axis=2) for x in (key, value))
-    return [np.float64(np.swapaxes(x, 1, 2)) for x in (query, key, value, d_output)]
+    return [np.asarray(np.swapaxes(x, 1, 2), np.float64) for x in (query, key, value, d_output)]
 
 
 def _by_position(array: np.ndarray) -> np.ndarray:

@@ -485,7 +485,7 @@ class GroupedMatmulContract:
                 outputs, _ = differentiated(jnp.zeros_like(x), inputs[-1], *own)
                 inputs.append(outputs)
             cotangent = jnp.cos(inputs.pop())
-            gradients = []
+            gradients: list[Any] = []
             for own in reversed(layers):
                 _, (cotangent, *of_own) = differentiated(cotangent, inputs.pop(), *own)
                 gradients.insert(0, of_own)

@@ -64,7 +64,10 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "not_causal": (GROUPED, {"causal": False}),
     "segments": (GROUPED, _segments(2, 150, 150)),
     "padding": (GROUPED, _padding(2, 150)),
-    "all_masks": (GROUPED, _segments(2, 150, 150) | _padding(2, 150) | {"window": 20}),
+    "all_masks": (
+        GROUPED,
+        _segments(2, 150, 150) | _padding(2, 150) | {"window": 20, "scale": 0.9},
+    ),
     "window": (GROUPED, {"window": 70}),
     "fewer_queries": ((*SMALL, 8, 8), _segments(2, 30, 150)),
     "offset": ((*SMALL, 8, 8), {"query_offset": 61, "window": 50}),

@@ -20,7 +20,7 @@ from tests.contracts.sweep import sweep
     ("name", "dtype"),
     itertools.product(CASES, [np.float32, jnp.bfloat16]),
     [
-        *((name, np.float32) for name in ("odd_sizes", "grouped", "not_causal", "all_masks")),
+        *((name, np.float32) for name in ("odd_sizes", "not_causal", "all_masks")),
         *((name, np.float32) for name in ("offset", "one_of_each")),
         ("all_masks", jnp.bfloat16),
     ],

@@ -116,7 +116,8 @@ def test_a_reduce_sums_slots():
     _assert_matmul(_WeightStationary(), "slots", "tokens")
 
 
-@pytest.mark.usefixtures("interpreted_by_a_core")
+@pytest.mark.verify
+@pytest.mark.usefixtures("interpreted")
 def test_a_map_reads_tokens():
     _assert_matmul(_WeightStationary(), "tokens", "slots")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 
 from pallas_kernels.grouped_matmul.plan import routing_plan
 from pallas_kernels.grouped_matmul.tpu.work_list import WorkList, work_list
+from tests.contracts.sweep import sweep
 
 HEIGHT = 16
 # Tokens by expert, -1 for none: even, one expert for all, empty ones, no expert at all, one row.
@@ -48,10 +50,12 @@ def _needed(slots: list[int], every_row: bool) -> set[tuple[int, int]]:
     return {(e, row // HEIGHT) for row, e in owners if every_row or e < EXPERTS}
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-@pytest.mark.parametrize("every_expert", [False, True])
-@pytest.mark.parametrize("every_row", [False, True])
 @pytest.mark.parametrize("load", LOADS)
+@sweep(
+    ("every_row", "every_expert", "cores"),
+    itertools.product([False, True], [False, True], [1, 2]),
+    [(False, True, 2), (True, False, 2), (False, False, 1), (True, True, 1)],
+)
 def test_every_tile_of_every_expert_once(load, every_row, every_expert, cores):
     # One length where it does not matter: each is compiled anew.
     slots = LOADS[load] + [-1] * (80 - len(LOADS[load]) if len(LOADS[load]) > HEIGHT else 0)

@@ -51,7 +51,7 @@ def test_no_product_spans_all_experts():
 
 def test_the_backward_pass_keeps_the_pre_activations_and_no_more():
     def kept(function, *floats):
-        sizes = []
+        sizes: list[int] = []
 
         def trace(*floats):
             _, pull = jax.vjp(function, *floats)
