@@ -19,7 +19,7 @@ from modbrick.checkpoints import (
     CheckpointStore,
     Metadata,
     SplitParameters,
-    load_parameters,
+    load_checkpoint,
     save_tokenizer,
 )
 from modbrick.checkpoints.workdir.directory import write_text
@@ -124,7 +124,7 @@ def test_a_directory_that_vanished_is_made_anew_and_complete(
         store.wait()
         with broken(directory, "vanished"):
             store.save(2, parameters, None, metadata)
-    load_parameters(directory, 2)
+    load_checkpoint(directory, 2)
 
 
 def test_a_base_that_finds_no_room_ends_with_a_line_and_leaves_nothing(
