@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 
@@ -60,6 +61,7 @@ def _parameters(**changes: Any) -> Any:
     return nnx.as_pure(nnx.split(model_of(model_config(SPARSE, **changes)))[1])
 
 
+@pytest.mark.verify  # simulated kernels take seconds to compile; they have tests of their own
 def test_loss_and_gradients_are_those_of_the_plain_attention():
     parameters, batch = _parameters(), _batch()
     plain = jax.jit(_value_and_gradients("reference"))

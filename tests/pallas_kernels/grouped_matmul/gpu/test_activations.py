@@ -17,19 +17,17 @@ def test_values_and_slopes_are_those_of_jax(name: str) -> None:
     in_kernel = find_kernel_activation(activation)
     assert in_kernel is not None
     x = jnp.linspace(-12, 12, 601, dtype=jnp.float32)
-    value, slope = jax.jit(in_kernel)(x)
+    value, slope = in_kernel(x)
     np.testing.assert_allclose(value, activation(x), rtol=2e-6, atol=3e-6)
-    np.testing.assert_allclose(
-        slope, jax.jit(jax.vmap(jax.grad(activation)))(x), rtol=2e-6, atol=3e-6
-    )
+    np.testing.assert_allclose(slope, jax.vmap(jax.grad(activation))(x), rtol=2e-6, atol=3e-6)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_far_from_zero_all_is_finite(name: str) -> None:
     in_kernel = find_kernel_activation(ACTIVATIONS[name])
     assert in_kernel is not None
-    far = jax.jit(in_kernel)(jnp.array([-1e9, 1e9], jnp.float32))
-    assert all(np.isfinite(y).all() for y in far)
+    for x in (-1e9, 1e9):
+        assert all(np.isfinite(float(y)) for y in in_kernel(jnp.float32(x)))
 
 
 def test_other_functions_are_not_for_kernels() -> None:

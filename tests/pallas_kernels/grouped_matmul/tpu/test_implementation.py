@@ -122,7 +122,8 @@ def test_a_map_reads_tokens():
     _assert_matmul(_WeightStationary(), "tokens", "slots")
 
 
-@pytest.mark.usefixtures("interpreted_by_a_core", "streamed")
+@pytest.mark.verify
+@pytest.mark.usefixtures("interpreted", "streamed")
 def test_matrices_that_do_not_fit_are_streamed():
     _assert_matmul(_Streamed(), "grouped", "tokens")
 
