@@ -117,6 +117,23 @@ def write_output(flag: flags.FlagHolder[str | None], text: str) -> None:
         epath.Path(flag.value).write_text(f"{text}\n")
 
 
+def read_texts(flag: flags.FlagHolder[list[str] | None]) -> list[str]:
+    """Returns the texts of the files that a flag names.
+
+    Raises:
+      InputError: names the flag and the file that cannot be read.
+    """
+    texts = []
+    for name in flag.value or ():
+        try:
+            texts.append(epath.Path(name).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"--{flag.name} {name} cannot be read as UTF-8 text ({error})"
+            ) from error
+    return texts
+
+
 def check_known(flag: flags.FlagHolder[Any], known: Collection[str], kind: str = "value") -> None:
     """Checks that what a flag names, one thing or several, is among what is known.
 
@@ -132,6 +149,22 @@ def check_known(flag: flags.FlagHolder[Any], known: Collection[str], kind: str =
     for value in values:
         if value not in known:
             raise InputError(f"--{flag.name}: unknown {kind} {value!r}; {nearest(value, known)}")
+
+
+def check_alone(flag: flags.FlagHolder[bool], *others: flags.FlagHolder[Any], because: str) -> None:
+    """Checks that flags which another one makes useless are not given beside it.
+
+    Args:
+      flag: if it is set, the others mean nothing.
+      others: that are useless then.
+      because: why, to be read behind the flag's name.
+
+    Raises:
+      InputError: names both.
+    """
+    for other in others:
+        if flag.value and other.present:
+            raise InputError(f"--{flag.name} {because}: leave out --{other.name}, or --{flag.name}")
 
 
 @contextlib.contextmanager

@@ -5,10 +5,12 @@ import pytest
 from absl import flags
 
 from modbrick.command_line import (
+    check_alone,
     check_known,
     check_output,
     print_table,
     progress_bars,
+    read_texts,
     write_output,
 )
 from modbrick.errors import InputError
@@ -172,6 +174,29 @@ def test_a_text_is_written_if_a_file_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
     write_output(output(str(tmp_path / "it")), "text")
     assert (tmp_path / "it").read_text() == "text\n"
+
+
+def test_texts_are_read_from_the_files_that_are_named(tmp_path):
+    values = flags.FlagValues()
+    flag = flags.DEFINE_multi_string("prompt_file", [], "Files.", flag_values=values)
+    (tmp_path / "a").write_text("Grüße", encoding="utf-8")
+    (tmp_path / "b").write_bytes(b"\xe4")
+    values(["program", f"--prompt_file={tmp_path / 'a'}"])
+    assert read_texts(flag) == ["Grüße"]
+    values(["program", f"--prompt_file={tmp_path / 'b'}"])
+    with pytest.raises(InputError, match=f"^--prompt_file {tmp_path}/b cannot be read as UTF-8"):
+        read_texts(flag)
+
+
+def test_a_flag_that_means_nothing_beside_another_is_refused():
+    values = flags.FlagValues()
+    greedy = flags.DEFINE_bool("greedy", False, "The likeliest.", flag_values=values)
+    top = flags.DEFINE_integer("top_k", 5, "So many.", flag_values=values)
+    values(["program", "--top_k=3"])
+    check_alone(greedy, top, because="draws nothing")
+    values(["program", "--greedy", "--top_k=3"])
+    with pytest.raises(InputError, match=r"^--greedy draws nothing: leave out --top_k, or"):
+        check_alone(greedy, top, because="draws nothing")
 
 
 def test_what_is_not_known_is_named_with_the_nearest():
