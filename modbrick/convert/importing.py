@@ -30,6 +30,7 @@ class Imported:
     """Result of an import.
 
     Attributes:
+      source: what was imported.
       directory: that `load_model` takes.
       values: number of parameters.
       bytes: of the stored values.
@@ -37,11 +38,31 @@ class Imported:
       tokenizer: whether there is one.
     """
 
+    source: OpenedSource
     directory: Path
     values: int
     bytes: int
     not_finite: int
     tokenizer: bool
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Returns JSON-able data; `objective` has the weights of the original's router losses."""
+        return {
+            "format": self.source.form.name,
+            "checkpoint": str(self.directory),
+            "parameters": self.values,
+            "bytes": self.bytes,
+            "layers": len(self.source.model.layers),
+            "objective": dict(self.source.translation.objective),
+            "tokenizer": self.tokenizer,
+        }
+
+    def remarks(self) -> Iterator[str]:
+        """Yields in a line each what may surprise whoever uses the result."""
+        if not self.tokenizer:
+            yield f"no tokenizer: {self.source.source.path} has no tokenizer.json"
+        if self.not_finite:
+            yield f"{self.not_finite} weights are not finite"
 
 
 def import_checkpoint(
@@ -105,7 +126,14 @@ def import_checkpoint(
     stored = [
         int(size) * form.dtype.itemsize for size, form in zip(sizes, forms.values(), strict=True)
     ]
-    return Imported(Path(target), int(sum(sizes)), sum(stored), len(broken), tokenizer is not None)
+    return Imported(
+        checkpoint,
+        Path(target),
+        int(sum(sizes)),
+        sum(stored),
+        len(broken),
+        tokenizer is not None,
+    )
 
 
 def _pieces(
