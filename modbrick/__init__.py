@@ -28,12 +28,12 @@ if TYPE_CHECKING:
         prepare_export,
     )
     from modbrick.data import Dataset
+    from modbrick.decoder.decoder import Decoder
+    from modbrick.decoder.functional import parameter_table
     from modbrick.errors import InputError
     from modbrick.execution import ExecutionConfig
     from modbrick.inference import SamplingConfig, generate
     from modbrick.layers.cache import Cache
-    from modbrick.layers.decoder import Decoder
-    from modbrick.layers.functional import parameter_table
     from modbrick.models import load_model, load_parameters
     from modbrick.parallel import MeshConfig
     from modbrick.parameters import Partition
@@ -45,7 +45,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Cache": "modbrick.layers.cache",
     "Dataset": "modbrick.data",
-    "Decoder": "modbrick.layers.decoder",
+    "Decoder": "modbrick.decoder.decoder",
     "ExecutionConfig": "modbrick.execution",
     "InputError": "modbrick.errors",
     "MeshConfig": "modbrick.parallel",
@@ -61,7 +61,7 @@ _HOMES = {
     "load_model": "modbrick.models",
     "load_parameters": "modbrick.models",
     "open_checkpoint": "modbrick.convert",
-    "parameter_table": "modbrick.layers.functional",
+    "parameter_table": "modbrick.decoder.functional",
     "prepare_export": "modbrick.convert",
     "save_model": "modbrick.checkpoints",
     "summarise": "modbrick.analysis.summary",

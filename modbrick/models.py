@@ -11,19 +11,19 @@ import numpy as np
 from etils import epath
 
 from modbrick import checkpoints
-from modbrick.checkpoints.directory import CHECKPOINTS, as_path, is_local
 from modbrick.checkpoints.files import METADATA
 from modbrick.checkpoints.loading import Dtypes
+from modbrick.checkpoints.workdir.directory import CHECKPOINTS, as_path, is_local
 from modbrick.config import ModelConfig
 from modbrick.convert import OpenedSource, open_checkpoint
 from modbrick.convert.finite import NotFinite
 from modbrick.convert.tokenizer import read_tokenizer
 from modbrick.data import Tokenizer, TokenizerIdentity
+from modbrick.decoder.decoder import Decoder
+from modbrick.decoder.functional import functional_decoder
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.inference.continuation import checkpoint_tokenizer
-from modbrick.layers.decoder import Decoder
-from modbrick.layers.functional import functional_decoder
 from modbrick.schema import differences, from_mapping, nearest, to_mapping
 
 TRAINING_ONLY = (

@@ -42,10 +42,10 @@ from rich.progress import (
 from rich.table import Table
 
 from modbrick.command_line import run
-from modbrick.data.preparation import PreparationConfig, Report, prepare
-from modbrick.data.sources import TEXT_EXTENSIONS, Input
-from modbrick.data.tokenizer import TokenizerIdentity
-from modbrick.data.work_units import ReadingOptions
+from modbrick.data.preparation.preparation import PreparationConfig, Report, prepare
+from modbrick.data.preparation.sources import TEXT_EXTENSIONS, Input
+from modbrick.data.preparation.work_units import ReadingOptions
+from modbrick.data.tokenizers.tokenizer import TokenizerIdentity
 from modbrick.errors import InputError
 from modbrick.schema import from_mapping
 

@@ -35,6 +35,7 @@ FLOORS = [
     "formats",
     "parallel",
     "layers",
+    "decoder",
     "bricks",
     "next_token",
     "objective",

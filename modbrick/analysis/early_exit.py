@@ -11,9 +11,9 @@ from jaxtyping import Int32
 
 from modbrick.config import ModelConfig
 from modbrick.data import Dataset, evaluation_batches
+from modbrick.decoder.functional import functional_decoder
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.functional import functional_decoder
 from modbrick.training.evaluation import evaluation_step
 from pallas_kernels.benchmarks.early_exit import BLOCKS, relative_times, skipped_fractions
 

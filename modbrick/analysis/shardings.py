@@ -10,7 +10,7 @@ from rich.table import Table
 
 from modbrick.analysis.summary import BYTES_PER_TRAINED_PARAMETER
 from modbrick.config import ModelConfig
-from modbrick.layers.functional import parameter_table
+from modbrick.decoder.functional import parameter_table
 from modbrick.parallel import AXES, MeshConfig, mesh_axis_names, parameter_shardings
 from modbrick.parameters import ParameterInfo
 

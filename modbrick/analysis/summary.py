@@ -7,8 +7,8 @@ import dataclasses
 from rich.table import Table
 
 from modbrick.config import ModelConfig
+from modbrick.decoder.functional import parameter_table
 from modbrick.flops import forward_flops
-from modbrick.layers.functional import parameter_table
 from modbrick.parameters import ParameterInfo
 
 # float32 parameter and gradient, and two moments

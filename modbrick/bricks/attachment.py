@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from modbrick.config import ModelConfig
+from modbrick.decoder.sites import Site, model_sites
 from modbrick.errors import InputError
 from modbrick.layers.context import Bricks, SiteBrick
-from modbrick.layers.sites import Site, model_sites
 from modbrick.schema import nearest
 
 NewBrick = Callable[[jax.Array, Site], SiteBrick]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from etils import epath
 
 from modbrick.checkpoints import files
-from modbrick.checkpoints.directory import clean, is_complete, remove
 from modbrick.checkpoints.inventory import verify_inventory
 from modbrick.checkpoints.leaves import Leaf, named_arrays, table_of
 from modbrick.checkpoints.metadata import (
@@ -23,6 +22,7 @@ from modbrick.checkpoints.metadata import (
     new_description,
 )
 from modbrick.checkpoints.parts import SplitParameters, others
+from modbrick.checkpoints.workdir.directory import clean, is_complete, remove
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere, gather, is_first
 

@@ -18,12 +18,12 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from modbrick.checkpoints.directory import write_text
 from modbrick.checkpoints.inventory import write_inventory
 from modbrick.checkpoints.leaves import Leaf, checksums, is_key, named_leaves, stored
-from modbrick.checkpoints.link import plain_path
 from modbrick.checkpoints.metadata import DamagedError, Description, seal, unseal
 from modbrick.checkpoints.parts import Part
+from modbrick.checkpoints.workdir.directory import write_text
+from modbrick.checkpoints.workdir.link import plain_path
 from modbrick.errors import InputError
 from modbrick.parameters import nest
 

@@ -11,8 +11,8 @@ import zlib
 import jax
 from etils import epath
 
-from modbrick.checkpoints.directory import is_local, write_text
 from modbrick.checkpoints.metadata import DamagedError
+from modbrick.checkpoints.workdir.directory import is_local, write_text
 from modbrick.parallel.processes import everywhere
 
 _NAME = "files.json"

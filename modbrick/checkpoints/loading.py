@@ -10,19 +10,19 @@ import jax.numpy as jnp
 from etils import epath
 
 from modbrick.checkpoints import files
-from modbrick.checkpoints.directory import (
+from modbrick.checkpoints.leaves import Leaf, mismatches, named_arrays, named_leaves, table_of
+from modbrick.checkpoints.metadata import DamagedError, Description, Metadata, new_description
+from modbrick.checkpoints.reading import Wanted, read_parameters, verify_checkpoint
+from modbrick.checkpoints.workdir.directory import (
     CHECKPOINTS,
     as_path,
     complete_steps,
     require_own,
     write_text,
 )
-from modbrick.checkpoints.leaves import Leaf, mismatches, named_arrays, named_leaves, table_of
-from modbrick.checkpoints.metadata import DamagedError, Description, Metadata, new_description
-from modbrick.checkpoints.reading import Wanted, read_parameters, verify_checkpoint
 from modbrick.config import ModelConfig
+from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
-from modbrick.layers.functional import parameter_table
 
 TOKENIZER = "tokenizer"
 

@@ -14,8 +14,8 @@ from orbax.checkpoint import v1 as ocp
 from modbrick.checkpoints import files
 from modbrick.checkpoints.base import BaseWriter
 from modbrick.checkpoints.config import CheckpointConfig
-from modbrick.checkpoints.directory import DAMAGED, complete_steps, delete_checkpoint
 from modbrick.checkpoints.metadata import DamagedError, Description
+from modbrick.checkpoints.workdir.directory import DAMAGED, complete_steps, delete_checkpoint
 
 policies = ocp.training.preservation_policies
 

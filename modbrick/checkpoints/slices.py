@@ -23,10 +23,8 @@ from etils import epath
 
 from modbrick.checkpoints import files
 from modbrick.checkpoints.base import base_path, require_base
-from modbrick.checkpoints.directory import write_text
 from modbrick.checkpoints.inventory import verify_inventory, write_inventory
 from modbrick.checkpoints.leaves import Leaf, slice_summary
-from modbrick.checkpoints.link import plain_path
 from modbrick.checkpoints.metadata import (
     DamagedError,
     Description,
@@ -35,6 +33,8 @@ from modbrick.checkpoints.metadata import (
     seal,
 )
 from modbrick.checkpoints.parts import Part, others
+from modbrick.checkpoints.workdir.directory import write_text
+from modbrick.checkpoints.workdir.link import plain_path
 
 SLICE = 8 << 20
 """Bytes of a slice, about: what a reader that wants less still reads."""

@@ -16,7 +16,18 @@ from jax.experimental import multihost_utils
 from modbrick.checkpoints import files
 from modbrick.checkpoints.base import BASE, BaseWriter
 from modbrick.checkpoints.config import CheckpointConfig
-from modbrick.checkpoints.directory import (
+from modbrick.checkpoints.leaves import named_arrays, table_of
+from modbrick.checkpoints.metadata import (
+    DamagedError,
+    Description,
+    Metadata,
+    Split,
+    new_description,
+)
+from modbrick.checkpoints.parts import SplitParameters
+from modbrick.checkpoints.reading import Restored, restore
+from modbrick.checkpoints.retention import Retention
+from modbrick.checkpoints.workdir.directory import (
     CHECKPOINTS,
     DAMAGED,
     TEMPORARY,
@@ -28,19 +39,8 @@ from modbrick.checkpoints.directory import (
     require_own,
     require_shared,
 )
-from modbrick.checkpoints.leaves import named_arrays, table_of
-from modbrick.checkpoints.link import plain_path
-from modbrick.checkpoints.lock import RunLock
-from modbrick.checkpoints.metadata import (
-    DamagedError,
-    Description,
-    Metadata,
-    Split,
-    new_description,
-)
-from modbrick.checkpoints.parts import SplitParameters
-from modbrick.checkpoints.reading import Restored, restore
-from modbrick.checkpoints.retention import Retention
+from modbrick.checkpoints.workdir.link import plain_path
+from modbrick.checkpoints.workdir.lock import RunLock
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere, gather, is_first
 

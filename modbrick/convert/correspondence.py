@@ -11,9 +11,9 @@ import numpy as np
 from modbrick.config import LayerConfig, ModelConfig
 from modbrick.convert.format import Format, Row
 from modbrick.convert.transforms import Shape, Transform
+from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
 from modbrick.formats.stored_tensor import StoredTensor
-from modbrick.layers.functional import parameter_table
 from modbrick.parameters import ParameterInfo, ParameterTable
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from etils import epath
 
 from modbrick.checkpoints import Description, describe, locate
-from modbrick.checkpoints.directory import is_local
 from modbrick.checkpoints.loading import TOKENIZER
 from modbrick.checkpoints.metadata import DamagedError
 from modbrick.checkpoints.slices import SLICE, SliceReader
+from modbrick.checkpoints.workdir.directory import is_local
 from modbrick.convert.correspondence import Correspondence, Place, correspondence
 from modbrick.convert.format import Format
 from modbrick.convert.huggingface.directory import TOKENIZER_FILES

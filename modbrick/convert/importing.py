@@ -13,10 +13,10 @@ import numpy as np
 from etils import epath
 
 from modbrick.checkpoints import Metadata
-from modbrick.checkpoints.directory import CHECKPOINTS
 from modbrick.checkpoints.files import first_line
 from modbrick.checkpoints.loading import TOKENIZER
 from modbrick.checkpoints.slices import SliceWriter, StoredForm, piece_shape
+from modbrick.checkpoints.workdir.directory import CHECKPOINTS
 from modbrick.convert.finite import NotFinite
 from modbrick.convert.opening import OpenedSource
 from modbrick.convert.tokenizer import read_tokenizer

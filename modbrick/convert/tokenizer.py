@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from modbrick.convert.opening import OpenedSource
 from modbrick.data import Tokenizer
-from modbrick.data.tokenizer_files import tokenizer_from_json
+from modbrick.data.tokenizers.files import tokenizer_from_json
 from modbrick.errors import InputError
 from modbrick.formats.strict_json import parse_object
 

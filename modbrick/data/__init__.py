@@ -7,32 +7,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modbrick.data.batches import TrainingBatches, data_identity, training_batches
-    from modbrick.data.byte_tokenizer import ByteTokenizer
     from modbrick.data.config import DataConfig
     from modbrick.data.dataset import Dataset, check_vocabulary
     from modbrick.data.evaluation import EvaluationBatches, evaluation_batches
     from modbrick.data.row_plan import RowPlan
-    from modbrick.data.tokenizer import Tokenizer, TokenizerIdentity
-    from modbrick.data.tokenizer_files import load_tokenizer, save_tokenizer
+    from modbrick.data.tokenizers.byte import ByteTokenizer
+    from modbrick.data.tokenizers.files import load_tokenizer, save_tokenizer
+    from modbrick.data.tokenizers.tokenizer import Tokenizer, TokenizerIdentity
     from modbrick.data.writer import DatasetWriter
 
 # Loaded on first use: batches bring Grain and with it JAX, which the processes that prepare data do
 # without.
 _HOMES = {
-    "ByteTokenizer": "byte_tokenizer",
+    "ByteTokenizer": "tokenizers.byte",
     "DataConfig": "config",
     "Dataset": "dataset",
     "DatasetWriter": "writer",
     "EvaluationBatches": "evaluation",
     "RowPlan": "row_plan",
-    "Tokenizer": "tokenizer",
-    "TokenizerIdentity": "tokenizer",
+    "Tokenizer": "tokenizers.tokenizer",
+    "TokenizerIdentity": "tokenizers.tokenizer",
     "TrainingBatches": "batches",
     "check_vocabulary": "dataset",
     "data_identity": "batches",
     "evaluation_batches": "evaluation",
-    "load_tokenizer": "tokenizer_files",
-    "save_tokenizer": "tokenizer_files",
+    "load_tokenizer": "tokenizers.files",
+    "save_tokenizer": "tokenizers.files",
     "training_batches": "batches",
 }
 

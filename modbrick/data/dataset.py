@@ -39,8 +39,8 @@ from modbrick.data.manifest import (
     Split,
 )
 from modbrick.data.records import PART, decode_record, parts
-from modbrick.data.tokenizer import Tokenizer, TokenizerIdentity
-from modbrick.data.tokenizer_files import load_tokenizer
+from modbrick.data.tokenizers.files import load_tokenizer
+from modbrick.data.tokenizers.tokenizer import Tokenizer, TokenizerIdentity
 from modbrick.errors import InputError
 from modbrick.schema import from_json, nearest
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from modbrick.data.tokenizer import TokenizerIdentity
+from modbrick.data.tokenizers.tokenizer import TokenizerIdentity
 from modbrick.schema import to_mapping
 
 MANIFEST = "dataset.json"

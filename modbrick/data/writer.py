@@ -29,7 +29,7 @@ from modbrick.data.manifest import (
     Split,
 )
 from modbrick.data.records import PART, encode_record, id_dtype
-from modbrick.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from modbrick.data.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer
 from modbrick.errors import InputError
 from modbrick.schema import to_json
 

@@ -11,12 +11,12 @@ from etils import epath
 
 from modbrick.checkpoints import describe, tokenizer_file
 from modbrick.data import Tokenizer, load_tokenizer
+from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.inference.generation import generate
 from modbrick.inference.result import GenerationResult
 from modbrick.inference.sampling import DEFAULT_SAMPLING, SamplingConfig
 from modbrick.inference.text import TextStream
-from modbrick.layers.decoder import Decoder
 
 OnText = Callable[[int, str, bool], None]
 """`on_text(index, text, last)`: gets the next piece of a continuation; `last` ends it."""

@@ -19,12 +19,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.inference.result import GenerationResult
 from modbrick.inference.sampling import DEFAULT_SAMPLING, SamplingConfig, greedy, sample
 from modbrick.layers.cache import Cache
 from modbrick.layers.context import Bricks
-from modbrick.layers.decoder import Decoder
 
 OnTokens = Callable[[int, list[int]], bool]
 """Gets the number of a sequence and its new tokens; True ends that sequence."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from modbrick.data.tokenizer import Tokenizer
+from modbrick.data.tokenizers.tokenizer import Tokenizer
 from modbrick.errors import InputError
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

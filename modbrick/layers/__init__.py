@@ -1,1 +1,1 @@
-"""The network: one noun a file, from projections to the decoder."""
+"""The layers of the network, one noun a file, from projections to the block."""

@@ -14,14 +14,14 @@ import jax
 
 from modbrick.flops import forward_flops
 from modbrick.parallel import AXES
-from modbrick.planning.interconnect import group_bandwidth
-from modbrick.planning.memory import (
+from modbrick.planning.compiled.memory import (
     MemoryParts,
     device_bytes,
     microbatch_tokens,
     saved_activations,
     state_parts,
 )
+from modbrick.planning.interconnect import group_bandwidth
 from modbrick.planning.time import kernel_rates, kernel_seconds, useful_flops
 from modbrick.planning.topology import Topology
 from modbrick.training.program import TrainProgram

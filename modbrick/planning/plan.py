@@ -9,8 +9,13 @@ from jax.sharding import AbstractMesh
 
 from modbrick.parallel import AXES
 from modbrick.planning.analytic import estimated_memory
-from modbrick.planning.compilation import DoesNotFitError, Progress, compile_step, required_bytes
-from modbrick.planning.memory import MemoryParts, compiled_parts
+from modbrick.planning.compiled.compilation import (
+    DoesNotFitError,
+    Progress,
+    compile_step,
+    required_bytes,
+)
+from modbrick.planning.compiled.memory import MemoryParts, compiled_parts
 from modbrick.planning.rates import Rate
 from modbrick.planning.time import DEFINITION, StepTime, compiled_time, kernel_rates
 from modbrick.planning.topology import Topology

@@ -6,7 +6,7 @@ import dataclasses
 import re
 
 from modbrick.flops import forward_flops, training_flops
-from modbrick.planning.collectives import (
+from modbrick.planning.compiled.collectives import (
     KINDS,
     SCATTERING,
     Collective,
@@ -14,7 +14,7 @@ from modbrick.planning.collectives import (
     read_collectives,
     total_by_kind,
 )
-from modbrick.planning.compilation import CompiledStep
+from modbrick.planning.compiled.compilation import CompiledStep
 from modbrick.planning.interconnect import group_bandwidth
 from modbrick.planning.kernel_shapes import kernel_shapes
 from modbrick.planning.rates import Rate, nearest_rate

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Float64, Int32
 
 from modbrick.config import ModelConfig
 from modbrick.data import EvaluationBatches
+from modbrick.decoder.functional import functional_decoder
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.functional import functional_decoder
 from modbrick.layers.router import RouterStatistics
 from modbrick.next_token import head_token_losses
 from modbrick.parallel.batch import batch_sharding, local_slice, place_batch

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from modbrick.checkpoints import SplitParameters
-from modbrick.layers.functional import functional_decoder
+from modbrick.decoder.functional import functional_decoder
 from modbrick.optimizer import Optimizer
 from modbrick.parallel import parameter_shardings
 from modbrick.parallel.batch import batch_sharding, check_batch, place_batch

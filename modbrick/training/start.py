@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 
 from modbrick.checkpoints import CheckpointStore, Metadata, Restored, save_tokenizer
-from modbrick.checkpoints.directory import as_path, write_text
-from modbrick.layers.functional import initial_parameters
+from modbrick.checkpoints.workdir.directory import as_path, write_text
+from modbrick.decoder.functional import initial_parameters
 from modbrick.models import open_model
 from modbrick.parallel.processes import everywhere, is_first, say
 from modbrick.schema import to_json

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from modbrick.config import ModelConfig
+from modbrick.decoder.decoder import Decoder
+from modbrick.decoder.functional import functional_decoder
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.decoder import Decoder
-from modbrick.layers.functional import functional_decoder
 from modbrick.layers.router import RouterStatistics
 from modbrick.objective import ObjectiveConfig, Totals, objective
 from modbrick.optimizer import Optimizer, OptimizerMetrics

@@ -24,12 +24,12 @@ import pytest
 from modbrick.config import ModelConfig
 from modbrick.convert.format import Format, Translation
 from modbrick.convert.opening import open_checkpoint
+from modbrick.decoder.functional import FunctionalDecoder, functional_decoder
+from modbrick.decoder.output import DecoderOutput
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.formats.safetensors import read_safetensors
 from modbrick.layers.cache import Cache
-from modbrick.layers.functional import FunctionalDecoder, functional_decoder
-from modbrick.layers.output import DecoderOutput
 from modbrick.layers.positions import rope_frequencies
 from modbrick.objective import Totals, objective
 from modbrick.schema import to_mapping

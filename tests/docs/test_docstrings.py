@@ -13,7 +13,7 @@ import modbrick
 from modbrick.checkpoints import Metadata, save_model
 from modbrick.config import families
 from modbrick.data import ByteTokenizer, DatasetWriter
-from modbrick.layers.functional import functional_decoder
+from modbrick.decoder.functional import functional_decoder
 from modbrick.parameters import nest
 
 ROOT = Path(__file__).resolve().parents[2]

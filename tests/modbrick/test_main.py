@@ -17,8 +17,8 @@ from absl.testing import flagsaver
 from modbrick.__main__ import command, model_config
 from modbrick.analysis.summary import summarise
 from modbrick.checkpoints import Metadata, save_model
+from modbrick.decoder.functional import functional_decoder, parameter_table
 from modbrick.errors import InputError
-from modbrick.layers.functional import functional_decoder, parameter_table
 
 ROOT = Path(__file__).parents[2]
 flags.FLAGS.mark_as_parsed()

@@ -28,10 +28,10 @@ from modbrick.config import (
 )
 from modbrick.convert import import_checkpoint, open_checkpoint
 from modbrick.data import ByteTokenizer
+from modbrick.decoder.decoder import Decoder
+from modbrick.decoder.functional import parameters_of
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.decoder import Decoder
-from modbrick.layers.functional import parameters_of
 from modbrick.models import open_model
 from tests.modbrick.layers.tiny import run
 

@@ -24,9 +24,9 @@ from modbrick.config import (
 )
 from modbrick.convert import import_checkpoint, open_checkpoint
 from modbrick.data import ByteTokenizer
-from modbrick.data.preparation import PreparationConfig, prepare
-from modbrick.data.sources import Input
-from modbrick.layers.functional import functional_decoder
+from modbrick.data.preparation.preparation import PreparationConfig, prepare
+from modbrick.data.preparation.sources import Input
+from modbrick.decoder.functional import functional_decoder
 from tests import programs
 from tests.modbrick.data.conftest import write_dataset
 

@@ -22,8 +22,8 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.data import load_tokenizer
+from modbrick.decoder.functional import functional_decoder
 from modbrick.inference import GREEDY, generate
-from modbrick.layers.functional import functional_decoder
 from tests import programs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,8 +25,8 @@ from modbrick import load_model
 from modbrick.checkpoints import describe, tokenizer_file
 from modbrick.convert.gguf.header import read_gguf
 from modbrick.data import Tokenizer, load_tokenizer
+from modbrick.decoder.decoder import Decoder
 from modbrick.inference import GREEDY, generate
-from modbrick.layers.decoder import Decoder
 from tests import programs
 
 pytestmark = pytest.mark.verify

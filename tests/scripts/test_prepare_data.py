@@ -13,8 +13,8 @@ import tokenizers
 from modbrick.checkpoints import describe
 from modbrick.convert import import_checkpoint, open_checkpoint
 from modbrick.data.dataset import Dataset
-from modbrick.data.tokenizer import TokenizerIdentity
-from modbrick.data.tokenizer_files import train_tokenizer
+from modbrick.data.tokenizers.files import train_tokenizer
+from modbrick.data.tokenizers.tokenizer import TokenizerIdentity
 from modbrick.schema import from_mapping
 from tests import programs
 

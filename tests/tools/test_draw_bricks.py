@@ -7,7 +7,7 @@ import pytest
 
 from modbrick.bricks import LoRA, attach
 from modbrick.config import families
-from modbrick.layers.functional import parameter_table
+from modbrick.decoder.functional import parameter_table
 from tools.draw_bricks import TEXT, draw, read
 
 TOLD = TEXT.read_text(encoding="utf-8")

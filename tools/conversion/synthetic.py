@@ -17,9 +17,9 @@ from modbrick.convert.correspondence import correspondence
 from modbrick.convert.format import Format, Translation
 from modbrick.convert.huggingface.directory import open_directory
 from modbrick.convert.huggingface.shards import INDEX, METADATA, divide, index_text
+from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
 from modbrick.formats.safetensors import SafetensorsWriter, TensorSpec
-from modbrick.layers.functional import parameter_table
 
 MEDIUM = 500_000_000
 """Bytes of a medium checkpoint."""

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modbrick.decoder.functional import initial_parameters, parameter_table
 from modbrick.execution import ExecutionConfig
 from modbrick.flops import training_flops
 from modbrick.hardware import measured_flops
-from modbrick.layers.functional import initial_parameters, parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import Optimizer, OptimizerConfig
 from modbrick.parameters import Partition

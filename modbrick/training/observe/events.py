@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from modbrick.checkpoints.directory import is_local
+from modbrick.checkpoints.workdir.directory import is_local
 from modbrick.errors import InputError
 from modbrick.parallel.processes import say
 from modbrick.training.observe.outage import Outage

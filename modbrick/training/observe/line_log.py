@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from modbrick.checkpoints.directory import is_local, write_text
+from modbrick.checkpoints.workdir.directory import is_local, write_text
 from modbrick.errors import InputError
 from modbrick.parallel.processes import say
 from modbrick.training.observe.outage import Outage

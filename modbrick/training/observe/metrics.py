@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from modbrick.checkpoints.directory import as_path
+from modbrick.checkpoints.workdir.directory import as_path
 from modbrick.errors import InputError
 from modbrick.parallel.processes import is_first, say
 from modbrick.training.observe.events import EventLog

@@ -9,7 +9,7 @@ import tempfile
 import jax
 from etils import epath
 
-from modbrick.checkpoints.directory import as_path, is_local
+from modbrick.checkpoints.workdir.directory import as_path, is_local
 from modbrick.errors import InputError
 from modbrick.parallel.processes import is_first
 from modbrick.training.observe.observer import Observer

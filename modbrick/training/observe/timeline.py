@@ -19,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from modbrick.checkpoints.directory import as_path
+from modbrick.checkpoints.workdir.directory import as_path
 from modbrick.hardware import process_start
 from modbrick.parallel.processes import is_first
 from modbrick.training.observe.line_log import LineLog, read_log

@@ -21,9 +21,9 @@ from modbrick.data import (
     training_batches,
 )
 from modbrick.data.batches import FIELDS
+from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.flops import packed_flops
-from modbrick.layers.decoder import Decoder
 from modbrick.next_token import head_loss
 from modbrick.objective import Totals
 from modbrick.parallel.batch import check_rows, local_rows

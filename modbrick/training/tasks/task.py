@@ -19,7 +19,7 @@ from jaxtyping import Array, Key
 
 from modbrick.checkpoints import Metadata
 from modbrick.data import Tokenizer
-from modbrick.layers.decoder import Decoder
+from modbrick.decoder.decoder import Decoder
 from modbrick.objective import Totals
 
 LocalBatch = Mapping[str, np.ndarray]

@@ -15,8 +15,8 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.data import Dataset
+from modbrick.decoder.functional import functional_decoder
 from modbrick.errors import InputError
-from modbrick.layers.functional import functional_decoder
 from tests.modbrick.data.conftest import write_dataset
 
 LENGTH = 256

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from modbrick.analysis.summary import summarise
 from modbrick.config.families import moduleformer
-from modbrick.layers.functional import parameter_table
+from modbrick.decoder.functional import parameter_table
 
 
 def molm(layers: int, top_k: int):

@@ -21,10 +21,10 @@ from modbrick.checkpoints import (
     load_parameters,
     save_tokenizer,
 )
-from modbrick.checkpoints.directory import write_text
+from modbrick.checkpoints.workdir.directory import write_text
 from modbrick.config import ModelConfig
+from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
-from modbrick.layers.functional import parameter_table
 from modbrick.parameters import Partition
 from tests.faults import FAULTS, broken, within
 

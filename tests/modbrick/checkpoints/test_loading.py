@@ -17,9 +17,9 @@ from modbrick.checkpoints import (
     tokenizer_file,
 )
 from modbrick.config import SegmentConfig
+from modbrick.decoder.decoder import Decoder
+from modbrick.decoder.functional import parameters_of
 from modbrick.errors import InputError
-from modbrick.layers.decoder import Decoder
-from modbrick.layers.functional import parameters_of
 from tests import programs
 
 

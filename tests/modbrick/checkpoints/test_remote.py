@@ -6,7 +6,12 @@ import pytest
 from etils import epath
 
 from modbrick.checkpoints import CheckpointConfig, CheckpointStore
-from modbrick.checkpoints.directory import clean, complete_steps, delete_checkpoint, require_own
+from modbrick.checkpoints.workdir.directory import (
+    clean,
+    complete_steps,
+    delete_checkpoint,
+    require_own,
+)
 from tests import remote_store
 
 

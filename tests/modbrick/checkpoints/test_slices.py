@@ -17,7 +17,7 @@ from modbrick.checkpoints.leaves import checksums, slice_summary
 from modbrick.checkpoints.metadata import DamagedError
 from modbrick.checkpoints.slices import SliceReader, SliceWriter, StoredForm, piece_shape
 from modbrick.config.families import moduleformer
-from modbrick.layers.functional import parameter_table
+from modbrick.decoder.functional import parameter_table
 
 MODEL = moduleformer(
     vocabulary=101,

@@ -27,8 +27,8 @@ from modbrick.checkpoints import (
 )
 from modbrick.checkpoints.slices import SliceReader
 from modbrick.config.families import moduleformer
+from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
-from modbrick.layers.functional import parameter_table
 from modbrick.parameters import Partition
 
 MODEL = moduleformer(

@@ -22,8 +22,8 @@ from modbrick.convert import (
     open_checkpoint,
     prepare_export,
 )
+from modbrick.decoder.functional import functional_decoder
 from modbrick.errors import InputError
-from modbrick.layers.functional import functional_decoder
 
 FIXTURES = Path(__file__).parents[2] / "fixtures/moduleformer"
 FORM = format_named("moduleformer")

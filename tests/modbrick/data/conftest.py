@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modbrick.data.byte_tokenizer import ByteTokenizer
 from modbrick.data.dataset import Dataset
 from modbrick.data.manifest import Split
+from modbrick.data.tokenizers.byte import ByteTokenizer
 from modbrick.data.writer import DatasetWriter
 
 

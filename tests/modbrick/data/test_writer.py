@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from modbrick.data.byte_tokenizer import ByteTokenizer
 from modbrick.data.dataset import Dataset
+from modbrick.data.tokenizers.byte import ByteTokenizer
 from modbrick.data.writer import DatasetWriter
 from modbrick.errors import InputError
 from tests import programs
@@ -92,7 +92,7 @@ def test_a_replacement_that_was_killed_halfway_is_undone(tmp_path, write):
 FULL = """
 import resource, sys
 import numpy as np
-from modbrick.data.byte_tokenizer import ByteTokenizer
+from modbrick.data.tokenizers.byte import ByteTokenizer
 from modbrick.data.writer import DatasetWriter
 from modbrick.errors import InputError
 

@@ -21,10 +21,10 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.data import load_tokenizer
+from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.inference import GREEDY
 from modbrick.inference.continuation import checkpoint_tokenizer, continue_texts
-from modbrick.layers.decoder import Decoder
 
 TOKENIZER = load_tokenizer("bytes")
 LAYER = LayerConfig(AttentionConfig(2, 8), FeedForwardConfig(16))

@@ -19,10 +19,10 @@ from modbrick.config import (
     RouterConfig,
     SegmentConfig,
 )
+from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.inference import GREEDY, SamplingConfig, generate, generation
 from modbrick.inference.generation import rounded_up
-from modbrick.layers.decoder import Decoder
 from tests.compilation import max_traces
 
 VOCABULARY = 23

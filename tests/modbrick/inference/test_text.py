@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modbrick.data import load_tokenizer
-from modbrick.data.tokenizer_files import tokenizer_from_json, train_tokenizer
+from modbrick.data.tokenizers.files import tokenizer_from_json, train_tokenizer
 from modbrick.errors import InputError
 from modbrick.inference.text import TextStream
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from modbrick.config import AttentionConfig, FeedForwardConfig, LayerConfig, NormConfig
-from modbrick.layers.decoder import Decoder
+from modbrick.decoder.decoder import Decoder
 from modbrick.layers.positions import rope_frequencies
 from tests.modbrick.layers.test_activations import FORMULAS, erf
 

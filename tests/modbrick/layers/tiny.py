@@ -22,9 +22,9 @@ from modbrick.config import (
     RouterConfig,
     SegmentConfig,
 )
+from modbrick.decoder.decoder import Decoder
+from modbrick.decoder.output import DecoderOutput
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.decoder import Decoder
-from modbrick.layers.output import DecoderOutput
 from tests.compilation import QUICK
 
 VOCABULARY, WIDTH = 19, 16

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from modbrick.config.families import moduleformer
+from modbrick.decoder.functional import initial_parameters, parameter_table
 from modbrick.execution import ExecutionConfig, ExpertParallelism
-from modbrick.layers.functional import initial_parameters, parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.parallel import MeshConfig, make_mesh, parameter_shardings
 from modbrick.parallel.batch import batch_sharding

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
-from modbrick.layers.functional import parameter_table
 from modbrick.parallel import AXES, constrain, gathered, parameter_shardings, parameter_spec
 from modbrick.parallel.rules import (
     FSDP,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from modbrick.parallel import make_mesh
-from modbrick.planning.compile_worker import MEMORY
+from modbrick.planning.compiled.worker import MEMORY
 from modbrick.schema import from_json
 from modbrick.training.program import train_program
 from modbrick.training.run_config import RunConfig

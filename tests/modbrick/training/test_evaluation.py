@@ -11,9 +11,9 @@ import pytest
 
 from modbrick.config.families import moduleformer
 from modbrick.data import Dataset, evaluation_batches
+from modbrick.decoder.decoder import Decoder
+from modbrick.decoder.functional import functional_decoder
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.decoder import Decoder
-from modbrick.layers.functional import functional_decoder
 from modbrick.training.evaluation import EvaluationResult, EvaluationStep, evaluate, evaluation_step
 from tests.compilation import max_traces
 from tests.modbrick.data.conftest import random_texts, write_dataset

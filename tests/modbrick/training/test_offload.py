@@ -19,9 +19,9 @@ from modbrick.checkpoints.leaves import checksums
 from modbrick.config import ModelConfig
 from modbrick.config.families import moduleformer
 from modbrick.data import DataConfig
+from modbrick.decoder.functional import initial_parameters
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.functional import initial_parameters
 from modbrick.optimizer import OptimizerConfig
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.schema import from_mapping

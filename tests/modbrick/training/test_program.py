@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh
 
+from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.decoder import Decoder
 from modbrick.parallel import AXES, MeshConfig, make_mesh
 from modbrick.training.program import train_program
 from modbrick.training.tasks.pretraining import Pretraining

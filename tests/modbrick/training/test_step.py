@@ -12,8 +12,8 @@ import pytest
 
 from modbrick.config import ModelConfig
 from modbrick.config.families import moduleformer
+from modbrick.decoder.functional import initial_parameters, parameter_table
 from modbrick.execution import ExecutionConfig
-from modbrick.layers.functional import initial_parameters, parameter_table
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import Optimizer, OptimizerConfig
 from modbrick.parameters import Partition

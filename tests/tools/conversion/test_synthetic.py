@@ -10,9 +10,9 @@ import pytest
 
 from modbrick.convert import format_named, open_checkpoint
 from modbrick.convert.correspondence import correspondence
+from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
 from modbrick.formats.safetensors import TensorSpec
-from modbrick.layers.functional import parameter_table
 from tools.conversion.synthetic import compare, model_of_size, widened, write_checkpoint
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"

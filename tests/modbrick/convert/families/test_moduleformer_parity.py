@@ -16,11 +16,11 @@ import pytest
 
 from modbrick import convert, load_model
 from modbrick.config import ModelConfig
+from modbrick.decoder.functional import FunctionalDecoder, functional_decoder, parameters_of
+from modbrick.decoder.output import DecoderOutput
 from modbrick.formats.safetensors import read_safetensors
 from modbrick.formats.strict_json import read_object
 from modbrick.layers.cache import Cache
-from modbrick.layers.functional import FunctionalDecoder, functional_decoder, parameters_of
-from modbrick.layers.output import DecoderOutput
 from modbrick.next_token import token_losses
 from modbrick.objective import ObjectiveConfig, Totals, objective
 from tests.compilation import QUICK

@@ -15,7 +15,7 @@ from modbrick.convert.gguf.header import read_gguf
 from modbrick.convert.gguf.sentencepiece import LONGEST_PIECE, SPACE, sentencepiece_parts
 from modbrick.convert.gguf.tokenizer import tokenizer_files, unsupported
 from modbrick.data import Tokenizer
-from modbrick.data.tokenizer_files import tokenizer_from_json
+from modbrick.data.tokenizers.files import tokenizer_from_json
 from modbrick.errors import InputError
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "gguf"

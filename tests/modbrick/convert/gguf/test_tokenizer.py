@@ -15,7 +15,7 @@ from modbrick.convert.gguf import tokenizer as gguf_tokenizer
 from modbrick.convert.gguf.header import read_gguf
 from modbrick.convert.gguf.tokenizer import PRE_TOKENIZERS, tokenizer_files, unsupported
 from modbrick.data import Tokenizer
-from modbrick.data.tokenizer_files import tokenizer_from_json
+from modbrick.data.tokenizers.files import tokenizer_from_json
 from modbrick.errors import InputError
 from tests.modbrick.convert.gguf import gguf_files as files
 from tests.modbrick.convert.gguf.gguf_files import Typed

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from modbrick.checkpoints import Metadata
-from modbrick.layers.decoder import Decoder
-from modbrick.layers.functional import functional_decoder
+from modbrick.decoder.decoder import Decoder
+from modbrick.decoder.functional import functional_decoder
 from modbrick.objective import Mean, Totals
 from modbrick.parallel.batch import local_rows
 from modbrick.schema import to_mapping

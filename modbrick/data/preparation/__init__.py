@@ -1,0 +1,1 @@
+"""Files of text to prepared data sets: sources, reading, encoding by many processes."""

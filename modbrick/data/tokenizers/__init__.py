@@ -1,0 +1,1 @@
+"""Tokenizers: the interface, its implementations, and their files."""

@@ -1,0 +1,298 @@
+"""The decoder: embedding, segments of layers, final norm, head."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from modbrick.config import ModelConfig
+from modbrick.decoder.captures import by_router, gather_captures, recorded_names
+from modbrick.decoder.output import DecoderOutput, Features
+from modbrick.decoder.segment import run_segment, stacked_block
+from modbrick.errors import InputError
+from modbrick.execution import ExecutionConfig
+from modbrick.layers.block import Block
+from modbrick.layers.cache import Cache
+from modbrick.layers.context import Bricks, Context, Visibility
+from modbrick.layers.norms import Norm
+from modbrick.layers.parameters import Initialiser, normal, parameter, uniform_fan_in
+from modbrick.layers.projections import Projection, matmul
+from modbrick.parallel import constrain, gathered
+
+
+class Decoder(nnx.Module):
+    """A decoder-only language model, as its config describes it.
+
+    The module holds float32 parameters; `nnx.split` it once and run the pure function
+    `nnx.merge(graph, parameters)(...)` under `jax.jit`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import modbrick
+        >>> model = modbrick.load_model("run")  # or a new one: modbrick.Decoder(config)
+        >>> model(jnp.asarray([[1, 2, 3]])).hidden.shape  # [B, S, D]
+        (1, 3, 16)
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        key: jax.Array | None = None,
+        execution: ExecutionConfig | None = None,
+    ):
+        """Initialises the parameters.
+
+        Args:
+          config: the model.
+          key: of the initial values; None: `jax.random.key(0)`.
+          execution: how to run it; None: as is best here.
+        """
+        self.config = config
+        self.execution = ExecutionConfig() if execution is None else execution
+        key = jax.random.key(0) if key is None else key
+        outer, inner = jax.random.split(key)
+        rngs = nnx.Rngs(params=outer)
+        scale = config.initial_scale
+        expert_initialiser: Initialiser = (
+            uniform_fan_in if config.expert_initialiser == "uniform_fan_in" else normal(scale)
+        )
+        self.embedding = parameter(
+            rngs,
+            normal(scale),
+            (config.vocabulary, config.width),
+            ("vocabulary", "width"),
+            role="embedding",
+        )
+        self.norm = Norm(config.norm, config.width, rngs=rngs)
+        if not config.tied_head:
+            self.head = Projection(
+                (config.width, config.vocabulary),
+                ("width", "vocabulary"),
+                initialiser=normal(scale),
+                role="head",
+                rngs=rngs,
+            )
+        self.segments: nnx.Dict[Block] = nnx.Dict()
+        for name, first_layer, segment in config.placed_segments():
+            self.segments[name] = stacked_block(
+                segment, first_layer, config.width, scale, expert_initialiser, inner
+            )
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        *,
+        attention_mask: Bool[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+        cache: Cache | None = None,
+        bricks: Bricks | None = None,
+        brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
+        capture: Iterable[str] = (),
+        random_keys: Key[Array, "B"] | None = None,
+    ) -> DecoderOutput:
+        """Returns the logits of the next token at every position.
+
+        Args:
+          tokens: ids below the vocabulary size.
+          attention_mask: which tokens are real; padding is never attended to, and counts in router
+            statistics only if the config says so. None: all.
+          segment_ids: documents of a packed row, which do not see each other; 0 is padding.
+          positions: of each token in its document; None: counted over real tokens.
+          cache: keys and values of the tokens before these.
+          bricks: what is attached.
+          brick_ids: which variant of the attached bricks each example or token uses, -1 none.
+          capture: intermediate values to return: names of `CAPTURES`, or of sites
+            (`modbrick.decoder.sites.model_sites` lists them).
+          random_keys: one for each sequence, for sampled top-k routing; None (evaluation): plain
+            top-k.
+
+        Raises:
+          ValueError: an unknown capture, or shapes that disagree.
+          InputError: ids beyond the vocabulary or a full cache, where values are not traced.
+        """
+        capture = tuple(capture)
+        names = recorded_names(capture)
+        features = self.features(
+            tokens,
+            attention_mask=attention_mask,
+            segment_ids=segment_ids,
+            positions=positions,
+            cache=cache,
+            bricks=bricks,
+            brick_ids=brick_ids,
+            capture=[name for name in capture if name != "head"],
+            random_keys=random_keys,
+        )
+        context = _head_context(features.hidden, bricks, brick_ids, names)
+        logits = self._logits(features.hidden, context)
+        captured = features.captured
+        if "sites" in names:
+            captured["sites"]["decoder"] |= context.captured["sites"]
+        if "head" in names:
+            captured["head"] = context.captured["head"]
+        return DecoderOutput(
+            logits, features.hidden, features.router_statistics, features.cache, captured
+        )
+
+    def features(
+        self,
+        tokens: Int[Array, "B S"],
+        *,
+        attention_mask: Bool[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+        cache: Cache | None = None,
+        bricks: Bricks | None = None,
+        brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
+        capture: Iterable[str] = (),
+        random_keys: Key[Array, "B"] | None = None,
+    ) -> Features:
+        """Runs everything but the head; arguments as in a call."""
+        capture = tuple(capture)
+        config, bricks = self.config, Bricks() if bricks is None else bricks
+        _check_values(tokens, config.vocabulary, cache)
+        visibility, counted, positions, cache = self._visible(
+            tokens, attention_mask, segment_ids, positions, cache
+        )
+        context = Context(
+            positions,
+            visibility,
+            counted,
+            random_keys,
+            brick_ids=_per_token(brick_ids, tokens),
+            execution=self.execution,
+            capture=recorded_names(capture),
+        )
+        outer = dataclasses.replace(context, bricks=bricks.decoder, captured={})
+        embedding = gathered(self.embedding[...], self.embedding.axes)
+        # Weights may be kept in less than float32; the product is not.
+        x = embedding[tokens].astype(jnp.float32) * config.embedding_multiplier
+        x = constrain(x.astype(config.dtype), "batch", "sequence", "width")
+        x = outer.at("embedding", x, x)
+        inner: dict[str, Context] = {}
+        for name, first_layer, segment in config.placed_segments():
+            of_segment = dataclasses.replace(
+                context,
+                bricks=bricks.segments.get(name, {}),
+                cache=None if cache is None else cache.segments[name],
+            )
+            x, inner[name] = run_segment(self.segments[name], segment, first_layer, x, of_segment)
+        if cache is not None:
+            segments = {name: of.cache for name, of in inner.items() if of.cache is not None}
+            length = cache.length + tokens.shape[1]
+            cache = dataclasses.replace(cache, segments=segments, length=length)
+        return Features(
+            self.norm(x),
+            by_router({name: of.statistics for name, of in inner.items()}),
+            cache,
+            gather_captures(capture, outer, inner),
+        )
+
+    def logits(
+        self,
+        hidden: Float[Array, "B S D"],
+        *,
+        bricks: Bricks | None = None,
+        brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S V"]:
+        """Applies the head to final hidden states; float32."""
+        return self._logits(hidden, _head_context(hidden, bricks, brick_ids))
+
+    def _logits(self, hidden: Float[Array, "B S D"], context: Context) -> Float[Array, "B S V"]:
+        logits = matmul(hidden, self.head_weight) * self.config.logit_multiplier
+        return context.at("head", hidden, logits)
+
+    @property
+    def head_weight(self) -> Float[Array, "D V"]:
+        """Weight of the head as it is held: the embedding, transposed, if tied."""
+        return self.embedding[...].T if self.config.tied_head else self.head.weight[...]
+
+    def _visible(
+        self,
+        tokens: Int[Array, "B S"],
+        attention_mask: Bool[Array, "B S"] | None,
+        segment_ids: Int[Array, "B S"] | None,
+        positions: Int[Array, "B S"] | None,
+        cache: Cache | None,
+    ) -> tuple[Visibility, Bool[Array, "B S"] | None, Int[Array, "B S"], Cache | None]:
+        """Returns what tokens see, which count, where they stand, and the cache with masks."""
+        for name, value in (
+            ("attention_mask", attention_mask),
+            ("segment_ids", segment_ids),
+            ("positions", positions),
+        ):
+            if value is not None and value.shape != tokens.shape:
+                raise ValueError(f"{name} has shape {value.shape}, tokens {tokens.shape}")
+        mask = None if attention_mask is None else attention_mask.astype(bool)
+        if segment_ids is not None:
+            mask = segment_ids != 0 if mask is None else mask & (segment_ids != 0)
+        counted = None if self.config.router_statistics == "all" else mask
+        if positions is None:
+            positions = _positions(tokens, mask, cache)
+        if cache is None:
+            return Visibility(0, mask, segment_ids, segment_ids), counted, positions, None
+        real = jnp.ones(tokens.shape, bool) if mask is None else mask
+        key_mask, documents = cache.append(real, segment_ids)
+        visibility = Visibility(
+            cache.length, key_mask, segment_ids, None if segment_ids is None else documents
+        )
+        cache = dataclasses.replace(cache, mask=key_mask, segment_ids=documents)
+        return visibility, counted, positions, cache
+
+
+def _check_values(tokens: Int[Array, "B S"], vocabulary: int, cache: Cache | None) -> None:
+    """Refuses ids and lengths out of range, where they are known; lookups would clamp them."""
+    if not isinstance(tokens, jax.core.Tracer) and tokens.size:
+        # By numpy: a constant inside a traced function must stay one.
+        least, largest = np.asarray(tokens).min(), np.asarray(tokens).max()
+        if least < 0 or largest >= vocabulary:
+            raise InputError(
+                f"token ids from {least} to {largest} do not fit a vocabulary of {vocabulary}"
+            )
+    if cache is not None and not isinstance(cache.length, jax.core.Tracer):
+        needed = int(np.asarray(cache.length)) + tokens.shape[1]
+        if needed > cache.capacity:
+            raise InputError(f"{needed} tokens do not fit a cache of {cache.capacity}")
+
+
+def _positions(
+    tokens: Int[Array, "B S"], mask: Bool[Array, "B S"] | None, cache: Cache | None
+) -> Int[Array, "B S"]:
+    """Counts real tokens from 0, on from those in the cache."""
+    if mask is None:
+        counts = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    else:
+        counts = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    if cache is not None:
+        counts = counts + cache.mask.sum(1, keepdims=True)
+    return counts.astype(jnp.int32)
+
+
+def _per_token(
+    brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None, x: jax.Array
+) -> Int[Array, "B S"] | None:
+    """Spreads ids given per example over its tokens."""
+    if brick_ids is None or brick_ids.ndim == 2:
+        return brick_ids
+    return jnp.broadcast_to(brick_ids[:, None], x.shape[:2])
+
+
+def _head_context(
+    hidden: Float[Array, "B S D"],
+    bricks: Bricks | None,
+    brick_ids: Int[Array, "B"] | Int[Array, "B S"] | None,
+    capture: frozenset[str] = frozenset(),
+) -> Context:
+    return Context(
+        bricks={} if bricks is None else bricks.decoder,
+        brick_ids=_per_token(brick_ids, hidden),
+        capture=capture,
+    )

@@ -1,0 +1,1 @@
+"""A compiled step: how it is compiled for machines that are not there, and what its text says."""

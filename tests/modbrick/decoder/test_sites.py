@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from modbrick.bricks import LoRA, attach
+from modbrick.config import ExpertsConfig, LayerConfig, RouterConfig
+from modbrick.decoder.decoder import Decoder
+from modbrick.decoder.sites import model_sites
+from modbrick.layers.context import Bricks
+from tests.compilation import max_traces
+from tests.modbrick.layers.tiny import (
+    ATTENTIONS,
+    DENSE,
+    EXPERT_FEED_FORWARD,
+    VOCABULARY,
+    WIDTH,
+    model_config,
+    model_of,
+    relative_error,
+    run,
+    tokens_of,
+)
+
+TOKENS = tokens_of(3, 6)
+LINEAR = ExpertsConfig(4, 2, RouterConfig("linear"))
+LAYERS = {
+    "dense": DENSE,
+    "experts": LayerConfig(
+        dataclasses.replace(ATTENTIONS["stickbreaking experts"], experts=LINEAR),
+        dataclasses.replace(EXPERT_FEED_FORWARD, experts=LINEAR),
+    ),
+}
+SITES = [
+    *(
+        (name, f"layer.*.{s.name}")
+        for name, layer in LAYERS.items()
+        for s in model_sites(model_config(layer)).layers["0"]
+    ),
+    *((name, s.name) for name in LAYERS for s in model_sites(model_config(DENSE)).decoder),
+]
+# Sites at a linear map, and where its weight lies; a bank adds the update to every expert.
+WEIGHTS = {
+    "head": ("head", "weight"),
+    **{
+        f"layer.*.{name}": ("segments", "0", *name.split("."), "weight")
+        for name in (
+            "attention.query",
+            "attention.key",
+            "attention.value",
+            "attention.output",
+            "feed_forward.up",
+            "feed_forward.gate",
+            "feed_forward.down",
+        )
+    },
+    **{
+        f"layer.*.{name}.router": ("segments", "0", name, "router", "output", "weight")
+        for name in ("attention", "feed_forward")
+    },
+}
+
+_models: dict[str, tuple[Decoder, Bricks]] = {}
+
+
+def model_and_bricks(name):
+    """Two layers, and a LoRA of two variants that changes nothing at each of their sites."""
+    if name not in _models:
+        model = model_of(model_config(LAYERS[name], LAYERS[name]))
+        bricks = attach(
+            model.config,
+            {site: make for own, site in SITES if own == name},
+            key=jax.random.key(0),
+        )
+        _models[name] = model, bricks
+    return _models[name]
+
+
+def make(key, site):
+    return LoRA.initial(key, site.input_width, site.output_width, rank=2, alpha=3.0, variants=2)
+
+
+def with_update(bricks: Bricks, address: str, variants=(0, 1), seed: int = 0) -> Bricks:
+    """Gives the brick at one site random `up` matrices in these variants."""
+    site = address.removeprefix("layer.*.")
+    inside = site != address
+    found = bricks.segments["0"] if inside else bricks.decoder
+    brick = brick_at(bricks, address)
+    random = np.random.default_rng(seed).normal(0.0, 0.4, brick.up.shape)
+    chosen = np.isin(np.arange(2), variants)[:, None, None]
+    changed = dataclasses.replace(brick, up=jnp.asarray(random * chosen, jnp.float32))
+    sites = {**found, site: (changed,)}
+    return Bricks({"0": sites}, bricks.decoder) if inside else Bricks(bricks.segments, sites)
+
+
+def brick_at(bricks: Bricks, address: str) -> LoRA:
+    site = address.removeprefix("layer.*.")
+    (brick,) = (bricks.decoder if site == address else bricks.segments["0"])[site]
+    assert isinstance(brick, LoRA)
+    return brick
+
+
+def ids(*rows) -> np.ndarray:
+    """An id for each token from one for each example."""
+    return np.repeat(np.array(rows, np.int32)[:, None], TOKENS.shape[1], axis=1)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_bricks_that_change_nothing(name):
+    model, bricks = model_and_bricks(name)
+    plain = run(model, TOKENS).logits
+    assert (
+        relative_error(run(model, TOKENS, bricks=bricks, brick_ids=ids(0, 1, -1)).logits, plain)
+        < 1e-6
+    )
+
+
+@pytest.mark.parametrize(("name", "site"), SITES)
+def test_each_site_reacts_for_the_tokens_that_choose_it(name, site):
+    """Example 0 uses variant 0, example 1 variant 1, example 2 none."""
+    model, bricks = model_and_bricks(name)
+    plain = np.asarray(run(model, TOKENS).logits)
+    for variants in ((0,), (1,)):
+        changed = with_update(bricks, site, variants)
+        logits = np.asarray(run(model, TOKENS, bricks=changed, brick_ids=ids(0, 1, -1)).logits)
+        for row in range(3):
+            error = relative_error(logits[row], plain[row])
+            assert error > 1e-3 if row in variants else error < 1e-6, (row, variants)
+
+
+@pytest.mark.parametrize(("name", "site"), [pair for pair in SITES if pair[1] in WEIGHTS])
+def test_at_a_linear_map_a_lora_is_an_update_of_the_weight(name, site):
+    model, bricks = model_and_bricks(name)
+    changed = with_update(bricks, site)
+    brick = brick_at(changed, site)
+    down, up = (np.asarray(x)[..., 1, :, :] for x in (brick.down, brick.up))
+    update = np.asarray(brick.scale)[..., None, None] * (down @ up)
+    graph, parameters = nnx.split(model)
+    merged = jax.tree.map(lambda x: x, nnx.as_pure(parameters))
+    *parents, leaf = WEIGHTS[site]
+    node = merged
+    for parent in parents:
+        node = node[parent]
+    weight = node[leaf]
+    if weight.ndim == update.ndim + 1:
+        update = update[:, None]
+    node[leaf] = weight + update
+    expected = run(nnx.merge(graph, merged), TOKENS).logits
+    actual = run(model, TOKENS, bricks=changed, brick_ids=ids(1, 1, 1)).logits
+    assert relative_error(expected, run(model, TOKENS).logits) > 1e-3
+    assert relative_error(actual, expected) < 1e-5
+
+
+def test_ids_by_example_by_token_or_none_at_all():
+    model, bricks = model_and_bricks("dense")
+    changed = with_update(bricks, "layer.*.residual")
+    by_token = run(model, TOKENS, bricks=changed, brick_ids=ids(0, 1, -1)).logits
+    by_example = run(model, TOKENS, bricks=changed, brick_ids=np.array([0, 1, -1], np.int32)).logits
+    np.testing.assert_allclose(by_example, by_token, rtol=1e-5, atol=1e-6)
+    first = run(model, TOKENS, bricks=changed, brick_ids=ids(0, 0, 0)).logits
+    np.testing.assert_allclose(
+        run(model, TOKENS, bricks=changed).logits, first, rtol=1e-4, atol=1e-5
+    )
+    # A brick that only the last tokens choose leaves the first ones alone.
+    late = ids(0, 0, 0)
+    late[:, :3] = -1
+    logits = run(model, TOKENS, bricks=changed, brick_ids=late).logits
+    plain = run(model, TOKENS).logits
+    assert relative_error(logits[:, :3], plain[:, :3]) < 1e-6
+    assert relative_error(logits[:, 3:], plain[:, 3:]) > 1e-3
+
+
+def test_swapping_bricks_compiles_nothing():
+    model, bricks = model_and_bricks("dense")
+
+    def logits(swapped):
+        return run(model, TOKENS, bricks=swapped, brick_ids=ids(0, 1, -1)).logits
+
+    first = logits(with_update(bricks, "head", seed=1))
+    with max_traces(Decoder, "features", 0):
+        second = logits(with_update(bricks, "layer.*.attention.key", seed=2))
+    assert relative_error(second, first) > 1e-3
+    detached = Bricks(bricks.segments, {})
+    with max_traces(Decoder, "features", 0), pytest.raises(AssertionError, match="traced > 0"):
+        logits(detached)
+    with max_traces(Decoder, "features", 1):
+        logits(detached)
+
+
+def test_bricks_at_one_site_apply_in_order():
+    model, bricks = model_and_bricks("dense")
+    one, two = (brick_at(with_update(bricks, "head", seed=s), "head") for s in (1, 2))
+    logits = [
+        run(model, TOKENS, bricks=Bricks(decoder={"head": pair})).logits
+        for pair in ((one, two), (one,), (two,))
+    ]
+    plain = run(model, TOKENS).logits
+    assert relative_error(logits[0] + plain, logits[1] + logits[2]) < 1e-5
+
+
+def test_widths_of_sites():
+    dense = model_sites(model_config(DENSE))
+    widths = {s.name: (s.input_width, s.output_width) for s in dense.layers["0"]}
+    assert widths["attention.query"] == (WIDTH, 16)
+    assert widths["attention.key"] == widths["attention.value"] == (WIDTH, 8)
+    assert widths["feed_forward.down"] == (24, WIDTH)
+    assert "attention.router" not in widths
+    sparse = {s.name for s in model_sites(model_config(LAYERS["experts"])).layers["0"]}
+    assert {"attention.router", "feed_forward.router"} <= sparse
+    assert "feed_forward.up" not in sparse
+    assert {s.name: s.output_width for s in dense.decoder} == {
+        "embedding": WIDTH,
+        "head": VOCABULARY,
+    }
