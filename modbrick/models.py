@@ -187,14 +187,17 @@ class StoredModel:
             if config is not None:
                 self._require_same(config)
             return _read_foreign(self.contents, wanted, dtypes, shardings)
-        return checkpoints.load_parameters(
+        return checkpoints.load_checkpoint(
             self.contents, config=config, paths=paths, dtype=dtypes, shardings=shardings
         )[0]
 
+    def changes(self, config: ModelConfig) -> list[str]:
+        """Returns what a config computes otherwise than this model, though shapes may agree."""
+        theirs, ours = (_computed(to_mapping(model)) for model in (self.config, config))
+        return differences(theirs, ours)
+
     def _require_same(self, config: ModelConfig) -> None:
-        """Compares what two models compute; equal shapes do not make them equal."""
-        ours, theirs = (_computed(to_mapping(model)) for model in (config, self.config))
-        if changed := differences(theirs, ours):
+        if changed := self.changes(config):
             raise InputError(
                 f"{self.origin} is another model than the config's: {'; '.join(changed)} "
                 "(modbrick.models.open_model(PATH).config is its config)"

@@ -120,6 +120,8 @@ def _first_state(program: TrainProgram) -> TrainState:
             lambda: stored.read(config=model, dtype=dtypes, shardings=shardings)
         )
         say(f"starting from {stored.origin}")
+        for line in stored.changes(model):
+            say(f"with another config than it was saved with: {line}")
     return initial_state(parameters, program.partition, program.optimizer, _shardings(program))
 
 

@@ -29,7 +29,7 @@ from modbrick.config import (
 from modbrick.convert import import_checkpoint, open_checkpoint
 from modbrick.data import ByteTokenizer
 from modbrick.decoder.decoder import Decoder
-from modbrick.decoder.functional import parameters_of
+from modbrick.decoder.functional import functional_decoder, initial_parameters, parameters_of
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.models import open_model
@@ -50,7 +50,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, Path]:
         AttentionConfig(2, 8, experts=experts), FeedForwardConfig(16, experts=experts)
     )
     config = ModelConfig(32, 16, (SegmentConfig(layer, 2),), dtype="float32")
-    model = Decoder(config, key=jax.random.key(5))
+    model = functional_decoder(config).bind(initial_parameters(config, jax.random.key(5)))
     directory = tmp_path_factory.mktemp("model")
     save_model(directory, parameters_of(model), Metadata(config))
     return model, directory

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modbrick.checkpoints import describe, load_parameters
+from modbrick.checkpoints import describe, load_checkpoint
 from modbrick.training.observe.metrics import read_metrics
 from tests import programs
 from tests.programs import Program
@@ -86,8 +86,8 @@ def wait_for_checkpoint(process: Program, workdir: Path, above: int) -> None:
 
 def assert_same_run(workdir: Path, other: Path) -> None:
     """Every parameter after the last step is equal to the bit, and so is every recorded loss."""
-    parameters, description = load_parameters(workdir)
-    expected, _ = load_parameters(other)
+    parameters, description = load_checkpoint(workdir)
+    expected, _ = load_checkpoint(other)
     assert description.step == STEPS
     expected = expected
     for path, value in parameters.items():
@@ -216,8 +216,8 @@ def test_execution_may_change_freely(data: Path, uninterrupted: Path, tmp_path: 
         "--profile_steps=10:11",
     )
     assert list((copied / "profile").rglob("*.xplane.pb"))
-    parameters, _ = load_parameters(copied)
-    expected = load_parameters(uninterrupted)[0]
+    parameters, _ = load_checkpoint(copied)
+    expected = load_checkpoint(uninterrupted)[0]
     for path, value in parameters.items():
         difference = np.linalg.norm(np.asarray(value) - expected[path])
         assert difference <= 1e-3 * np.linalg.norm(expected[path]), path
@@ -249,8 +249,8 @@ def test_fine_tuning_starts_from_a_model_and_leaves_frozen_bricks_alone(
         "--config.training.steps=3",
         frozen,
     )
-    before = load_parameters(uninterrupted)[0]
-    after = load_parameters(tmp_path / "tuned")[0]
+    before = load_checkpoint(uninterrupted)[0]
+    after = load_checkpoint(tmp_path / "tuned")[0]
     np.testing.assert_array_equal(before["embedding"], after["embedding"])
     moved = np.asarray(before["segments.0.feed_forward.up.weight"]) != np.asarray(
         after["segments.0.feed_forward.up.weight"]
