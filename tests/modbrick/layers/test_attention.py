@@ -14,18 +14,25 @@ from tests.modbrick.layers.tiny import (
     ATTENTIONS,
     attention_model,
     model_of,
+    mostly_verified,
     relative_error,
     run,
     tokens_of,
 )
 
 TOKENS = tokens_of(2, 7)
+CAPTURE = ("hidden_states", "attention_weights")
 
 
-@pytest.mark.parametrize("kind", ATTENTIONS)
+@pytest.mark.parametrize(
+    "kind",
+    mostly_verified(
+        *(kind for kind in ATTENTIONS if kind != "stickbreaking")
+    ),  # the others are more
+)
 def test_matches_its_definition(kind):
     model = attention_model(kind)
-    output = run(model, TOKENS, capture=("hidden_states", "attention_weights"))
+    output = run(model, TOKENS, capture=CAPTURE)
     for row, tokens in enumerate(TOKENS):
         expected = oracle.decode(model, tokens)
         hidden = output.captured["hidden_states"][:, row]
@@ -86,10 +93,7 @@ def test_every_option_makes_a_difference():
             assert relative_error(one, other) > 1e-3
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["stickbreaking experts", pytest.param("softmax experts, window", marks=pytest.mark.verify)],
-)
+@pytest.mark.parametrize("kind", ["stickbreaking experts", "softmax experts, window"])
 def test_the_order_of_experts_does_not_matter(kind):
     """A bank permuted, and its router's outputs with it, is the same layer."""
     model = attention_model(kind)
@@ -101,8 +105,8 @@ def test_the_order_of_experts_does_not_matter(kind):
         attention[name]["weight"] = attention[name]["weight"][:, order]
     router = attention["router"]["output"]
     router["weight"] = router["weight"][..., order]
-    expected = run(model, TOKENS)
-    actual = run(nnx.merge(graph, permuted), TOKENS)
+    expected = run(model, TOKENS, capture=CAPTURE)
+    actual = run(nnx.merge(graph, permuted), TOKENS, capture=CAPTURE)
     assert relative_error(actual.logits, expected.logits) < 1e-6
     one, other = (o.router_statistics["segments.0.attention"] for o in (actual, expected))
     np.testing.assert_allclose(one.choices, np.asarray(other.choices)[:, order])

@@ -74,7 +74,7 @@ SPARSE = LayerConfig(ATTENTIONS["stickbreaking experts"], EXPERT_FEED_FORWARD)
 
 
 def mostly_verified(*tested: str) -> list[Any]:
-    """Every form of attention as a parameter of tests: `make test` runs these, `make verify` all."""
+    """Every form of attention as a parameter: `make test` runs these, `make verify` the others."""
     assert set(tested) < set(ATTENTIONS)
     verify = pytest.mark.verify
     return [kind if kind in tested else pytest.param(kind, marks=verify) for kind in ATTENTIONS]
