@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.stickbreaking_attention import stickbreaking_attention
+from tests.compilation import OPTIMISED
 from tests.contracts import exact_attention
 from tests.contracts.sweep import sweep
 
@@ -125,8 +126,6 @@ def _run(arrays, cotangents, options, static, implementation):
     result, pull = jax.vjp(call, *arrays)
     return (*result, *pull(type(result)(*cotangents)))
 
-
-OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 
 _compiled = functools.partial(jax.jit, _run, static_argnames=("static", "implementation"))
 _quick, _optimised = _compiled(), _compiled(compiler_options=OPTIMISED)

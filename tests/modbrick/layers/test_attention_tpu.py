@@ -27,6 +27,7 @@ from tests.modbrick.layers.tiny import (
     tokens_of,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 LENGTH = 40
 SMALL = TpuBlockSizes(forward=BlockSizes(128, 128), backward=BlockSizes(128, 128))
 

@@ -21,6 +21,7 @@ from pallas_kernels.compile_report import lower_for_tpu
 from pallas_kernels.grouped_matmul.tpu.block_sizes import KERNELS, BlockSizes, compiling_for
 from tests.modbrick.layers.tiny import SPARSE, model_config, model_of, relative_error, tokens_of
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH, LENGTH = 1, 6
 SMALL = dict.fromkeys(KERNELS, BlockSizes(32, 1024, 128))
 
