@@ -11,17 +11,23 @@ import numpy as np
 from etils import epath
 
 from modbrick import checkpoints
+from modbrick.bricks.config import BrickConfig
+from modbrick.bricks.functional import plugged_decoder
 from modbrick.checkpoints.files import METADATA
+from modbrick.checkpoints.leaves import Leaf, checksums
 from modbrick.checkpoints.loading import Dtypes
+from modbrick.checkpoints.metadata import model_fingerprint
 from modbrick.checkpoints.workdir.directory import CHECKPOINTS, as_path, is_local
 from modbrick.config import ModelConfig
 from modbrick.convert import OpenedSource, open_checkpoint
 from modbrick.convert.finite import NotFinite
+from modbrick.convert.tokenizer import read_tokenizer
+from modbrick.data import Tokenizer, TokenizerIdentity
 from modbrick.decoder.decoder import Decoder
-from modbrick.decoder.functional import functional_decoder
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
-from modbrick.schema import differences, nearest, to_mapping
+from modbrick.inference.continuation import checkpoint_tokenizer
+from modbrick.schema import differences, from_mapping, nearest, to_mapping
 
 TRAINING_ONLY = (
     "context",
@@ -71,10 +77,7 @@ def load_model(
         >>> sorted(output.router_statistics)
         ['segments.0.attention', 'segments.0.feed_forward']
     """
-    stored = open_model(path, step)
-    config = stored.config if dtype is None else stored.config.replace(dtype=dtype)
-    parameters = stored.read(dtype=dtype, shardings=shardings)
-    return functional_decoder(config, execution).bind(parameters)
+    return open_model(path, step).load(dtype=dtype, execution=execution, shardings=shardings)
 
 
 def load_parameters(
@@ -123,12 +126,107 @@ class StoredModel:
       origin: where it lies and what it is, in words.
       paths: of its parameters.
       contents: the path of a checkpoint, or an opened foreign one.
+      description: what the checkpoint says about itself; None: a foreign one.
     """
 
     config: ModelConfig
     origin: str
     paths: tuple[str, ...]
     contents: epath.Path | OpenedSource
+    description: checkpoints.Description | None = None
+
+    def fingerprint(self) -> str:
+        """Returns the fingerprint of its parameters; of a foreign checkpoint, reads them all.
+
+        A model and its import have the same one.
+
+        Raises:
+          InputError: it is no model by itself, but bricks for one.
+        """
+        if self.bricks:
+            raise InputError(f"{self.origin} holds bricks for a model: name the model")
+        if self.description is not None:
+            return model_fingerprint(self.description.parameters)
+        leaves = {}
+        for path, value in self.read().items():
+            (checksum,) = checksums({path: value}).values()
+            leaves[path] = Leaf(tuple(value.shape), str(value.dtype), checksum)
+        return model_fingerprint(dict(sorted(leaves.items())))
+
+    @property
+    def bricks(self) -> Mapping[str, BrickConfig]:
+        """Configs of the bricks that it holds, by name; empty: a model."""
+        return self.description.metadata.bricks if self.description else {}
+
+    def base(self) -> StoredModel:
+        """Opens the model that its bricks are for.
+
+        Raises:
+          InputError: it is not where it was, or another one.
+        """
+        base = self.description.metadata.base if self.description else None
+        assert base is not None, "bricks have a base"
+        try:
+            found = open_model(base.origin)
+        except InputError as error:
+            raise InputError(f"the model of the bricks in {self.origin}: {error}") from None
+        if found.fingerprint() != base.fingerprint:
+            raise InputError(
+                f"{base.origin} is not the model that the bricks in {self.origin} were trained on"
+            )
+        return found
+
+    @property
+    def step(self) -> int | None:
+        """Steps that it was trained for; None: a foreign checkpoint does not say."""
+        return self.description.step if self.description else None
+
+    def tokenizer_identity(self) -> TokenizerIdentity | None:
+        """Returns what its tokenizer must be, if it says so; the tokenizer need not be there."""
+        if isinstance(self.contents, OpenedSource):
+            tokenizer = read_tokenizer(self.contents)
+            return tokenizer.identity if tokenizer else None
+        stored = self.description.metadata.tokenizer if self.description else None
+        return from_mapping(TokenizerIdentity, stored, "tokenizer") if stored else None
+
+    def tokenizer(self) -> Tokenizer:
+        """Loads the tokenizer that lies with it.
+
+        Raises:
+          InputError: there is none, or it does not fit the model.
+        """
+        if not isinstance(self.contents, OpenedSource):
+            return checkpoint_tokenizer(self.contents)
+        if (tokenizer := read_tokenizer(self.contents)) is None:
+            raise InputError(f"{self.origin}, has no tokenizer: put its tokenizer.json beside it")
+        return tokenizer
+
+    def load(
+        self,
+        *,
+        dtype: str | None = None,
+        execution: ExecutionConfig = ExecutionConfig(),
+        shardings: Shardings = None,
+    ) -> Decoder:
+        """Returns the model with its weights; arguments and errors as for `load_model`."""
+        config = self.config if dtype is None else self.config.replace(dtype=dtype)
+        decoder = plugged_decoder(config, self.bricks, execution)
+        return decoder.bind(self.read_all(dtype=dtype, shardings=shardings))
+
+    def read_all(
+        self, *, dtype: str | None = None, shardings: Shardings = None
+    ) -> dict[str, jax.Array]:
+        """Returns all parameters by path: of a run that trained bricks, the model's too.
+
+        Args:
+          dtype: of the model's parameters; None: as stored. Bricks stay as they are stored: they
+            are small, and their products are made in float32.
+          shardings: one for all, or by path; None: the first device.
+        """
+        if not self.bricks:
+            return self.read(dtype=dtype, shardings=shardings)
+        model = self.base().read(config=self.config, dtype=dtype, shardings=shardings)
+        return model | self.read(shardings=shardings)
 
     def read(
         self,
@@ -182,7 +280,7 @@ def open_model(path: epath.PathLike, step: int | None = None) -> StoredModel:
         found = checkpoints.locate(path, step)  # once: a run may save another meanwhile
         description = checkpoints.describe(found)
         origin, paths = f"{path}, step {description.step}", tuple(description.parameters)
-        return StoredModel(description.metadata.model, origin, paths, found)
+        return StoredModel(description.metadata.model, origin, paths, found, description)
     if step is not None:
         raise InputError(f"{path} is a single checkpoint, without steps: ask for none")
     opened = open_checkpoint(path)

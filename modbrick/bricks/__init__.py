@@ -18,6 +18,7 @@ Examples:
     True
 """
 
+from modbrick.bricks.brick import Brick
 from modbrick.bricks.config import BrickConfig, Settings
 from modbrick.bricks.kinds.adapter import Adapter
 from modbrick.bricks.kinds.bias import Bias
@@ -30,6 +31,7 @@ __all__ = [
     "IA3",
     "Adapter",
     "Bias",
+    "Brick",
     "BrickConfig",
     "LoRA",
     "Plugged",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import types
+from collections.abc import Mapping
 
 from modbrick.bricks.kinds.adapter import Adapter
 from modbrick.bricks.kinds.bias import Bias
@@ -35,6 +37,10 @@ class BrickConfig:
     def __post_init__(self) -> None:
         if not self.at:
             raise InputError("a brick is attached somewhere: `at` names no site")
+
+
+NO_BRICKS: Mapping[str, BrickConfig] = types.MappingProxyType({})
+"""Bricks of a model that has none."""
 
 
 def check_name(name: str) -> None:

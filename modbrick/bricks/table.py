@@ -33,7 +33,7 @@ def brick_infos(model: ModelConfig, bricks: Mapping[str, BrickConfig]) -> list[P
     infos = []
     for name, config in bricks.items():
         check_name(name)
-        for place, leaf, info in _leaves(model, config):
+        for place, leaf, info in leaves(model, config):
             path = leaf_path(name, place, leaf)
             shape, axes = info.shape, info.axes
             template = f"brick.{name}.{place.site.name}.{leaf}"
@@ -55,7 +55,7 @@ def initial_bricks(
     """
     values = {}
     for name, config in bricks.items():
-        for place, leaf, info in _leaves(model, config):
+        for place, leaf, info in leaves(model, config):
             label = zlib.crc32(f"{name}/{place.site.name}/{leaf}".encode())
             own = jax.random.fold_in(key, label)
             layers = [place.first_layer + layer for layer in place.layers]
@@ -72,6 +72,7 @@ def leaf_path(name: str, place: Attachment, leaf: str) -> str:
 
 
 def _leaves(model: ModelConfig, config: BrickConfig) -> Iterator[tuple[Attachment, str, LeafInfo]]:
+    """Yields every array of a brick on a model: its place, name and declaration."""
     for place in attachments(model, config):
         for leaf, info in config.settings.leaves(place.site).items():
             yield place, leaf, info

@@ -10,12 +10,13 @@ from modbrick.checkpoints.loading import (
     save_tokenizer,
     tokenizer_file,
 )
-from modbrick.checkpoints.metadata import Description, Metadata
+from modbrick.checkpoints.metadata import BaseModel, Description, Metadata
 from modbrick.checkpoints.parts import SplitParameters
 from modbrick.checkpoints.reading import Restored
 from modbrick.checkpoints.store import CheckpointStore
 
 __all__ = [
+    "BaseModel",
     "CheckpointConfig",
     "CheckpointStore",
     "Description",

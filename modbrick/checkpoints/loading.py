@@ -21,7 +21,6 @@ from modbrick.checkpoints.workdir.directory import (
     write_text,
 )
 from modbrick.config import ModelConfig
-from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
 
 TOKENIZER = "tokenizer"
@@ -159,8 +158,7 @@ def save_model(
     if complete_steps(target / CHECKPOINTS):
         raise InputError(f"{target} holds a model already: name a new or empty directory")
     expected = {
-        info.path: jax.ShapeDtypeStruct(info.shape, jnp.float32)
-        for info in parameter_table(metadata.model)
+        info.path: jax.ShapeDtypeStruct(info.shape, jnp.float32) for info in metadata.table()
     }
     saved = {
         name: Leaf(tuple(value.shape), str(value.dtype), 0)
@@ -220,7 +218,7 @@ def _wanted(
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     by_name = None if isinstance(shardings, jax.sharding.Sharding) else named_leaves(shardings)
     wanted = {}
-    for info in parameter_table(config):
+    for info in description.metadata.table(config):
         saved = description.parameters.get(info.path)
         asked = dtype.get(info.path) if isinstance(dtype, Mapping) else dtype
         stored = saved.dtype if saved else "float32"

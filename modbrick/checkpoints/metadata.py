@@ -12,19 +12,39 @@ from typing import Any
 import jax.numpy as jnp
 
 import modbrick
+from modbrick.bricks.config import BrickConfig
+from modbrick.bricks.table import brick_infos
 from modbrick.checkpoints.leaves import Leaf
 from modbrick.checkpoints.parts import Part, others
 from modbrick.config import ModelConfig
+from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
+from modbrick.parameters import ParameterTable
 from modbrick.schema import from_mapping, to_mapping
 
 FORMAT = 1
 SPLIT_FORMAT = 2
 """Format of checkpoints that hold only what is trained."""
+BRICK_FORMAT = 3
+"""Format of checkpoints that hold customized bricks and name the model that they are for."""
+FORMATS = (FORMAT, SPLIT_FORMAT, BRICK_FORMAT)
 
 
 class DamagedError(Exception):
     """A checkpoint whose files are not what was written; the message says what is wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """Record of a model that bricks are for.
+
+    Attributes:
+      origin: path where it was.
+      fingerprint: of its parameters, see `model_fingerprint`.
+    """
+
+    origin: str
+    fingerprint: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +57,9 @@ class Metadata:
       tokenizer: identity of the tokenizer.
       data: state of the data, such as the number of rows consumed.
       extra: anything else that is JSON-able.
+      bricks: configs of customized bricks, by name, whose values are all that the checkpoint holds;
+        empty: it holds the model's parameters.
+      base: the model that the bricks are for.
     """
 
     model: ModelConfig
@@ -44,6 +67,15 @@ class Metadata:
     tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    bricks: Mapping[str, BrickConfig] = dataclasses.field(default_factory=dict)
+    base: BaseModel | None = None
+
+    def table(self, model: ModelConfig | None = None) -> ParameterTable:
+        """Returns the table of what the checkpoint holds, for its model or another."""
+        model = model or self.model
+        if self.bricks:
+            return ParameterTable(brick_infos(model, self.bricks))
+        return parameter_table(model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +105,11 @@ class BaseReference:
             dtype = jnp.promote_types(jnp.dtype(mine.dtype), jnp.dtype(held.dtype)).name
             leaves[path] = Leaf(part.shape, dtype, (mine.checksum + held.checksum) % 2**32)
         return leaves
+
+
+def model_fingerprint(parameters: Mapping[str, Leaf]) -> str:
+    """Returns a digest of a model's parameters: names, shapes, dtypes and every value."""
+    return _digest(to_mapping(parameters))[:16]
 
 
 def fingerprint(frozen: Mapping[str, Leaf], parts: Mapping[str, Part]) -> str:
@@ -135,12 +172,13 @@ def new_description(
     }
     packages = ("jax", "flax", "orbax-checkpoint")
     versions = {name: importlib.metadata.version(name) for name in packages}
+    whole = FORMAT if split is None else SPLIT_FORMAT
     return Description(
-        FORMAT if split is None else SPLIT_FORMAT,
+        BRICK_FORMAT if metadata.bricks else whole,
         step,
         metadata,
         {name: float(value) for name, value in metrics.items()},
-        {"emergent": bricks, "attached": []},
+        {"emergent": bricks, "attached": list(metadata.bricks)},
         {"modbrick": modbrick.__version__, **versions},
         parameters if split is None else split.whole,
         optimizer,
@@ -153,6 +191,8 @@ def seal(description: Description) -> dict[str, Any]:
     record = to_mapping(description)
     if record["split"] is None:
         del record["split"]  # nothing that versions before it would not know
+    if not record["metadata"]["bricks"]:
+        del record["metadata"]["bricks"], record["metadata"]["base"]
     return {"sha256": _digest(record), "description": record}
 
 
@@ -168,12 +208,12 @@ def unseal(data: Any, where: str) -> Description:
     record = data["description"]
     if _digest(record) != data["sha256"]:
         raise DamagedError("metadata/data.json does not agree with its checksum")
-    if record["format"] not in (FORMAT, SPLIT_FORMAT):
+    if record["format"] not in FORMATS:
         written = record.get("versions", {}).get("modbrick", "?")
         raise InputError(
             f"{where}: checkpoint format {record['format']}, written by modbrick {written}; "
-            f"modbrick {modbrick.__version__} reads formats {FORMAT} and {SPLIT_FORMAT}: use the "
-            "version that wrote it"
+            f"modbrick {modbrick.__version__} reads formats up to {max(FORMATS)}: use the version "
+            "that wrote it"
         )
     return from_mapping(Description, record, where)
 

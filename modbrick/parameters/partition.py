@@ -6,6 +6,7 @@ frozen has no gradient and no optimizer state, down to single layers and experts
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -77,6 +78,18 @@ class Partition:
                 "every parameter is frozen: nothing is left to train; name what to train in "
                 "`trainable`, or take something out of `frozen`"
             )
+
+    def within(self, table: ParameterTable) -> Partition:
+        """Returns the same division of some of the parameters.
+
+        Args:
+          table: of these.
+        """
+        part = copy.copy(self)
+        part.table = table
+        part.trainable = {p: s for p, s in self.trainable.items() if p in table}
+        part.frozen = {p: s for p, s in self.frozen.items() if p in table}
+        return part
 
     def split(self, parameters: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
         """Returns the trainable and the frozen part of a model's parameters.

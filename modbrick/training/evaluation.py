@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float64, Int32
 
+from modbrick.bricks.config import NO_BRICKS, BrickConfig
+from modbrick.bricks.functional import plugged_decoder
 from modbrick.config import ModelConfig
 from modbrick.data import EvaluationBatches
-from modbrick.decoder.functional import functional_decoder
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.router import RouterStatistics
 from modbrick.next_token import head_token_losses
@@ -73,7 +74,11 @@ EvaluationStep = Callable[[Any, Batch], tuple[Float[Array, "B S"], dict[str, Rou
 
 
 def evaluation_step(
-    config: ModelConfig, execution: ExecutionConfig, mesh: Mesh | None = None
+    config: ModelConfig,
+    execution: ExecutionConfig,
+    mesh: Mesh | None = None,
+    *,
+    bricks: Mapping[str, BrickConfig] = NO_BRICKS,
 ) -> EvaluationStep:
     """Returns the compiled `step(parameters, batch) -> (losses of targets, router statistics)`.
 
@@ -81,8 +86,9 @@ def evaluation_step(
       config: the model.
       execution: how to run it.
       mesh: on which losses lie like the batch, and statistics everywhere; None: as it comes.
+      bricks: customized ones on the model, whose parameters are among the others.
     """
-    decoder = functional_decoder(config, execution)
+    decoder = plugged_decoder(config, bricks, execution)
     replicated = mesh and NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, out_shardings=mesh and (batch_sharding(mesh), replicated))

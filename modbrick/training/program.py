@@ -10,12 +10,13 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from modbrick.bricks.functional import is_brick, plugged_decoder
 from modbrick.checkpoints import SplitParameters
-from modbrick.decoder.functional import functional_decoder
-from modbrick.optimizer import Optimizer
+from modbrick.errors import InputError
+from modbrick.optimizer import Optimizer, OptimizerConfig
 from modbrick.parallel import parameter_shardings
 from modbrick.parallel.batch import batch_sharding, check_batch, place_batch
-from modbrick.parameters import Partition
+from modbrick.parameters import ParameterTable, Partition
 from modbrick.training.offload import check_host_memory, offloaded, on_host
 from modbrick.training.placement import placed, state_shardings
 from modbrick.training.run_config import RunConfig
@@ -33,6 +34,7 @@ class TrainProgram:
       task: what it is trained for.
       mesh: of its devices, or of devices that are only described.
       partition: trainable and frozen parameters.
+      kept: the part of it that checkpoints hold: all, or only the customized bricks.
       optimizer: of the trainable ones.
       parameters: shapes and shardings of the whole parameters.
       state: shapes and shardings of the state.
@@ -43,6 +45,7 @@ class TrainProgram:
     task: Task
     mesh: Mesh | AbstractMesh
     partition: Partition
+    kept: Partition
     optimizer: Optimizer
     parameters: dict[str, jax.ShapeDtypeStruct]
     state: TrainState
@@ -64,7 +67,8 @@ class TrainProgram:
 
     def stored(self, state: TrainState) -> SplitParameters:
         """Returns the parameters of a state as its checkpoints hold them: what is frozen, once."""
-        return SplitParameters(self.partition, state.trainable, state.frozen)
+        frozen = {path: x for path, x in state.frozen.items() if path in self.kept.table}
+        return SplitParameters(self.kept, state.trainable, frozen)
 
     def parameters_of(self, state: TrainState) -> dict[str, Any]:
         """Returns the whole parameters of a state, trainable and frozen ones joined."""
@@ -83,13 +87,8 @@ def train_program(config: RunConfig, task: Task, mesh: Mesh | AbstractMesh) -> T
         microbatches=config.training.microbatches,
         positions=config.data.sequence_length,
     )
-    decoder = functional_decoder(config.model, config.execution)
-    partition = Partition(
-        decoder.table,
-        trainable=config.optimizer.trainable,
-        frozen=config.optimizer.frozen,
-        frozen_dtype=config.training.frozen_dtype,
-    )
+    decoder = plugged_decoder(config.model, config.bricks, config.execution)
+    partition, kept = _partitions(config, decoder.table)
     optimizer = Optimizer(config.optimizer, partition, config.training.steps)
     whole = decoder.abstract_parameters()
     abstract = jax.eval_shape(lambda p: initial_state(p, partition, optimizer), whole)
@@ -102,6 +101,7 @@ def train_program(config: RunConfig, task: Task, mesh: Mesh | AbstractMesh) -> T
         config.objective,
         microbatches=config.training.microbatches,
         loss_name=task.loss_name,
+        bricks=config.bricks,
     )
     seed = config.training.seed if samples_routing(config.model) else None
     step = train_step(loss, optimizer, partition, seed=seed)
@@ -118,8 +118,35 @@ def train_program(config: RunConfig, task: Task, mesh: Mesh | AbstractMesh) -> T
         task,
         mesh,
         partition,
+        kept,
         optimizer,
         parameters=placed(whole, parameter_shardings(partition.table, mesh)),
         state=placed(abstract, shardings),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated)),
     )
+
+
+def _partitions(config: RunConfig, table: ParameterTable) -> tuple[Partition, Partition]:
+    """Returns the partition of all parameters, and that of those which checkpoints hold.
+
+    Raises:
+      InputError: a pattern that covers nothing, or, of a run with bricks, parts of the model.
+    """
+    trainable, frozen = config.optimizer.trainable, config.optimizer.frozen
+    if not config.bricks:
+        partition = Partition(
+            table, trainable=trainable, frozen=frozen, frozen_dtype=config.training.frozen_dtype
+        )
+        return partition, partition
+    if trainable == OptimizerConfig.trainable:
+        trainable = ("brick",)
+    partition = Partition(
+        table, trainable=trainable, frozen=frozen, frozen_dtype=config.training.frozen_dtype
+    )
+    if model := [path for path in partition.trainable if not is_brick(path)]:
+        raise InputError(
+            f"with bricks the model is frozen, but optimizer.trainable covers {model[0]}: name "
+            "bricks only, such as brick.NAME"
+        )
+    bricks = ParameterTable(info for info in table if is_brick(info.path))
+    return partition, partition.within(bricks)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from modbrick.bricks import BrickConfig
 from modbrick.checkpoints import CheckpointConfig
 from modbrick.config import ModelConfig
 from modbrick.data import DataConfig, Dataset, data_identity
@@ -100,6 +101,10 @@ class LoggingConfig:
 class RunConfig:
     """Config of a training run.
 
+    With `bricks`, customized bricks by name, a run trains these on the frozen model of its initial
+    checkpoint, and saves them alone. Which of them: `optimizer.trainable`, with patterns such as
+    `brick.german`; all, if it says nothing else.
+
     Examples:
         >>> import modbrick
         >>> from modbrick.data import DataConfig
@@ -127,6 +132,7 @@ class RunConfig:
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
     execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    bricks: Mapping[str, BrickConfig] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.data.batch_size % self.training.microbatches:
@@ -135,6 +141,8 @@ class RunConfig:
                 f"{self.training.microbatches} training.microbatches"
             )
         self.checkpoint.require_evaluations(self.evaluation.every)
+        if self.bricks and self.training.initial_checkpoint is None:
+            raise InputError("bricks are trained on a model: set training.initial_checkpoint")
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """Returns, as JSON-able data, what decides the parameters after each step.
@@ -146,7 +154,7 @@ class RunConfig:
         """
         training = to_mapping(self.training)
         del training["microbatches"]
-        return {
+        identity = {
             "model": to_mapping(self.model),
             "data": data_identity(dataset, self.data),
             "objective": to_mapping(self.objective),
@@ -154,6 +162,7 @@ class RunConfig:
             "training": training,
             "execution": self.execution.identity(),
         }
+        return identity | ({"bricks": to_mapping(self.bricks)} if self.bricks else {})
 
 
 def shared_settings(config: RunConfig) -> dict[str, Any]:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from modbrick.checkpoints import CheckpointStore, Metadata, Restored, save_tokenizer
+from modbrick.bricks import initial_bricks
+from modbrick.bricks.functional import is_brick
+from modbrick.checkpoints import BaseModel, CheckpointStore, Metadata, Restored, save_tokenizer
 from modbrick.checkpoints.workdir.directory import as_path, write_text
 from modbrick.decoder.functional import initial_parameters
-from modbrick.models import open_model
-from modbrick.parallel.processes import everywhere, is_first, say
+from modbrick.errors import InputError
+from modbrick.models import StoredModel, open_model
+from modbrick.parallel.processes import check_agreement, everywhere, is_first, say
 from modbrick.schema import to_json
 from modbrick.training.program import TrainProgram
-from modbrick.training.run_config import check_identity
+from modbrick.training.run_config import RunConfig, check_identity, shared_settings
 from modbrick.training.state import TrainState, initial_state
 
 
@@ -41,6 +45,21 @@ class Start:
         return int(self.state.step)
 
 
+def check_settings(config: RunConfig, metadata: Metadata, more: Mapping[str, Any]) -> None:
+    """Makes sure that all processes train the same. Every process makes this call.
+
+    Args:
+      config: of the run; paths of data may differ, what they hold may not.
+      metadata: of the run, from its task.
+      more: settings beside the config, by name, JSON-able.
+
+    Raises:
+      InputError: processes differ; names them, and in what.
+    """
+    settings = {"config": shared_settings(config), "data": metadata.run["data"]}
+    check_agreement({**settings, **more})
+
+
 def start_run(
     program: TrainProgram,
     store: CheckpointStore,
@@ -62,6 +81,8 @@ def start_run(
     """
     if (latest := store.latest()) is not None:
         before, directory = latest.metadata.run, str(store.directory)
+        if latest.metadata.base is not None and metadata.base is not None:
+            _require_base(latest.metadata.base, metadata.base, directory)
         for line in everywhere(
             lambda: check_identity(before, metadata.run, allow_change, directory)
         ):
@@ -95,25 +116,46 @@ def _first_state(program: TrainProgram) -> TrainState:
         parameters = initial_parameters(model, jax.random.key(training.seed), shardings)
     else:
         stored = everywhere(lambda: open_model(origin))
-        held = training.frozen_dtype or "float32"
-        dtypes = {
-            path: "float32" if path in program.partition.trainable else held
-            for path in program.parameters
-        }
-        parameters = everywhere(
-            lambda: stored.read(config=model, dtype=dtypes, shardings=shardings)
-        )
+        parameters = _read_model(program, stored)
         say(f"starting from {stored.origin}")
         for line in stored.changes(model):
             say(f"with another config than it was saved with: {line}")
+    bricks = initial_bricks(model, program.config.bricks, jax.random.key(training.seed))
+    parameters |= {path: jax.device_put(x, shardings[path]) for path, x in bricks.items()}
     return initial_state(parameters, program.partition, program.optimizer, _shardings(program))
 
 
 def _restored_state(program: TrainProgram, restored: Restored) -> TrainState:
-    """Returns the state that a checkpoint holds."""
+    """Returns the state that a checkpoint holds, over the model if it holds bricks alone."""
     step = jax.device_put(np.int32(restored.step), program.state.step.sharding)
     parts = restored.parameters
-    return TrainState(step, parts.trainable, parts.frozen, restored.optimizer_state)
+    frozen = parts.frozen
+    if (origin := program.config.training.initial_checkpoint) and program.config.bricks:
+        frozen = frozen | _read_model(program, everywhere(lambda: open_model(origin)))
+    return TrainState(step, parts.trainable, frozen, restored.optimizer_state)
+
+
+def _read_model(program: TrainProgram, stored: StoredModel) -> dict[str, jax.Array]:
+    """Reads the model's parameters as the program holds them; not those of its bricks."""
+    held = program.config.training.frozen_dtype or "float32"
+    wanted = {p: x for p, x in program.parameters.items() if not is_brick(p)}
+    dtypes = {p: "float32" if p in program.partition.trainable else held for p in wanted}
+    shardings = {path: leaf.sharding for path, leaf in wanted.items()}
+
+    def read() -> dict[str, jax.Array]:
+        if stored.bricks:
+            raise InputError(f"{stored.origin} holds bricks for a model: start from the model")
+        return stored.read(config=program.config.model, dtype=dtypes, shardings=shardings)
+
+    return everywhere(read)
+
+
+def _require_base(saved: BaseModel, found: BaseModel, directory: str) -> None:
+    if found.fingerprint != saved.fingerprint:
+        raise InputError(
+            f"{found.origin} is not the model that the bricks in {directory} are trained on: "
+            f"its fingerprint is {found.fingerprint}, theirs {saved.fingerprint}"
+        )
 
 
 def _shardings(program: TrainProgram) -> TrainState:

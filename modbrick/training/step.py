@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from modbrick.bricks.config import NO_BRICKS, BrickConfig
+from modbrick.bricks.functional import plugged_decoder
 from modbrick.config import ModelConfig
 from modbrick.decoder.decoder import Decoder
-from modbrick.decoder.functional import functional_decoder
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.router import RouterStatistics
 from modbrick.objective import ObjectiveConfig, Totals, objective
@@ -63,6 +64,7 @@ def loss_function(
     *,
     microbatches: int = 1,
     loss_name: str = "next_token",
+    bricks: Mapping[str, BrickConfig] = NO_BRICKS,
 ) -> Loss:
     """Returns `loss(parameters, batch, step, key) -> (value, (parts, totals))`.
 
@@ -77,8 +79,9 @@ def loss_function(
       objective_config: the router losses and their weights.
       microbatches: parts in which a batch is computed.
       loss_name: of the task's mean loss among the parts.
+      bricks: customized ones on the model, whose parameters are among the others.
     """
-    decoder = functional_decoder(config, execution)
+    decoder = plugged_decoder(config, bricks, execution)
     schedules = objective_config.schedules()
 
     def totals_of(parameters: Any, batch: Batch, random_keys: Key[Array, "B"] | None) -> Totals:

@@ -58,6 +58,9 @@ def arguments(data: Path, workdir: Path, *more: str) -> list[str]:
     return [
         f"--config={CONFIG}",
         f"--config.data.path={data}",
+        # What compiles fastest: the script is tested here, not the kernels.
+        "--config.execution.attention=reference",
+        "--config.execution.dispatch=reference",
         f"--workdir={workdir}",
         *more,
     ]
@@ -134,10 +137,10 @@ def test_the_step_is_compiled_once(uninterrupted: Path) -> None:
     assert uninterrupted.with_name("compiled").read_text().count("Compiling jit(step)") == 1
 
 
-def test_killed_at_random_moments_the_parameters_are_equal_to_the_bit(
+def test_killed_at_a_random_moment_the_parameters_are_equal_to_the_bit(
     data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    kill_and_resume(data, tmp_path / "run", kills=2, seed=0)
+    kill_and_resume(data, tmp_path / "run", kills=1, seed=0)
     assert_same_run(tmp_path / "run", uninterrupted)
 
 

@@ -28,6 +28,7 @@ from modbrick.next_token import head_loss
 from modbrick.objective import Totals
 from modbrick.parallel.batch import check_rows, local_rows
 from modbrick.schema import to_mapping
+from modbrick.training.base_model import base_model, refuse_head
 from modbrick.training.evaluation import evaluate, evaluation_step
 from modbrick.training.run_config import RunConfig
 from modbrick.training.tasks.task import Evaluate, Evaluation, LocalBatch, Work
@@ -68,7 +69,12 @@ class Pretraining:
     loss_name = "next_token"
 
     def __init__(self, config: RunConfig):
-        """Makes the task of a run."""
+        """Makes the task of a run.
+
+        Raises:
+          InputError: bricks at the head.
+        """
+        refuse_head(config)
         self.config = config
 
     @functools.cached_property
@@ -93,6 +99,8 @@ class Pretraining:
             model=self.config.model,
             run=self.config.identity(self.dataset),
             tokenizer=to_mapping(self.dataset.tokenizer_identity),
+            bricks=self.config.bricks,
+            base=base_model(self.config),
         )
 
     def tokenizer(self) -> Tokenizer:
@@ -131,7 +139,7 @@ class Pretraining:
             max_tokens=config.evaluation.max_tokens,
             rows=local_rows(mesh, rows),
         )
-        step = evaluation_step(config.model, config.execution, mesh)
+        step = evaluation_step(config.model, config.execution, mesh, bricks=config.bricks)
 
         def run(parameters: Any, should_stop: Callable[[], bool]) -> Evaluation | None:
             result = evaluate(step, parameters, held_out, mesh=mesh, stop=should_stop)

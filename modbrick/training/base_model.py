@@ -1,0 +1,40 @@
+"""The model that a run's customized bricks are trained on."""
+
+from __future__ import annotations
+
+import os
+
+from modbrick.bricks.attachment import attachments
+from modbrick.checkpoints import BaseModel
+from modbrick.checkpoints.workdir.directory import as_path, is_local
+from modbrick.errors import InputError
+from modbrick.models import open_model
+from modbrick.training.run_config import RunConfig
+
+
+def base_model(config: RunConfig) -> BaseModel | None:
+    """Returns the record of it; None: the run has no bricks.
+
+    Raises:
+      InputError: there is no such model, or it is itself bricks for another.
+    """
+    origin = config.training.initial_checkpoint
+    if not config.bricks or origin is None:
+        return None
+    fingerprint = open_model(origin).fingerprint()
+    path = as_path(origin)
+    return BaseModel(os.path.abspath(path) if is_local(path) else str(path), fingerprint)
+
+
+def refuse_head(config: RunConfig) -> None:
+    """Refuses bricks at the head, whose product with a loss is never made as a whole.
+
+    Raises:
+      InputError: names the brick.
+    """
+    for name, brick in config.bricks.items():
+        if any(place.path == "decoder.head" for place in attachments(config.model, brick)):
+            raise InputError(
+                f"bricks.{name} is attached at the head, where losses are computed in parts that "
+                "no brick sees: attach it at layer.*.residual of the last layer"
+            )
