@@ -71,7 +71,7 @@ def leaf_path(name: str, place: Attachment, leaf: str) -> str:
     return f"{BRICKS}.{name}.{place.path}.{leaf}"
 
 
-def _leaves(model: ModelConfig, config: BrickConfig) -> Iterator[tuple[Attachment, str, LeafInfo]]:
+def leaves(model: ModelConfig, config: BrickConfig) -> Iterator[tuple[Attachment, str, LeafInfo]]:
     """Yields every array of a brick on a model: its place, name and declaration."""
     for place in attachments(model, config):
         for leaf, info in config.settings.leaves(place.site).items():
