@@ -22,6 +22,7 @@ from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache
 from modbrick.parallel import make_mesh, process_flags
 from modbrick.parallel.processes import ending_by_itself, everywhere, say, start_processes
+from modbrick.training.base_model import run_metadata
 from modbrick.training.loop import TrainingLoop
 from modbrick.training.observe.observer import FINISHED
 from modbrick.training.observe.profile import ProfiledSteps
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     # The processes find each other, and make sure that all have the same settings.
     start_processes(process_flags.process_config())
     task = Pretraining(config)
-    metadata = everywhere(task.metadata)
+    metadata = everywhere(lambda: run_metadata(task, config))
     flagged = {"profile_steps": PROFILE_STEPS.value, "allow_change": sorted(ALLOW_CHANGE.value)}
     check_settings(config, metadata, {"workdir": workdir, **flagged})
 

@@ -55,19 +55,27 @@ class Plugged(Bricks):
         Raises:
           InputError: a name that is not plugged in, or stands twice in a set.
         """
-        parts = [[] if given is None else given.split("+") for given in sets]
-        for names in parts:
-            for name in names:
-                if name not in self.names:
-                    remark = nearest(name, self.names)
-                    raise InputError(f"no brick {name!r} is plugged in; {remark}")
-                if names.count(name) > 1:
-                    raise InputError(f"brick {name!r} stands twice in {'+'.join(names)}")
-        most = max([1, *map(len, parts)])
-        ids = np.full((len(sets), 1, most), -1, np.int32)
-        for example, names in enumerate(parts):
-            ids[example, 0, : len(names)] = [self.names.index(name) for name in names]
-        return ids
+        return set_ids(self.names, sets)[:, None]
+
+
+def set_ids(names: Sequence[str], sets: Sequence[str | None]) -> Int[np.ndarray, "B K"]:
+    """Returns the ids of sets of bricks, see `Plugged.ids`.
+
+    Args:
+      names: of the bricks that are plugged in, in the order of their ids.
+      sets: names with `+` between them; None: none.
+    """
+    parts = [[] if given is None else given.split("+") for given in sets]
+    for members in parts:
+        for name in members:
+            if name not in names:
+                raise InputError(f"no brick {name!r} is plugged in; {nearest(name, names)}")
+            if members.count(name) > 1:
+                raise InputError(f"brick {name!r} stands twice in {'+'.join(members)}")
+    ids = np.full((len(sets), max([1, *map(len, parts)])), -1, np.int32)
+    for row, members in zip(ids, parts, strict=True):
+        row[: len(members)] = [names.index(name) for name in members]
+    return ids
 
 
 def plugged(

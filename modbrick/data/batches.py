@@ -7,6 +7,7 @@ A batch is a dict of int32 arrays [b, S], of the rows that this process reads:
     segment_ids   1, 2, ... by piece within the row; 0 is padding
     positions     0, 1, ... within each piece (a document that is cut starts at 0 in its next row)
     loss_mask     1 where the target counts, 0 on padding
+    domains       index of the document's domain, where they are asked for
 
 A position that is not padding always has its target in the same document: nothing is predicted
 across documents, and no position is spent on a document's last id.
@@ -31,6 +32,7 @@ from modbrick.errors import InputError
 
 Batch = Mapping[str, Int32[np.ndarray, "B S"]]
 FIELDS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
+DOMAINS = "domains"
 
 # Grain wants a length; nobody trains for so many rows.
 _ENDLESS = 1 << 60
@@ -42,6 +44,7 @@ def training_batches(
     *,
     start_row: int = 0,
     rows: Sequence[int] | None = None,
+    domains: bool = False,
 ) -> TrainingBatches:
     """Returns an iterator over this process's rows of each global batch.
 
@@ -54,13 +57,15 @@ def training_batches(
       config: which rows, in which order.
       start_row: of the plan, where the first batch begins.
       rows: which rows of each global batch to read, from 0 to B - 1; None: all.
+      domains: whether batches say of which domain each position is.
 
     Raises:
       InputError: no training documents, or a misspelt domain.
     """
     documents = dataset.documents("train")
     chosen = check_rows(rows, config.batch_size)
-    return TrainingBatches(RowPlan(documents, config), documents, config, start_row, chosen)
+    packing = PackRow(documents, config.sequence_length, domains=domains)
+    return TrainingBatches(RowPlan(documents, config), packing, config, start_row, chosen)
 
 
 def check_rows(rows: Sequence[int] | None, batch_size: int) -> tuple[int, ...]:
@@ -89,14 +94,14 @@ class TrainingBatches(Iterator[Batch]):
     def __init__(
         self,
         plan: RowPlan,
-        documents: Documents,
+        packing: PackRow,
         config: DataConfig,
         start_row: int,
         rows: tuple[int, ...],
     ):
         self.plan = plan
         self.rows = rows
-        self._documents = documents
+        self._packing = packing
         self._config = config
         # Grain's iterator, once there is one. It is closed at exit even where nobody closes it:
         # once modules are torn down it cannot stop its workers.
@@ -140,7 +145,7 @@ class TrainingBatches(Iterator[Batch]):
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.prefetch)
         dataset = (
             grain.MapDataset.source(rows)
-            .map(PackRow(self._documents, config.sequence_length))
+            .map(self._packing)
             .batch(len(self.rows))
             .to_iter_dataset(reading)
         )
@@ -184,12 +189,13 @@ class _LocalRows:
 class PackRow(grain.transforms.Map):
     """Reads the pieces of a row and lays them out in `sequence_length` positions."""
 
-    def __init__(self, documents: Documents, sequence_length: int):
+    def __init__(self, documents: Documents, sequence_length: int, *, domains: bool = False):
         self._documents, self._length = documents, sequence_length
+        self._fields = (*FIELDS, DOMAINS) if domains else FIELDS
 
     def map(self, element: Sequence[Piece]) -> dict[str, Int32[np.ndarray, " S"]]:
         """Returns the fields of the row whose pieces are given."""
-        row = {field: np.zeros(self._length, np.int32) for field in FIELDS}
+        row = {field: np.zeros(self._length, np.int32) for field in self._fields}
         at = 0
         for segment, piece in enumerate(element, start=1):
             ids = self._documents.read(piece.document, piece.start, piece.stop + 1)
@@ -200,5 +206,7 @@ class PackRow(grain.transforms.Map):
             row["segment_ids"][here] = segment
             row["positions"][here] = np.arange(count)
             row["loss_mask"][here] = 1
+            if DOMAINS in row:
+                row[DOMAINS][here] = self._documents.domain_of(piece.document)
             at += count
         return row

@@ -69,14 +69,12 @@ class EvaluationBatches:
             yield {field: np.stack([row[field] for row in made]) for field in made[0]}
 
     def _row(self, pieces: list[tuple[Piece, int]]) -> dict[str, np.ndarray]:
-        row = PackRow(self._source, self._length).map([piece for piece, _ in pieces])
-        row["domains"] = np.zeros(self._length, np.int32)
+        packing = PackRow(self._source, self._length, domains=True)
+        row = packing.map([piece for piece, _ in pieces])
         at = 0
         for piece, context in pieces:
-            count = piece.stop - piece.start
-            row["domains"][at : at + count] = self._source.domain_of(piece.document)
             row["loss_mask"][at : at + context] = 0
-            at += count
+            at += piece.stop - piece.start
         return row
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 from modbrick.bricks.attachment import attachments
-from modbrick.checkpoints import BaseModel
+from modbrick.checkpoints import BaseModel, Metadata
 from modbrick.checkpoints.workdir.directory import as_path, is_local
 from modbrick.errors import InputError
 from modbrick.models import open_model
 from modbrick.training.run_config import RunConfig
+from modbrick.training.tasks.task import Task
 
 
 def base_model(config: RunConfig) -> BaseModel | None:
@@ -24,6 +26,15 @@ def base_model(config: RunConfig) -> BaseModel | None:
     fingerprint = open_model(origin).fingerprint()
     path = as_path(origin)
     return BaseModel(os.path.abspath(path) if is_local(path) else str(path), fingerprint)
+
+
+def run_metadata(task: Task, config: RunConfig) -> Metadata:
+    """Returns what a run's checkpoints say about it: what its task says, and its bricks and base.
+
+    Raises:
+      InputError: the data or the model cannot be opened.
+    """
+    return dataclasses.replace(task.metadata(), bricks=config.bricks, base=base_model(config))
 
 
 def refuse_head(config: RunConfig) -> None:

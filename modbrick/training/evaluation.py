@@ -70,6 +70,7 @@ class EvaluationResult:
         )
 
 
+BrickIds = Callable[[Batch], Int32[Array, "B S K"]]
 EvaluationStep = Callable[[Any, Batch], tuple[Float[Array, "B S"], dict[str, RouterStatistics]]]
 
 
@@ -79,6 +80,7 @@ def evaluation_step(
     mesh: Mesh | None = None,
     *,
     bricks: Mapping[str, BrickConfig] = NO_BRICKS,
+    brick_ids: BrickIds | None = None,
 ) -> EvaluationStep:
     """Returns the compiled `step(parameters, batch) -> (losses of targets, router statistics)`.
 
@@ -87,6 +89,7 @@ def evaluation_step(
       execution: how to run it.
       mesh: on which losses lie like the batch, and statistics everywhere; None: as it comes.
       bricks: customized ones on the model, whose parameters are among the others.
+      brick_ids: maps a batch to the ids of the bricks that its tokens use; None: all.
     """
     decoder = plugged_decoder(config, bricks, execution)
     replicated = mesh and NamedSharding(mesh, PartitionSpec())
@@ -95,7 +98,10 @@ def evaluation_step(
     def evaluate_batch(parameters: Any, batch: Batch) -> tuple[Array, dict[str, RouterStatistics]]:
         model = decoder.bind(parameters)
         features = model.features(
-            batch["tokens"], segment_ids=batch["segment_ids"], positions=batch["positions"]
+            batch["tokens"],
+            segment_ids=batch["segment_ids"],
+            positions=batch["positions"],
+            brick_ids=None if brick_ids is None else brick_ids(batch),
         )
         losses = head_token_losses(
             features.hidden,
@@ -137,7 +143,7 @@ def evaluate(
     for batch in batches:
         if stop is not None and stop():
             return None
-        fields: Batch = {name: array for name, array in batch.items() if name != "domains"}
+        fields: Batch = batch
         if mesh is not None:
             fields = place_batch(fields, mesh, batches.batch_size)
         of_tokens, of_routers = step(parameters, fields)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from modbrick.bricks import BrickConfig
+from modbrick.bricks.plugging import set_ids
 from modbrick.checkpoints import CheckpointConfig
 from modbrick.config import ModelConfig
 from modbrick.data import DataConfig, Dataset, data_identity
@@ -103,7 +104,9 @@ class RunConfig:
 
     With `bricks`, customized bricks by name, a run trains these on the frozen model of its initial
     checkpoint, and saves them alone. Which of them: `optimizer.trainable`, with patterns such as
-    `brick.german`; all, if it says nothing else.
+    `brick.german`; all, if it says nothing else. Every token uses all of them in their order; or,
+    with `brick_sets`, documents of a domain of the data those that are named for it (`de+law`), and
+    documents of other domains none.
 
     Examples:
         >>> import modbrick
@@ -133,6 +136,7 @@ class RunConfig:
     execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     bricks: Mapping[str, BrickConfig] = dataclasses.field(default_factory=dict)
+    brick_sets: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.data.batch_size % self.training.microbatches:
@@ -143,6 +147,7 @@ class RunConfig:
         self.checkpoint.require_evaluations(self.evaluation.every)
         if self.bricks and self.training.initial_checkpoint is None:
             raise InputError("bricks are trained on a model: set training.initial_checkpoint")
+        set_ids(tuple(self.bricks), tuple(self.brick_sets.values()))
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """Returns, as JSON-able data, what decides the parameters after each step.
@@ -162,7 +167,9 @@ class RunConfig:
             "training": training,
             "execution": self.execution.identity(),
         }
-        return identity | ({"bricks": to_mapping(self.bricks)} if self.bricks else {})
+        if self.bricks:
+            identity |= {"bricks": to_mapping(self.bricks), "brick_sets": dict(self.brick_sets)}
+        return identity
 
 
 def shared_settings(config: RunConfig) -> dict[str, Any]:

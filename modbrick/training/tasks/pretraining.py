@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int32, Key
 
+from modbrick.bricks.plugging import set_ids
 from modbrick.checkpoints import Metadata
 from modbrick.data import (
     Dataset,
@@ -20,22 +21,25 @@ from modbrick.data import (
     evaluation_batches,
     training_batches,
 )
-from modbrick.data.batches import FIELDS
+from modbrick.data.batches import DOMAINS, FIELDS
 from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.flops import packed_flops
 from modbrick.next_token import head_loss
 from modbrick.objective import Totals
 from modbrick.parallel.batch import check_rows, local_rows
-from modbrick.schema import to_mapping
-from modbrick.training.base_model import base_model, refuse_head
+from modbrick.schema import nearest, to_mapping
+from modbrick.training.base_model import refuse_head
 from modbrick.training.evaluation import evaluate, evaluation_step
 from modbrick.training.run_config import RunConfig
 from modbrick.training.tasks.task import Evaluate, Evaluation, LocalBatch, Work
 
 
 def next_token_totals(
-    model: Decoder, batch: Mapping[str, Any], random_keys: Key[Array, "B"] | None
+    model: Decoder,
+    batch: Mapping[str, Any],
+    random_keys: Key[Array, "B"] | None,
+    brick_ids: Int32[Array, "B S K"] | None = None,
 ) -> Totals:
     """Returns the sums of the next-token loss over packed rows.
 
@@ -44,12 +48,14 @@ def next_token_totals(
       batch: `tokens`, `targets`, `segment_ids`, `positions` and `loss_mask`, int32 `[B, S]`, see
         `modbrick.data.batches`.
       random_keys: one for each row, for sampled routing.
+      brick_ids: of the bricks that each token uses; None: all.
     """
     features = model.features(
         batch["tokens"],
         segment_ids=batch["segment_ids"],
         positions=batch["positions"],
         random_keys=random_keys,
+        brick_ids=brick_ids,
     )
     weights = batch["loss_mask"].astype(jnp.float32)
     loss = head_loss(
@@ -85,13 +91,26 @@ class Pretraining:
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the arrays of a global batch."""
         shape = (self.config.data.batch_size, self.config.data.sequence_length)
-        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in FIELDS}
+        fields = (*FIELDS, DOMAINS) if self.config.brick_sets else FIELDS
+        return {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in fields}
 
     def loss(
         self, model: Decoder, batch: Mapping[str, Any], random_keys: Key[Array, "B"] | None
     ) -> Totals:
         """Returns the sums of the next-token loss."""
-        return next_token_totals(model, batch, random_keys)
+        return next_token_totals(model, batch, random_keys, self._brick_ids(batch))
+
+    def _brick_ids(self, batch: Mapping[str, Any]) -> Int32[Array, "B S K"] | None:
+        """Returns the ids of the bricks of each token's domain; None: all use all bricks."""
+        config = self.config
+        if not config.brick_sets:
+            return None
+        domains = self.dataset.documents("train").domains
+        if unknown := sorted(config.brick_sets.keys() - set(domains)):
+            remark = nearest(unknown[0], domains)
+            raise InputError(f"brick_sets names the domain {unknown[0]!r}; {remark}")
+        ids = set_ids(tuple(config.bricks), [config.brick_sets.get(name) for name in domains])
+        return jnp.asarray(ids)[batch[DOMAINS]]
 
     def metadata(self) -> Metadata:
         """Returns model, identity of the run, and tokenizer."""
@@ -99,8 +118,6 @@ class Pretraining:
             model=self.config.model,
             run=self.config.identity(self.dataset),
             tokenizer=to_mapping(self.dataset.tokenizer_identity),
-            bricks=self.config.bricks,
-            base=base_model(self.config),
         )
 
     def tokenizer(self) -> Tokenizer:
@@ -116,7 +133,8 @@ class Pretraining:
         data = self.config.data
         check_vocabulary(self.dataset, self.config.model.vocabulary)
         rows = local_rows(mesh, data.batch_size)
-        batches = training_batches(self.dataset, data, rows=rows)
+        domains = bool(self.config.brick_sets)
+        batches = training_batches(self.dataset, data, rows=rows, domains=domains)
         _require_enough_rows(batches.plan.rows, self.config)
         return batches
 
@@ -139,7 +157,13 @@ class Pretraining:
             max_tokens=config.evaluation.max_tokens,
             rows=local_rows(mesh, rows),
         )
-        step = evaluation_step(config.model, config.execution, mesh, bricks=config.bricks)
+        step = evaluation_step(
+            config.model,
+            config.execution,
+            mesh,
+            bricks=config.bricks,
+            brick_ids=self._brick_ids,
+        )
 
         def run(parameters: Any, should_stop: Callable[[], bool]) -> Evaluation | None:
             result = evaluate(step, parameters, held_out, mesh=mesh, stop=should_stop)
