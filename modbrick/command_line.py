@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from modbrick.errors import InputError
+from modbrick.schema import nearest
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -104,6 +109,101 @@ def check_output(
     target = path if path.exists() else path.parent
     if "://" not in flag.value and not os.access(target, os.W_OK):
         raise InputError(f"--{flag.name}: {target} must not be written")
+
+
+def write_output(flag: flags.FlagHolder[str | None], text: str) -> None:
+    """Writes a text and the end of its last line to the file that a flag names, if it names one."""
+    if flag.value:
+        epath.Path(flag.value).write_text(f"{text}\n")
+
+
+def read_texts(flag: flags.FlagHolder[list[str] | None]) -> list[str]:
+    """Returns the texts of the files that a flag names.
+
+    Raises:
+      InputError: names the flag and the file that cannot be read.
+    """
+    texts = []
+    for name in flag.value or ():
+        try:
+            texts.append(epath.Path(name).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"--{flag.name} {name} cannot be read as UTF-8 text ({error})"
+            ) from error
+    return texts
+
+
+def check_known(flag: flags.FlagHolder[Any], known: Collection[str], kind: str = "value") -> None:
+    """Checks that what a flag names, one thing or several, is among what is known.
+
+    Args:
+      flag: of a name or of several; None: it names nothing.
+      known: names.
+      kind: what they name, for the message.
+
+    Raises:
+      InputError: names the flag, what is not known, and the nearest that is.
+    """
+    values = [flag.value] if isinstance(flag.value, str) else flag.value or ()
+    for value in values:
+        if value not in known:
+            raise InputError(f"--{flag.name}: unknown {kind} {value!r}; {nearest(value, known)}")
+
+
+def check_alone(flag: flags.FlagHolder[bool], *others: flags.FlagHolder[Any], because: str) -> None:
+    """Checks that flags which another one makes useless are not given beside it.
+
+    Args:
+      flag: if it is set, the others mean nothing.
+      others: that are useless then.
+      because: why, to be read behind the flag's name.
+
+    Raises:
+      InputError: names both.
+    """
+    for other in others:
+        if flag.value and other.present:
+            raise InputError(f"--{flag.name} {because}: leave out --{other.name}, or --{flag.name}")
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
+    """Shows bars on standard error, one below the other.
+
+    Yields:
+      `bar(what, total)`, which begins a bar of so many steps; what it returns is called after each.
+    """
+    columns = (
+        TextColumn("{task.description:32}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+        def bar(what: str, total: int) -> Callable[[], None]:
+            task = progress.add_task(what, total=total)
+            return lambda: progress.advance(task)
+
+        yield bar
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Prints a table on standard output, for people."""
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def interrupt_at_sigterm() -> None:
+    """Lets SIGTERM end the program as Ctrl-C does, so that what was begun is removed."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _stop(message: str) -> NoReturn:

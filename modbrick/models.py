@@ -17,11 +17,14 @@ from modbrick.checkpoints.workdir.directory import CHECKPOINTS, as_path, is_loca
 from modbrick.config import ModelConfig
 from modbrick.convert import OpenedSource, open_checkpoint
 from modbrick.convert.finite import NotFinite
+from modbrick.convert.tokenizer import read_tokenizer
+from modbrick.data import Tokenizer, TokenizerIdentity
 from modbrick.decoder.decoder import Decoder
 from modbrick.decoder.functional import functional_decoder
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
-from modbrick.schema import differences, nearest, to_mapping
+from modbrick.inference.continuation import checkpoint_tokenizer
+from modbrick.schema import differences, from_mapping, nearest, to_mapping
 
 TRAINING_ONLY = (
     "context",
@@ -71,10 +74,7 @@ def load_model(
         >>> sorted(output.router_statistics)
         ['segments.0.attention', 'segments.0.feed_forward']
     """
-    stored = open_model(path, step)
-    config = stored.config if dtype is None else stored.config.replace(dtype=dtype)
-    parameters = stored.read(dtype=dtype, shardings=shardings)
-    return functional_decoder(config, execution).bind(parameters)
+    return open_model(path, step).load(dtype=dtype, execution=execution, shardings=shardings)
 
 
 def load_parameters(
@@ -123,12 +123,51 @@ class StoredModel:
       origin: where it lies and what it is, in words.
       paths: of its parameters.
       contents: the path of a checkpoint, or an opened foreign one.
+      description: what the checkpoint says about itself; None: a foreign one.
     """
 
     config: ModelConfig
     origin: str
     paths: tuple[str, ...]
     contents: epath.Path | OpenedSource
+    description: checkpoints.Description | None = None
+
+    @property
+    def step(self) -> int | None:
+        """Steps that it was trained for; None: a foreign checkpoint does not say."""
+        return self.description.step if self.description else None
+
+    def tokenizer_identity(self) -> TokenizerIdentity | None:
+        """Returns what its tokenizer must be, if it says so; the tokenizer need not be there."""
+        if isinstance(self.contents, OpenedSource):
+            tokenizer = read_tokenizer(self.contents)
+            return tokenizer.identity if tokenizer else None
+        stored = self.description.metadata.tokenizer if self.description else None
+        return from_mapping(TokenizerIdentity, stored, "tokenizer") if stored else None
+
+    def tokenizer(self) -> Tokenizer:
+        """Loads the tokenizer that lies with it.
+
+        Raises:
+          InputError: there is none, or it does not fit the model.
+        """
+        if not isinstance(self.contents, OpenedSource):
+            return checkpoint_tokenizer(self.contents)
+        if (tokenizer := read_tokenizer(self.contents)) is None:
+            raise InputError(f"{self.origin}, has no tokenizer: put its tokenizer.json beside it")
+        return tokenizer
+
+    def load(
+        self,
+        *,
+        dtype: str | None = None,
+        execution: ExecutionConfig = ExecutionConfig(),
+        shardings: Shardings = None,
+    ) -> Decoder:
+        """Returns the model with its weights; arguments and errors as for `load_model`."""
+        config = self.config if dtype is None else self.config.replace(dtype=dtype)
+        parameters = self.read(dtype=dtype, shardings=shardings)
+        return functional_decoder(config, execution).bind(parameters)
 
     def read(
         self,
@@ -148,14 +187,17 @@ class StoredModel:
             if config is not None:
                 self._require_same(config)
             return _read_foreign(self.contents, wanted, dtypes, shardings)
-        return checkpoints.load_parameters(
+        return checkpoints.load_checkpoint(
             self.contents, config=config, paths=paths, dtype=dtypes, shardings=shardings
         )[0]
 
+    def changes(self, config: ModelConfig) -> list[str]:
+        """Returns what a config computes otherwise than this model, though shapes may agree."""
+        theirs, ours = (_computed(to_mapping(model)) for model in (self.config, config))
+        return differences(theirs, ours)
+
     def _require_same(self, config: ModelConfig) -> None:
-        """Compares what two models compute; equal shapes do not make them equal."""
-        ours, theirs = (_computed(to_mapping(model)) for model in (config, self.config))
-        if changed := differences(theirs, ours):
+        if changed := self.changes(config):
             raise InputError(
                 f"{self.origin} is another model than the config's: {'; '.join(changed)} "
                 "(modbrick.models.open_model(PATH).config is its config)"
@@ -179,7 +221,7 @@ def open_model(path: epath.PathLike, step: int | None = None) -> StoredModel:
         found = checkpoints.locate(path, step)  # once: a run may save another meanwhile
         description = checkpoints.describe(found)
         origin, paths = f"{path}, step {description.step}", tuple(description.parameters)
-        return StoredModel(description.metadata.model, origin, paths, found)
+        return StoredModel(description.metadata.model, origin, paths, found, description)
     if step is not None:
         raise InputError(f"{path} is a single checkpoint, without steps: ask for none")
     opened = open_checkpoint(path)

@@ -25,7 +25,6 @@ from modbrick import command_line
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.hardware import describe_machine
-from modbrick.schema import nearest
 from modbrick.training.benchmark.cases import CASES
 from modbrick.training.benchmark.measurement import measure
 from modbrick.training.benchmark.table import results_table
@@ -43,9 +42,8 @@ _CASE = flags.DEFINE_string("one_case", None, "Run one case in this process; pri
 def main(argv: Sequence[str]) -> int:
     """Runs the cases and reports."""
     del argv
-    for name in [*CASES_FLAG.value, *([_CASE.value] if _CASE.value else [])]:
-        if name not in CASES:
-            raise InputError(f"--cases: unknown case {name!r}; {nearest(name, CASES)}")
+    for flag in (CASES_FLAG, _CASE):
+        command_line.check_known(flag, CASES, "case")
     if (ORIGINAL.value is None) != (ORIGINAL_PYTHON.value is None):
         raise InputError("--original and --original_python go together")
     command_line.check_output(JSON)
@@ -55,24 +53,17 @@ def main(argv: Sequence[str]) -> int:
     # Each case in a process of its own, so that peak memory is its own.
     results = {name: in_own_process(name) for name in CASES_FLAG.value}
     Console().print(results_table(results))
-    if JSON.value:
-        Path(JSON.value).write_text(
-            json.dumps({**describe_machine(), "cases": results}, indent=2) + "\n"
-        )
+    command_line.write_output(JSON, json.dumps({**describe_machine(), "cases": results}, indent=2))
     return 0
 
 
 def one_case(name: str) -> dict[str, Any]:
     """Measures one case, in turn with the original if that is asked for."""
     driver = str(Path(__file__).with_name("benchmark_original.py"))
-    original = ORIGINAL.value and [str(ORIGINAL_PYTHON.value), driver, ORIGINAL.value]
+    original = [str(ORIGINAL_PYTHON.value), driver, ORIGINAL.value] if ORIGINAL.value else None
     execution = ExecutionConfig(unroll=UNROLL.value)
     return measure(
-        CASES[name],
-        rounds=ROUNDS.value,
-        steps=STEPS.value,
-        execution=execution,
-        other=original or None,
+        CASES[name], rounds=ROUNDS.value, steps=STEPS.value, execution=execution, other=original
     )
 
 

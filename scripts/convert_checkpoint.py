@@ -5,8 +5,7 @@ r"""Turns a checkpoint of another library into one of modbrick, and back.
 
 import: SOURCE is a directory with config.json and the weights (safetensors, or PyTorch .bin files,
 which are read without PyTorch and without running anything in them; sharded or not), or a GGUF
-file. Its format is recognised. The tokenizer comes along. TARGET is what evaluate.py, generate.py
-and training.initial_checkpoint take.
+file. Its format is recognised. The tokenizer comes along. TARGET is then a model's directory.
 
 export: SOURCE is a run's or a model's directory. TARGET gets config.json, sharded safetensors with
 their index, and the tokenizer, for the library that the format belongs to.
@@ -22,23 +21,13 @@ goes on with it.
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 from absl import flags
 
-from modbrick.command_line import run
-from modbrick.convert import (
-    export_checkpoint,
-    format_named,
-    import_checkpoint,
-    open_checkpoint,
-    prepare_export,
-    stored_bytes,
-)
+from modbrick import command_line, convert
 from modbrick.convert.terminal import byte_progress, byte_size
 from modbrick.errors import InputError
 
@@ -48,9 +37,7 @@ DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16", "float16"], "Of all weights; none: as in the source."
 )
 SHARD = flags.DEFINE_string("max_shard_size", "5GB", "export: of one file, such as 500MB or 2GiB.")
-NOT_FINITE = flags.DEFINE_boolean(
-    "allow_not_finite", False, "import: infinities and values that are no number come along."
-)
+NOT_FINITE = flags.DEFINE_boolean("allow_not_finite", False, "import: keep infinities and NaN.")
 
 USAGE = "expected: convert_checkpoint.py import SOURCE TARGET | export SOURCE TARGET --format=NAME"
 
@@ -59,58 +46,33 @@ def main(argv: Sequence[str]) -> None:
     """Converts as the arguments say."""
     if len(argv) != 4 or argv[1] not in ("import", "export"):
         raise InputError(USAGE)
-    signal.signal(signal.SIGTERM, _interrupt)
+    command_line.interrupt_at_sigterm()
     began = time.perf_counter()
     report = (_import if argv[1] == "import" else _export)(argv[2], argv[3])
     print(json.dumps(report | {"seconds": round(time.perf_counter() - began, 3)}))
 
 
 def _import(source: str, target: str) -> dict[str, Any]:
-    checkpoint = open_checkpoint(source)
-    total = stored_bytes(checkpoint, DTYPE.value)
-    with byte_progress(f"import {checkpoint.form.name}", total) as progress:
-        result = import_checkpoint(
-            checkpoint,
-            target,
-            dtype=DTYPE.value,
-            allow_not_finite=NOT_FINITE.value,
-            progress=progress,
+    checkpoint = convert.open_checkpoint(source)
+    total = convert.stored_bytes(checkpoint, DTYPE.value)
+    with byte_progress(f"import {checkpoint.form.name}", total) as bar:
+        result = convert.import_checkpoint(
+            checkpoint, target, dtype=DTYPE.value, allow_not_finite=NOT_FINITE.value, progress=bar
         )
-    if not result.tokenizer:
-        print(f"no tokenizer: {source} has no tokenizer.json")
-    if result.not_finite:
-        print(f"{result.not_finite} weights are not finite")
-    return {
-        "format": checkpoint.form.name,
-        "checkpoint": str(result.directory),
-        "parameters": result.values,
-        "bytes": result.bytes,
-        "layers": len(checkpoint.model.layers),
-        "objective": dict(checkpoint.translation.objective),
-        "tokenizer": result.tokenizer,
-    }
+    for remark in result.remarks():
+        print(remark)
+    return result.to_mapping()
 
 
 def _export(source: str, target: str) -> dict[str, Any]:
     if FORMAT.value is None:
         raise InputError("export needs --format=NAME")
-    size = byte_size(SHARD.value, f"--{SHARD.name}")
-    export = prepare_export(source, format_named(FORMAT.value), step=STEP.value, dtype=DTYPE.value)
-    with byte_progress(f"export {export.form.name}", export.nbytes) as progress:
-        files = export_checkpoint(export, target, max_shard_size=size, progress=progress)
-    return {
-        "format": export.form.name,
-        "directory": target,
-        "tensors": len(export.tensors),
-        "bytes": export.nbytes,
-        "files": len(files),
-    }
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Ends like Ctrl-C, so that what was begun is removed."""
-    raise KeyboardInterrupt
+    form, size = convert.format_named(FORMAT.value), byte_size(SHARD.value, f"--{SHARD.name}")
+    export = convert.prepare_export(source, form, step=STEP.value, dtype=DTYPE.value)
+    with byte_progress(f"export {export.form.name}", export.nbytes) as bar:
+        files = convert.export_checkpoint(export, target, max_shard_size=size, progress=bar)
+    return export.to_mapping() | {"directory": target, "files": len(files)}
 
 
 if __name__ == "__main__":
-    run(main, positional="COMMAND SOURCE TARGET")
+    command_line.run(main, positional="COMMAND SOURCE TARGET")

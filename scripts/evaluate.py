@@ -3,40 +3,35 @@
     python scripts/evaluate.py --checkpoint=DIR --data=DIR [--sequence_length=N --context=N
     --attention_tolerance=T --json=FILE]
 
-Every held-out token counts exactly once. The last line of standard output is one JSON object.
+The model is that of a run, or of another library: a directory with config.json and weights, or a
+GGUF file. Every held-out token counts exactly once, and the last line of standard output is one
+JSON object.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from rich.console import Console
-from rich.progress import Progress
 
 from modbrick import command_line
 from modbrick.analysis.evaluation_table import evaluation_table
-from modbrick.checkpoints import describe, locate
-from modbrick.data import Dataset, TokenizerIdentity, check_vocabulary, evaluation_batches
+from modbrick.data import Dataset, check_vocabulary, evaluation_batches
 from modbrick.data.dataset import Split
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.hardware import enable_compilation_cache
-from modbrick.models import load_parameters
-from modbrick.schema import from_mapping
+from modbrick.models import open_model
 from modbrick.training.evaluation import evaluate, evaluation_step
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's or a model's directory.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of a model, or a GGUF file.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint of a run; none: the newest.")
 DATA = flags.DEFINE_string("data", None, "Directory of a prepared data set.")
 SPLIT = flags.DEFINE_enum("split", "held_out", ["held_out", "train"], "Which documents.")
 LENGTH = flags.DEFINE_integer(
-    "sequence_length",
-    None,
-    "Tokens in a row; none: the model's context.",
-    lower_bound=1,
+    "sequence_length", None, "Tokens in a row; none: the model's context.", lower_bound=1
 )
 CONTEXT = flags.DEFINE_integer("context", 0, "Tokens seen again where a document is cut.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Rows at a time.", lower_bound=1)
@@ -49,47 +44,36 @@ TOLERANCE = flags.DEFINE_float(
 JSON = flags.DEFINE_string("json", None, "File for the result too.")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> None:
     """Evaluates a checkpoint on a data set."""
     del argv
     if not CHECKPOINT.value or not DATA.value:
-        raise InputError("name a model and a data set: --checkpoint=DIR --data=DIR")
+        raise InputError("name a model and data of its tokenizer: --checkpoint=DIR --data=DIR")
     command_line.check_output(JSON)
     execution = ExecutionConfig(attention_tolerance=TOLERANCE.value)
     enable_compilation_cache()
     dataset = Dataset.open(DATA.value)
     split: Split = "train" if SPLIT.value == "train" else "held_out"
-    found = locate(CHECKPOINT.value, STEP.value)  # once: a run may save another meanwhile
-    description, parameters = describe(found), load_parameters(found)
-    config = description.metadata.model
-    if description.metadata.tokenizer:
-        trained = from_mapping(TokenizerIdentity, description.metadata.tokenizer)
-        dataset.tokenizer_identity.require_same(trained, DATA.value, CHECKPOINT.value)
-    check_vocabulary(dataset, config.vocabulary)
+    stored = open_model(CHECKPOINT.value, STEP.value)
+    if identity := stored.tokenizer_identity():
+        dataset.tokenizer_identity.require_same(identity, DATA.value, CHECKPOINT.value)
+    check_vocabulary(dataset, stored.config.vocabulary)
     batches = evaluation_batches(
         dataset,
-        sequence_length=LENGTH.value or config.context,
+        sequence_length=LENGTH.value or stored.config.context,
         batch_size=BATCH.value,
         split=split,
         context=CONTEXT.value,
         max_tokens=MAX_TOKENS.value,
     )
-    console = Console(stderr=True)
-    with Progress(console=console) as bar:
-        task = bar.add_task("evaluating", total=len(batches))
-        result = evaluate(
-            evaluation_step(config, execution),
-            parameters,
-            batches,
-            progress=lambda: bar.advance(task),
-        )
+    step = evaluation_step(stored.config, execution)
+    with command_line.progress_bars() as bar:
+        result = evaluate(step, stored.read(), batches, progress=bar("evaluating", len(batches)))
     assert result is not None, "nothing asks it to stop"
-    console.print(evaluation_table(result))
-    record = json.dumps({"step": description.step, "split": SPLIT.value, **result.to_mapping()})
+    Console(stderr=True).print(evaluation_table(result))
+    record = json.dumps({"step": stored.step, "split": SPLIT.value, **result.to_mapping()})
     print(record)
-    if JSON.value:
-        Path(JSON.value).write_text(record + "\n")
-    return 0
+    command_line.write_output(JSON, record)
 
 
 if __name__ == "__main__":

@@ -5,50 +5,42 @@
     [--seed=N --stop=TEXT --attention_tolerance=T --json]
 
 Several prompts run as one batch. Prompt i is drawn with seed + i, so that what it gets does not
-depend on the others. Standard output gets prompts and continuations, or with --json one JSON object
-as its last line; standard error the rest.
+depend on the others; it may be empty where documents have a start token. A continuation also ends
+with its document. Standard output gets prompts and continuations, or with --json one JSON object as
+its last line; standard error the rest.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 
 from absl import flags
-from etils import epath
 
-from modbrick import command_line, load_model
+from modbrick import command_line
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.hardware import enable_compilation_cache
 from modbrick.inference import GREEDY, SamplingConfig
-from modbrick.inference.continuation import checkpoint_tokenizer, continue_texts
+from modbrick.inference.continuation import continue_texts
 from modbrick.inference.printing import Printer
+from modbrick.models import open_model
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's or a model's directory.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of a model, or a GGUF file.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint of a run; none: the newest.")
-PROMPT = flags.DEFINE_multi_string(
-    "prompt", [], "Text to continue; may be repeated, and empty where documents have a start token."
-)
-PROMPT_FILE = flags.DEFINE_multi_string(
-    "prompt_file", [], "A file whose whole text is one more prompt."
-)
+PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; may be repeated.")
+PROMPT_FILE = flags.DEFINE_multi_string("prompt_file", [], "A file: its text is one more prompt.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "At most so many for each prompt.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Divides the logits; 0: as --greedy.")
 TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k likeliest tokens only.")
-TOP_P = flags.DEFINE_float(
-    "top_p", None, "Draw from the likeliest tokens that together reach this probability only."
-)
+TOP_P = flags.DEFINE_float("top_p", None, "Draw from the likeliest that reach this probability.")
 GREEDILY = flags.DEFINE_bool("greedy", False, "Always take the likeliest token.")
 TOLERANCE = flags.DEFINE_float(
     "attention_tolerance", 0.0, "Early exit of stick-breaking attention, below 1; 0: off, exact."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
-STOP = flags.DEFINE_multi_string(
-    "stop", [], "Text that ends a continuation and is left out; the end of a document always does."
-)
+STOP = flags.DEFINE_multi_string("stop", [], "Text that ends a continuation and is left out.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
 
 
@@ -57,50 +49,30 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not CHECKPOINT.value:
         raise InputError("name a model: --checkpoint=DIR")
-    texts = [*PROMPT.value, *map(_read, PROMPT_FILE.value)]
+    texts = [*PROMPT.value, *command_line.read_texts(PROMPT_FILE)]
     if not texts:
         raise InputError("name a text to continue: --prompt=TEXT or --prompt_file=FILE")
-    sampling = _sampling()
+    command_line.check_alone(GREEDILY, TEMPERATURE, TOP_K, TOP_P, because="draws nothing")
+    draw = SamplingConfig(TEMPERATURE.value, TOP_K.value, TOP_P.value)
     enable_compilation_cache()
-    tokenizer = checkpoint_tokenizer(CHECKPOINT.value, STEP.value)
-    execution = ExecutionConfig(attention_tolerance=TOLERANCE.value)
-    model = load_model(CHECKPOINT.value, STEP.value, execution=execution)
-
-    began = time.perf_counter()
+    stored = open_model(CHECKPOINT.value, STEP.value)
+    tokenizer = stored.tokenizer()
+    model = stored.load(execution=ExecutionConfig(attention_tolerance=TOLERANCE.value))
     continuation = continue_texts(
         model,
         tokenizer,
         texts,
         max_new_tokens=MAX_NEW_TOKENS.value,
-        sampling=sampling,
+        sampling=GREEDY if GREEDILY.value else draw,
         seed=SEED.value,
         stop=STOP.value,
         on_text=None if JSON.value else Printer(texts).write,
     )
-    seconds = time.perf_counter() - began
     if JSON.value:
-        print(json.dumps({"sequences": continuation.to_mapping(), "seconds": seconds}))
-        return
-    count = sum(map(len, continuation.result.tokens))
-    reasons = ", ".join(continuation.result.finish_reasons)
-    summary = f"{count} tokens in {seconds:.1f} s, compilation included ({reasons})"
-    print(summary, file=sys.stderr)
-
-
-def _sampling() -> SamplingConfig:
-    if not GREEDILY.value:
-        return SamplingConfig(TEMPERATURE.value, TOP_K.value, TOP_P.value)
-    for name in ("temperature", "top_k", "top_p"):
-        if flags.FLAGS[name].present:
-            raise InputError(f"--greedy draws nothing: leave out --{name}, or --greedy")
-    return GREEDY
-
-
-def _read(path: str) -> str:
-    try:
-        return epath.Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompt_file {path} cannot be read as UTF-8 text ({error})") from error
+        record = {"sequences": continuation.to_mapping(), "seconds": continuation.seconds}
+        print(json.dumps(record))
+    else:
+        print(continuation.summary(), file=sys.stderr)
 
 
 if __name__ == "__main__":

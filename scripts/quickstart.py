@@ -16,20 +16,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from rich.console import Console
 
 from modbrick import command_line
-from modbrick.analysis.compression import gzip_bits_per_byte
-from modbrick.analysis.pictures import draw_expert_load, draw_loss
-from modbrick.data import Dataset
-from modbrick.training.observe.metrics import read_metrics
+from modbrick.analysis.report import write_report
 
 SCRIPTS = Path(__file__).resolve().parent
-CONFIG = SCRIPTS.parent / "configs" / "quickstart.py"
-VOCABULARY = 2048
+CONFIG = os.path.relpath(SCRIPTS.parent / "configs" / "quickstart.py")
 PROMPT = "def read_file(path):\n"
 
 DIRECTORY = flags.DEFINE_string("directory", "runs/quickstart", "Where everything goes.")
@@ -38,50 +33,31 @@ STEPS = flags.DEFINE_integer("steps", None, "Training steps; none: as the config
 console = Console(stderr=True)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> None:
     """Runs the quickstart."""
     del argv
-    start = time.perf_counter()
-    root = Path(DIRECTORY.value)
+    start, root = time.perf_counter(), Path(DIRECTORY.value)
     data, run = root / "data", root / "run"
-    steps = []
-    if STEPS.value is not None:
-        warm_up = f"--config.optimizer.schedule.warm_up_steps={STEPS.value // 10}"
-        steps = [f"--config.training.steps={STEPS.value}", warm_up]
     if not (data / "dataset.json").exists():
         title("1  The data: the sources of Python's standard library")
-        script(
-            "prepare_data.py",
-            "--input=stdlib:",
-            "--tokenizer=train",
-            f"--vocab_size={VOCABULARY}",
-            f"--output={data}",
-        )
+        vocabulary = ("--tokenizer=train", "--vocab_size=2048")
+        script("prepare_data.py", "--input=stdlib:", *vocabulary, f"--output={data}")
     title("2  Pretraining a ModuleFormer")
-    config = [
-        f"--config={os.path.relpath(CONFIG)}",
-        f"--config.data.path={data}",
-        f"--workdir={run}",
-        *steps,
-    ]
-    script("train.py", *config)
+    changes = [f"--config.data.path={data}"]
+    if STEPS.value is not None:
+        changes += [f"--config.training.steps={STEPS.value}"]
+        changes += [f"--config.optimizer.schedule.warm_up_steps={STEPS.value // 10}"]
+    script("train.py", f"--config={CONFIG}", f"--workdir={run}", *changes)
     title("3  Evaluation on files it has never seen")
     evaluated = script("evaluate.py", f"--checkpoint={run}", f"--data={data}")
-    result = json.loads(evaluated.splitlines()[-1])
-    compressed, size = gzip_bits_per_byte(Dataset.open(str(data)))
     title("4  It writes")
-    sample = script(
-        "generate.py",
-        f"--checkpoint={run}",
-        f"--prompt={PROMPT}",
-        "--max_new_tokens=120",
-        "--seed=1",
-    )
-    (root / "sample.txt").write_text(sample)
-    draw_loss(read_metrics(str(run)), str(root / "loss.png"))
-    draw_expert_load(result["routers"], str(root / "expert_load.png"))
-    report(root, result, compressed, size, time.perf_counter() - start)
-    return 0
+    text = ("--max_new_tokens=120", "--seed=1")
+    sample = script("generate.py", f"--checkpoint={run}", f"--prompt={PROMPT}", *text)
+    console.print(sample, highlight=False, markup=False)
+    evaluation = json.loads(evaluated.splitlines()[-1])
+    report = write_report(root, evaluation, sample, time.perf_counter() - start)
+    title("Done")
+    console.print(report, highlight=False, markup=False, soft_wrap=True)  # to copy commands from
 
 
 def title(text: str) -> None:
@@ -97,43 +73,7 @@ def script(name: str, *arguments: str) -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.returncode)  # the script has said why
-    if name == "generate.py":
-        console.print(done.stdout, highlight=False, markup=False)
     return done.stdout
-
-
-def report(
-    root: Path, result: dict[str, Any], compressed: float, size: int, seconds: float
-) -> None:
-    """Says how it went, where everything lies, and what to try next."""
-    better = result["bits_per_byte"] < compressed
-    lines = [
-        f"held-out text   {result['bits_per_byte']:.3f} bits per byte, "
-        f"perplexity {result['perplexity']:.2f} per token",
-        f"gzip -9         {compressed:.3f} bits per byte on the same {result['documents']} files "
-        f"({size:,} bytes): the model is {'better' if better else 'not better yet'}",
-        f"time            {seconds / 60:.1f} minutes",
-        "",
-        f"{root}/run              checkpoints, metrics.jsonl, TensorBoard events",
-        f"{root}/data             the tokenised data set",
-        f"{root}/sample.txt       what it wrote",
-        f"{root}/loss.png         training and held-out loss",
-        f"{root}/expert_load.png  which expert works how much, by layer",
-        "",
-        "Try next:",
-        f"  python scripts/generate.py --checkpoint={root}/run --prompt='import '",
-        f"  python -m modbrick summary {root}/run",
-        "  python scripts/prepare_data.py --input YOUR/TEXT --tokenizer train --vocab_size 2048 "
-        "--output data",
-        "  python scripts/train.py --config=configs/quickstart.py "
-        "--config.data.path=data --workdir=run",
-    ]
-    title("Done")
-    # Unwrapped, so that commands can be copied.
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
-    (root / "result.json").write_text(
-        json.dumps({"model": result, "gzip_bits_per_byte": compressed, "seconds": seconds}) + "\n"
-    )
 
 
 if __name__ == "__main__":

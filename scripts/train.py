@@ -1,7 +1,6 @@
 """Pretrains or fine-tunes a model.
 
-    python scripts/train.py --config=configs/quickstart.py --workdir=DIR
-    [--config.training.steps=500 ...]
+    python scripts/train.py --config=configs/NAME.py --workdir=DIR [--config.training.steps=9 ...]
 
 The working directory receives checkpoints, metrics and the config. Started again on the same
 directory, a run continues from its last complete checkpoint, with the parameters that it would have
@@ -15,7 +14,6 @@ from collections.abc import Sequence
 
 import jax
 from absl import flags
-from etils import epath
 
 from modbrick import command_line
 from modbrick.checkpoints import CheckpointStore
@@ -23,62 +21,40 @@ from modbrick.config.flag import DEFINE_config
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache
 from modbrick.parallel import make_mesh, process_flags
-from modbrick.parallel.processes import (
-    check_agreement,
-    ending_by_itself,
-    everywhere,
-    say,
-    start_processes,
-)
+from modbrick.parallel.processes import ending_by_itself, everywhere, say, start_processes
 from modbrick.training.loop import TrainingLoop
 from modbrick.training.observe.observer import FINISHED
 from modbrick.training.observe.profile import ProfiledSteps
 from modbrick.training.observe.standard import standard_observers
 from modbrick.training.preemption import EXIT_PREEMPTED, PreemptionGuard
 from modbrick.training.program import train_program
-from modbrick.training.run_config import RunConfig, shared_settings
-from modbrick.training.start import describe_run, start_run
+from modbrick.training.run_config import RunConfig
+from modbrick.training.start import check_settings, describe_run, start_run
 from modbrick.training.tasks.pretraining import Pretraining
 
 CONFIG = DEFINE_config("config", RunConfig)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, local or remote.")
-ALLOW_CHANGE = flags.DEFINE_list(
-    "allow_change", [], "What may differ from the run to be continued: names such as optimizer."
-)
-PROFILE_STEPS = flags.DEFINE_string(
-    "profile_steps", None, "FIRST:LAST, steps to write a profile of to WORKDIR/profile."
-)
+ALLOW_CHANGE = flags.DEFINE_list("allow_change", [], "What may differ: names such as optimizer.")
+PROFILE_STEPS = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, to WORKDIR/profile.")
 flags.adopt_module_key_flags(process_flags)
 
 
+@ending_by_itself()
 def main(argv: Sequence[str]) -> int:
     """Trains the model that the config describes."""
     del argv
-    with ending_by_itself():
-        return train()
-
-
-def train() -> int:
-    """Returns the exit status of the run that the flags describe."""
-    config = CONFIG.value
-    if config is None or not WORKDIR.value:
+    config, workdir = CONFIG.value, WORKDIR.value
+    if config is None or not workdir:
         raise InputError("name a config and a directory: --config=configs/NAME.py --workdir=DIR")
     enable_compilation_cache()
-    workdir = epath.Path(WORKDIR.value)
     profiled = ProfiledSteps.parse(PROFILE_STEPS.value, config.training.steps)
 
     # The processes find each other, and make sure that all have the same settings.
     start_processes(process_flags.process_config())
     task = Pretraining(config)
     metadata = everywhere(task.metadata)
-    agreed = {
-        "config": shared_settings(config),
-        "data": metadata.run["data"],
-        "workdir": str(workdir),
-        "allow_change": sorted(ALLOW_CHANGE.value),
-        "profile_steps": PROFILE_STEPS.value,
-    }
-    check_agreement(agreed)
+    flagged = {"profile_steps": PROFILE_STEPS.value, "allow_change": sorted(ALLOW_CHANGE.value)}
+    check_settings(config, metadata, {"workdir": workdir, **flagged})
 
     # What does not fit is refused before anything is written.
     mesh = make_mesh(config.mesh)
@@ -93,8 +69,7 @@ def train() -> int:
         start = start_run(program, store, metadata, allow_change=ALLOW_CHANGE.value)
         describe_run(workdir, program)
         loop = TrainingLoop(program, batches, evaluate, store, metadata, guard)
-        observers = standard_observers(workdir, program, start.step, profiled)
-        reason = loop.run(start, observers)
+        reason = loop.run(start, standard_observers(workdir, program, start.step, profiled))
     if reason != FINISHED:
         return EXIT_PREEMPTED
     say(f"finished {config.training.steps} steps; everything is in {workdir}")

@@ -13,19 +13,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from absl import flags
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from modbrick import command_line
 from modbrick.errors import InputError
-from modbrick.schema import nearest
-from pallas_kernels.benchmarks import tuning
-from pallas_kernels.benchmarks.cases import EXPERT_CASES, STATIC_ATTENTION_CASES
+from pallas_kernels.benchmarks import tables, tuning
+from pallas_kernels.benchmarks.cases import cases_of
 from pallas_kernels.benchmarks.environment import describe_environment
 from pallas_kernels.compile_report.chips import TPU_CHIPS
 from pallas_kernels.compile_report.compilation import CompilerUnavailableError
@@ -43,27 +38,17 @@ JSON = flags.DEFINE_string("json", None, "File for the results.")
 def main(argv: Sequence[str]) -> int:
     """Tries the candidates, shows them, and writes them down."""
     del argv
-    for flag, value, known in (
-        ("kernel", KERNEL.value, tuple(tuning.KERNELS)),
-        ("generation", GENERATION.value, tuple(TPU_CHIPS)),
-    ):
-        if value not in known:
-            raise InputError(f"--{flag}: unknown value {value!r}; {nearest(value, known)}")
+    command_line.check_known(KERNEL, tuning.KERNELS)
+    command_line.check_known(GENERATION, TPU_CHIPS)
     op, usual, _ = tuning.KERNELS[KERNEL.value]
-    cases = tuple(EXPERT_CASES if op == "grouped_matmul" else STATIC_ATTENTION_CASES)
-    case = CASE.value or usual
-    if case not in cases:
-        raise InputError(f"--case: unknown case {case!r}; {nearest(case, cases)}")
+    command_line.check_known(CASE, cases_of(op), "case")
     command_line.check_output(JSON)
 
+    case = CASE.value or usual
     tried = tuning.candidates(KERNEL.value)[: FIRST.value]
     on_chip = jax.default_backend() == "tpu"
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"{len(tried)} candidates", total=len(tried))
-
-        def advance() -> None:
-            progress.advance(task)
-
+    with command_line.progress_bars() as bar:
+        advance = bar(f"{len(tried)} candidates", len(tried))
         try:
             if on_chip:
                 trials = tuning.measure(KERNEL.value, tried, case, ROUNDS.value, advance)
@@ -73,24 +58,19 @@ def main(argv: Sequence[str]) -> int:
         except (CompilerUnavailableError, ValueError) as error:
             raise InputError(str(error)) from error
 
-    seconds = "measured us" if on_chip else "predicted us"
-    table = Table("block sizes", seconds, "remark", title=f"{KERNEL.value} on {GENERATION.value}")
-    for trial in sorted(trials, key=lambda t: (t.seconds is None, t.seconds)):
-        time = "refused" if trial.seconds is None else f"{trial.seconds * 1e6:,.1f}"
-        mark = " (best)" if trial is best else ""
-        table.add_row(json.dumps(trial.sizes) + mark, time, trial.remark)
-    Console().print(table)
-    if JSON.value:
-        results = {
-            **describe_environment(),
-            "kernel": KERNEL.value,
-            "generation": GENERATION.value,
-            "case": case,
-            "seconds_are": "measured" if on_chip else "predicted",
-            "best": dataclasses.asdict(best),
-            "trials": [dataclasses.asdict(trial) for trial in trials],
-        }
-        Path(JSON.value).write_text(json.dumps(results, indent=1) + "\n")
+    kind = "measured" if on_chip else "predicted"
+    table = tables.trial_table(f"{KERNEL.value} on {GENERATION.value}", kind, trials, best)
+    command_line.print_table(table.title, table.columns, table.rows)
+    results = {
+        **describe_environment(),
+        "kernel": KERNEL.value,
+        "generation": GENERATION.value,
+        "case": case,
+        "seconds_are": kind,
+        "best": dataclasses.asdict(best),
+        "trials": [dataclasses.asdict(trial) for trial in trials],
+    }
+    command_line.write_output(JSON, json.dumps(results, indent=1))
     return 0
 
 

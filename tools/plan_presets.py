@@ -21,7 +21,7 @@ from absl import flags
 from modbrick import command_line
 from modbrick.planning.measuring import measure_missing_rates
 from modbrick.planning.plan import make_plan
-from modbrick.planning.rates import FILE
+from modbrick.planning.rates import KNOWN_RATES
 from modbrick.planning.topology import find_topology
 from tools.docstrings import write_presets
 from tools.presets import (
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if RATES.value:
         laid_out = itertools.product(TOPOLOGIES, PRESETS)
         runs = [(preset(CONFIGS, name, on), find_topology(on)) for on, name in laid_out]
-        measure_missing_rates(ROOT / "modbrick/planning" / FILE, runs)
+        measure_missing_rates(KNOWN_RATES, runs)
         return 0
     plans = read_plans(PLANS)
     for name, config, topology in missing(plans, CONFIGS):

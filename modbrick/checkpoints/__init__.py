@@ -4,7 +4,7 @@ from modbrick.checkpoints.config import CheckpointConfig
 from modbrick.checkpoints.leaves import Leaf
 from modbrick.checkpoints.loading import (
     describe,
-    load_parameters,
+    load_checkpoint,
     locate,
     save_model,
     save_tokenizer,
@@ -24,7 +24,7 @@ __all__ = [
     "Restored",
     "SplitParameters",
     "describe",
-    "load_parameters",
+    "load_checkpoint",
     "locate",
     "save_model",
     "save_tokenizer",

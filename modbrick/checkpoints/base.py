@@ -15,9 +15,9 @@ from modbrick.checkpoints import files
 from modbrick.checkpoints.inventory import verify_inventory
 from modbrick.checkpoints.leaves import Leaf, named_arrays, table_of
 from modbrick.checkpoints.metadata import (
+    BaseReference,
     DamagedError,
     Metadata,
-    Split,
     fingerprint,
     new_description,
 )
@@ -34,7 +34,7 @@ def base_path(checkpoint: epath.Path, name: str) -> epath.Path:
     return checkpoint.parent.parent / BASE / name
 
 
-def require_base(checkpoint: epath.Path, split: Split) -> None:
+def require_base(checkpoint: epath.Path, split: BaseReference) -> None:
     """Checks that a checkpoint's base is there, and is the one that it was trained over.
 
     Raises:
@@ -65,7 +65,7 @@ class BaseWriter:
         self._root = directory / BASE
         self._cast: dict[str, tuple[str, Mapping[str, Leaf]]] = {}
 
-    def remember(self, split: Split, restored: SplitParameters) -> None:
+    def remember(self, split: BaseReference, restored: SplitParameters) -> None:
         """Remembers which base the frozen arrays of a restored run are, cast though they may be.
 
         Args:
@@ -82,7 +82,7 @@ class BaseWriter:
         parameters: SplitParameters,
         metadata: Metadata,
         failed: Callable[[Exception], InputError],
-    ) -> Split | None:
+    ) -> BaseReference | None:
         """Writes the frozen parameters, unless they are there; waits until they are complete.
 
         Every process makes this call, and all of them go on or none does. The whole is not joined.
@@ -120,7 +120,7 @@ class BaseWriter:
         trainable = table_of(named_arrays(parameters.trainable, "trainable"), parts)
         name = fingerprint(table, parts)
         if name in self._cast and there(*self._cast[name]):
-            return Split(self._cast[name][0], trainable, self._cast[name][1], parts)
+            return BaseReference(self._cast[name][0], trainable, self._cast[name][1], parts)
         if not there(name, table):
             about = dataclasses.replace(metadata, data={}, extra={})
             description = new_description(0, about, {}, table, None)
@@ -133,7 +133,7 @@ class BaseWriter:
             finally:
                 if is_first():
                     clean(self._root)  # what could not be finished: a full disk needs the room
-        return Split(name, trainable, table, parts)
+        return BaseReference(name, trainable, table, parts)
 
     def _is_whole(self, path: epath.Path, table: Mapping[str, Leaf]) -> bool:
         """Returns whether a base is there and whole; else removes what there is."""

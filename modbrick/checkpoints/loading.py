@@ -71,7 +71,7 @@ def describe(directory: epath.PathLike, step: int | None = None) -> Description:
         raise _damaged(path, error) from error
 
 
-def load_parameters(
+def load_checkpoint(
     directory: epath.PathLike,
     step: int | None = None,
     *,
@@ -98,8 +98,8 @@ def load_parameters(
         (lists every parameter that is missing, unexpected or of another shape).
 
     Examples:
-        >>> from modbrick.checkpoints import load_parameters
-        >>> parameters, description = load_parameters("run")
+        >>> from modbrick.checkpoints import load_checkpoint
+        >>> parameters, description = load_checkpoint("run")
         >>> parameters["embedding"].shape, description.step
         ((256, 16), 0)
     """
@@ -148,8 +148,8 @@ def save_model(
 
     Examples:
         >>> import modbrick
-        >>> from modbrick.checkpoints import Metadata, load_parameters
-        >>> parameters, description = load_parameters("run")
+        >>> from modbrick.checkpoints import Metadata, load_checkpoint
+        >>> parameters, description = load_checkpoint("run")
         >>> path = modbrick.save_model("copy", parameters, Metadata(description.metadata.model))
         >>> modbrick.load_model("copy").config == description.metadata.model
         True

@@ -47,7 +47,7 @@ class Metadata:
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class BaseReference:
     """Record of which parameters are in the checkpoint and which in its base of frozen ones.
 
     Attributes:
@@ -105,7 +105,7 @@ class Description:
     versions: Mapping[str, str]
     parameters: Mapping[str, Leaf]
     optimizer: Mapping[str, Leaf] | None = None
-    split: Split | None = None
+    split: BaseReference | None = None
 
     @property
     def stored_parameters(self) -> Mapping[str, Leaf]:
@@ -124,7 +124,7 @@ def new_description(
     metrics: Mapping[str, float],
     parameters: Mapping[str, Leaf],
     optimizer: Mapping[str, Leaf] | None,
-    split: Split | None = None,
+    split: BaseReference | None = None,
 ) -> Description:
     """Describes a checkpoint about to be written by this code."""
     layers = metadata.model.layers

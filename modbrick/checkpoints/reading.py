@@ -23,7 +23,7 @@ from modbrick.checkpoints.parts import Part, SplitParameters, join, others, take
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere
 
-Key = tuple[str, Part | None]
+Piece = tuple[str, Part | None]
 """An array: the path of its parameter, and which part of it, None being all."""
 
 
@@ -112,26 +112,26 @@ def read_parameters(
     Raises:
       DamagedError: something cannot be read, or is not what was written.
     """
-    trainable = _keys(wanted.trainable, wanted.parts)
-    frozen = _keys(wanted.frozen, others(wanted.parts))
+    trainable = _pieces(wanted.trainable, wanted.parts)
+    frozen = _pieces(wanted.frozen, others(wanted.parts))
     asked = {**trainable, **frozen}
     split = description.split
     have = split.parts if split else {}
     arrays = _read(path, description.stored_parameters, have, asked)
     if split is not None:
         arrays |= _read(base_path(path, split.base), split.frozen, others(have), asked)
-    for key, leaf in asked.items():
-        if key not in arrays:
-            whole = _whole(key[0], arrays, have, _sharding_of_whole(key, leaf))
-            part = take(key[1], whole, leaf.sharding) if key[1] else whole
-            arrays[key] = part.astype(leaf.dtype)
+    for piece, leaf in asked.items():
+        if piece not in arrays:
+            whole = _whole(piece[0], arrays, have, _sharding_of_whole(piece, leaf))
+            part = take(piece[1], whole, leaf.sharding) if piece[1] else whole
+            arrays[piece] = part.astype(leaf.dtype)
     return (
-        {key[0]: arrays[key] for key in trainable},
-        {key[0]: arrays[key] for key in frozen},
+        {piece[0]: arrays[piece] for piece in trainable},
+        {piece[0]: arrays[piece] for piece in frozen},
     )
 
 
-def _keys[T](leaves: Mapping[str, T], parts: Mapping[str, Part]) -> dict[Key, T]:
+def _pieces[T](leaves: Mapping[str, T], parts: Mapping[str, Part]) -> dict[Piece, T]:
     return {(path, parts.get(path)): leaf for path, leaf in leaves.items()}
 
 
@@ -139,25 +139,25 @@ def _read(
     path: epath.Path,
     table: Mapping[str, Leaf],
     parts: Mapping[str, Part],
-    asked: Mapping[Key, jax.ShapeDtypeStruct],
-) -> dict[Key, jax.Array]:
+    asked: Mapping[Piece, jax.ShapeDtypeStruct],
+) -> dict[Piece, jax.Array]:
     """Reads a directory: what is asked for as it is stored directly, all else to be divided."""
-    shardings = {key[0]: _sharding_of_whole(key, leaf) for key, leaf in asked.items()}
+    shardings = {piece[0]: _sharding_of_whole(piece, leaf) for piece, leaf in asked.items()}
     targets = {}
-    for key, leaf in _keys(table, parts).items():
-        name, part = key
+    for piece, leaf in _pieces(table, parts).items():
+        name, part = piece
         if name not in shardings:
             continue  # not asked for
         sharding = part.sharding_of_part(shardings[name]) if part else shardings[name]
         as_stored = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype), sharding=sharding)
-        targets[name] = asked.get(key, as_stored)
+        targets[name] = asked.get(piece, as_stored)
     found = files.read_arrays(path, "parameters", table, targets, parts)
-    return _keys(found, parts)
+    return _pieces(found, parts)
 
 
 def _whole(
     path: str,
-    arrays: Mapping[Key, jax.Array],
+    arrays: Mapping[Piece, jax.Array],
     parts: Mapping[str, Part],
     sharding: jax.sharding.Sharding,
 ) -> jax.Array:
@@ -167,8 +167,8 @@ def _whole(
     return join(part, arrays[path, part], arrays[path, part.others], sharding)
 
 
-def _sharding_of_whole(key: Key, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
-    return key[1].sharding_of_whole(leaf.sharding) if key[1] else leaf.sharding
+def _sharding_of_whole(piece: Piece, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+    return piece[1].sharding_of_whole(leaf.sharding) if piece[1] else leaf.sharding
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,10 +18,10 @@ from modbrick.checkpoints.base import BASE, BaseWriter
 from modbrick.checkpoints.config import CheckpointConfig
 from modbrick.checkpoints.leaves import named_arrays, table_of
 from modbrick.checkpoints.metadata import (
+    BaseReference,
     DamagedError,
     Description,
     Metadata,
-    Split,
     new_description,
 )
 from modbrick.checkpoints.parts import SplitParameters
@@ -244,7 +244,7 @@ class CheckpointStore:
         optimizer_state: Any | None,
         metadata: Metadata,
         metrics: Mapping[str, float],
-        split: Split | None,
+        split: BaseReference | None,
     ) -> tuple[Description, Callable[[], None]]:
         arrays = {"parameters": named_arrays(parameters, "parameters")}
         if optimizer_state is not None:

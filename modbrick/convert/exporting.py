@@ -59,6 +59,10 @@ class Export:
         """Bytes of the tensors."""
         return sum(spec.nbytes for spec in self.tensors.values())
 
+    def to_mapping(self) -> dict[str, Any]:
+        """Returns JSON-able data: the format's name, how many tensors, and their bytes."""
+        return {"format": self.form.name, "tensors": len(self.tensors), "bytes": self.nbytes}
+
 
 def prepare_export(
     directory: epath.PathLike, form: Format, *, step: int | None = None, dtype: str | None = None

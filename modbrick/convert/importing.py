@@ -19,9 +19,9 @@ from modbrick.checkpoints.slices import SliceWriter, StoredForm, piece_shape
 from modbrick.checkpoints.workdir.directory import CHECKPOINTS
 from modbrick.convert.finite import NotFinite
 from modbrick.convert.opening import OpenedSource
-from modbrick.data import Tokenizer, load_tokenizer
+from modbrick.convert.tokenizer import read_tokenizer
+from modbrick.data import Tokenizer
 from modbrick.errors import InputError
-from modbrick.formats.strict_json import parse_object
 from modbrick.staging import staging
 
 
@@ -30,6 +30,7 @@ class Imported:
     """Result of an import.
 
     Attributes:
+      source: what was imported.
       directory: that `load_model` takes.
       values: number of parameters.
       bytes: of the stored values.
@@ -37,11 +38,31 @@ class Imported:
       tokenizer: whether there is one.
     """
 
+    source: OpenedSource
     directory: Path
     values: int
     bytes: int
     not_finite: int
     tokenizer: bool
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Returns JSON-able data; `objective` has the weights of the original's router losses."""
+        return {
+            "format": self.source.form.name,
+            "checkpoint": str(self.directory),
+            "parameters": self.values,
+            "bytes": self.bytes,
+            "layers": len(self.source.model.layers),
+            "objective": dict(self.source.translation.objective),
+            "tokenizer": self.tokenizer,
+        }
+
+    def remarks(self) -> Iterator[str]:
+        """Yields in a line each what may surprise whoever uses the result."""
+        if not self.tokenizer:
+            yield f"no tokenizer: {self.source.source.path} has no tokenizer.json"
+        if self.not_finite:
+            yield f"{self.not_finite} weights are not finite"
 
 
 def import_checkpoint(
@@ -77,7 +98,12 @@ def import_checkpoint(
         True
     """
     with staging(Path(target)) as directory:
-        tokenizer = _tokenizer(checkpoint, directory)
+        files = checkpoint.source.tokenizer()
+        tokenizer = read_tokenizer(checkpoint, files)
+        if files:
+            (directory / TOKENIZER).mkdir()
+        for name, content in files.items():
+            (directory / TOKENIZER / name).write_bytes(content)
         forms = {
             info.path: _stored_form(checkpoint, info.path, dtype)
             for info in checkpoint.correspondence.parameters
@@ -100,7 +126,14 @@ def import_checkpoint(
     stored = [
         int(size) * form.dtype.itemsize for size, form in zip(sizes, forms.values(), strict=True)
     ]
-    return Imported(Path(target), int(sum(sizes)), sum(stored), len(broken), tokenizer is not None)
+    return Imported(
+        checkpoint,
+        Path(target),
+        int(sum(sizes)),
+        sum(stored),
+        len(broken),
+        tokenizer is not None,
+    )
 
 
 def _pieces(
@@ -173,32 +206,3 @@ def _metadata(
         else dataclasses.asdict(tokenizer.identity) | {"name": str(checkpoint.source.path)},
         extra=extra,
     )
-
-
-def _tokenizer(checkpoint: OpenedSource, directory: Path) -> Tokenizer | None:
-    """Copies the tokenizer's files and returns the tokenizer, if there is one."""
-    files = checkpoint.source.tokenizer()
-    if files:
-        (directory / TOKENIZER).mkdir()
-    for name, content in files.items():
-        (directory / TOKENIZER / name).write_bytes(content)
-    if "tokenizer.json" not in files:
-        return None
-    end = "auto"
-    if "tokenizer_config.json" in files:
-        where = f"{checkpoint.source.path}: tokenizer_config.json"
-        token = parse_object(files["tokenizer_config.json"], where).get("eos_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        end = token if isinstance(token, str) else end
-    try:
-        tokenizer = load_tokenizer(str(directory / TOKENIZER / "tokenizer.json"), end=end)
-    except InputError as error:
-        message = str(error).replace(str(directory / TOKENIZER), str(checkpoint.source.path))
-        raise InputError(message) from None
-    vocabulary = checkpoint.model.vocabulary
-    if tokenizer.vocabulary > vocabulary:
-        raise InputError(
-            f"{checkpoint.source.path}: tokenizer.json has {tokenizer.vocabulary} tokens, "
-            f"the model {vocabulary}"
-        )
-    return tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,11 +30,13 @@ class Continuation:
       prompts: the texts.
       texts: what follows each, up to a stop text or the end of the document.
       result: the ids, why each ended, and their log-probabilities.
+      seconds: that it took, compilation included.
     """
 
     prompts: tuple[str, ...]
     texts: tuple[str, ...]
     result: GenerationResult
+    seconds: float
 
     def to_mapping(self) -> list[dict[str, Any]]:
         """Returns JSON-able data, a record for each prompt."""
@@ -54,6 +57,12 @@ class Continuation:
                 strict=True,
             )
         ]
+
+    def summary(self) -> str:
+        """Returns in a line how many tokens came, in which time, and why each text ended."""
+        count = sum(map(len, self.result.tokens))
+        reasons = ", ".join(self.result.finish_reasons)
+        return f"{count} tokens in {self.seconds:.1f} s, compilation included ({reasons})"
 
 
 def checkpoint_tokenizer(directory: epath.PathLike, step: int | None = None) -> Tokenizer:
@@ -103,6 +112,7 @@ def continue_texts(
     Raises:
       InputError: an empty prompt without a start token, or an empty stop text.
     """
+    began = time.perf_counter()
     start, end = tokenizer.start_of_document, tokenizer.end_of_document
     opening = [] if start is None else [start]
     ids = [[*opening, *encoded.tolist()] for encoded in tokenizer.encode_batch(prompts)]
@@ -132,4 +142,5 @@ def continue_texts(
     for index, stream in enumerate(streams):
         if not stream.stopped:
             show(index, stream.close(), True)
-    return Continuation(tuple(prompts), tuple(map("".join, pieces)), result)
+    seconds = time.perf_counter() - began
+    return Continuation(tuple(prompts), tuple(map("".join, pieces)), result, seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from jax.sharding import AbstractMesh
@@ -46,6 +47,11 @@ class Plan:
     time: StepTime | None
     compile_seconds: float
     processor_seconds: float
+
+    @property
+    def step_seconds(self) -> float:
+        """Predicted time of a step; infinite if it does not fit."""
+        return math.inf if self.time is None else self.time.step_seconds
 
     @property
     def rates(self) -> tuple[Rate, ...]:

@@ -26,7 +26,9 @@ from modbrick.planning.topology import GENERATIONS
 from pallas_kernels.compile_report.program import ProgramReference
 from pallas_kernels.compile_report.tpu.report import TpuReport, tpu_reports
 
-FILE = "rates.json"
+KNOWN_RATES = Path(str(resources.files("modbrick.planning") / "rates.json"))
+"""The rates that this library knows."""
+
 FURTHEST = 2.0
 """A rate holds for shapes of which no size is more than so many times larger or smaller."""
 
@@ -66,7 +68,7 @@ def known_rates(generation: str) -> tuple[Rate, ...]:
     Raises:
       InputError: nothing was.
     """
-    rates = read_rates(Path(str(resources.files("modbrick.planning") / FILE)))
+    rates = read_rates(KNOWN_RATES)
     if generation not in rates:
         raise InputError(
             f"the kernels' rates on {generation} are not measured: known are "

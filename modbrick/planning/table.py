@@ -1,20 +1,35 @@
-"""A plan as text for people."""
+"""Plans at the terminal: tables for people, and how far one is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from modbrick.planning.plan import Plan
+from modbrick.planning.plan import Plan, make_plan
 from modbrick.planning.rates import shape_name
 from modbrick.planning.search import Candidate, mesh_name
 from modbrick.planning.time import DEFINITION
 from modbrick.planning.topology import Topology
+from modbrick.training.run_config import RunConfig
 
 _GIB = 2**30
+_SHOWN = 10  # candidates of a search
+
+
+def watched_plan(config: RunConfig, topology: Topology) -> Plan:
+    """Makes a plan, and shows on standard error how far it is."""
+    with Status("planning", console=Console(stderr=True)) as status:
+        return make_plan(
+            config,
+            topology,
+            progress=lambda stage, seconds: status.update(
+                f"{stage} for {topology.devices} devices, {seconds:.0f} s"
+            ),
+        )
 
 
 def describe(plan: Plan) -> Group:
@@ -100,13 +115,13 @@ def _parts(plan: Plan) -> Iterator[RenderableType]:
 
 
 def describe_candidates(candidates: Sequence[Candidate], topology: Topology) -> Table:
-    """Returns what a search found, to be printed by rich; figures are the fast model's."""
+    """Returns the best that a search found, to be printed by rich; figures are the fast model's."""
     table = Table(title="Estimated, not compiled; the best are compiled next", title_justify="left")
     for name in ("mesh", "rematerialisation"):
         table.add_column(name)
     for name in ("microbatches", "GiB", "ms", "utilisation"):
         table.add_column(name, justify="right")
-    for candidate in candidates:
+    for candidate in candidates[:_SHOWN]:
         config, estimate = candidate.config, candidate.estimate
         table.add_row(
             mesh_name(config, topology),

@@ -83,9 +83,9 @@ def evaluation_step(
       mesh: on which losses lie like the batch, and statistics everywhere; None: as it comes.
     """
     decoder = functional_decoder(config, execution)
-    everywhere = mesh and NamedSharding(mesh, PartitionSpec())
+    replicated = mesh and NamedSharding(mesh, PartitionSpec())
 
-    @functools.partial(jax.jit, out_shardings=mesh and (batch_sharding(mesh), everywhere))
+    @functools.partial(jax.jit, out_shardings=mesh and (batch_sharding(mesh), replicated))
     def evaluate_batch(parameters: Any, batch: Batch) -> tuple[Array, dict[str, RouterStatistics]]:
         model = decoder.bind(parameters)
         features = model.features(

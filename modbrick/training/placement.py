@@ -30,7 +30,7 @@ def state_shardings(
       InputError: the mesh does not divide a parameter; lists every one.
     """
     parameter_shardings(partition.table, mesh)  # refuses what does not divide, by name
-    everywhere: Any = NamedSharding(mesh, PartitionSpec())
+    replicated: Any = NamedSharding(mesh, PartitionSpec())
 
     def of(parts: dict[str, ParameterSlice], tree: Any) -> Any:
         def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -39,7 +39,7 @@ def state_shardings(
                 (parts[k.key] for k in path if isinstance(k, DictKey) and k.key in parts), None
             )
             if part is None or leaf.shape != part.shape:
-                return everywhere
+                return replicated
             spec = list(parameter_spec(part.axes))
             if part.axis is not None:
                 spec[part.axis] = None
@@ -48,7 +48,7 @@ def state_shardings(
         return jax.tree_util.tree_map_with_path(sharding, tree)
 
     return TrainState(
-        step=everywhere,
+        step=replicated,
         trainable=of(partition.trainable, abstract.trainable),
         frozen=of(partition.frozen, abstract.frozen),
         optimizer=of(partition.trainable, abstract.optimizer),

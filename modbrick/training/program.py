@@ -108,7 +108,7 @@ def train_program(config: RunConfig, task: Task, mesh: Mesh | AbstractMesh) -> T
     # Kernels import Pallas when a trace first asks for them, and Pallas adds to the settings that
     # jax keeps traces by: the step would be traced and compiled again when it is called again.
     importlib.import_module("jax.experimental.pallas.tpu")
-    everywhere = NamedSharding(mesh, PartitionSpec())  # every process reads the metrics
+    replicated = NamedSharding(mesh, PartitionSpec())  # every process reads the metrics
     if config.execution.optimizer_memory == "host":
         moments = on_host(abstract.optimizer, shardings.optimizer)
         shardings = dataclasses.replace(shardings, optimizer=moments)
@@ -121,5 +121,5 @@ def train_program(config: RunConfig, task: Task, mesh: Mesh | AbstractMesh) -> T
         optimizer,
         parameters=placed(whole, parameter_shardings(partition.table, mesh)),
         state=placed(abstract, shardings),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere)),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated)),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,10 +14,10 @@ from modbrick.checkpoints import CheckpointStore, Metadata, Restored, save_token
 from modbrick.checkpoints.workdir.directory import as_path, write_text
 from modbrick.decoder.functional import initial_parameters
 from modbrick.models import open_model
-from modbrick.parallel.processes import everywhere, is_first, say
+from modbrick.parallel.processes import check_agreement, everywhere, is_first, say
 from modbrick.schema import to_json
 from modbrick.training.program import TrainProgram
-from modbrick.training.run_config import check_identity
+from modbrick.training.run_config import RunConfig, check_identity, shared_settings
 from modbrick.training.state import TrainState, initial_state
 
 
@@ -39,6 +40,21 @@ class Start:
     def step(self) -> int:
         """Steps done before."""
         return int(self.state.step)
+
+
+def check_settings(config: RunConfig, metadata: Metadata, more: Mapping[str, Any]) -> None:
+    """Makes sure that all processes train the same. Every process makes this call.
+
+    Args:
+      config: of the run; paths of data may differ, what they hold may not.
+      metadata: of the run, from its task.
+      more: settings beside the config, by name, JSON-able.
+
+    Raises:
+      InputError: processes differ; names them, and in what.
+    """
+    settings = {"config": shared_settings(config), "data": metadata.run["data"]}
+    check_agreement({**settings, **more})
 
 
 def start_run(
@@ -104,6 +120,8 @@ def _first_state(program: TrainProgram) -> TrainState:
             lambda: stored.read(config=model, dtype=dtypes, shardings=shardings)
         )
         say(f"starting from {stored.origin}")
+        for line in stored.changes(model):
+            say(f"with another config than it was saved with: {line}")
     return initial_state(parameters, program.partition, program.optimizer, _shardings(program))
 
 

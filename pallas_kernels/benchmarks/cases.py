@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -128,3 +129,8 @@ TIMED_ATTENTION_CASES = {
         AttentionCase("s16384", 4, 16384, 12, 128),
     )
 }
+
+
+def cases_of(op: str) -> Mapping[str, ExpertCase | AttentionCase]:
+    """The cases that an op is compiled at, by name."""
+    return EXPERT_CASES if op == "grouped_matmul" else STATIC_ATTENTION_CASES

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pallas_kernels.benchmarks.static import TPU_PEERS
+from pallas_kernels.benchmarks.tuning import Trial
 
 _MIB = 2**20
 
@@ -38,6 +40,23 @@ def tables(results: dict[str, Any]) -> Iterator[Table]:
     yield from _h100(results.get("h100"))
     yield from _gpu(results.get("gpu"))
     yield from _cpu(op, results.get("cpu"))
+
+
+def trial_table(title: str, kind: str, trials: Sequence[Trial], best: Trial) -> Table:
+    """The trials of a tuning, the fastest first, those that were refused last.
+
+    Args:
+        title: which kernel, and for which chip.
+        kind: "measured" or "predicted".
+        trials: of all candidates.
+        best: of them.
+    """
+    rows = []
+    for trial in sorted(trials, key=lambda t: (t.seconds is None, t.seconds)):
+        time = "refused" if trial.seconds is None else f"{trial.seconds * 1e6:,.1f}"
+        mark = " (best)" if trial is best else ""
+        rows.append((json.dumps(trial.sizes) + mark, time, trial.remark))
+    return Table(title, ("block sizes", f"{kind} us", "remark"), tuple(rows))
 
 
 def _numerics(part: Any) -> Iterator[Table]:

@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from modbrick.command_line import check_output
+from modbrick.command_line import (
+    check_alone,
+    check_known,
+    check_output,
+    print_table,
+    progress_bars,
+    read_texts,
+    write_output,
+)
 from modbrick.errors import InputError
 from tests import programs
 
@@ -159,6 +167,62 @@ def test_a_file_without_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(InputError, match=f"--json: {tmp_path} must not be written"):
         check_output(output(str(tmp_path / "new")))
+
+
+def test_a_text_is_written_if_a_file_is_named(tmp_path):
+    write_output(output(None), "text")
+    assert list(tmp_path.iterdir()) == []
+    write_output(output(str(tmp_path / "it")), "text")
+    assert (tmp_path / "it").read_text() == "text\n"
+
+
+def test_texts_are_read_from_the_files_that_are_named(tmp_path):
+    values = flags.FlagValues()
+    flag = flags.DEFINE_multi_string("prompt_file", [], "Files.", flag_values=values)
+    (tmp_path / "a").write_text("Grüße", encoding="utf-8")
+    (tmp_path / "b").write_bytes(b"\xe4")
+    values(["program", f"--prompt_file={tmp_path / 'a'}"])
+    assert read_texts(flag) == ["Grüße"]
+    values(["program", f"--prompt_file={tmp_path / 'b'}"])
+    with pytest.raises(InputError, match=f"^--prompt_file {tmp_path}/b cannot be read as UTF-8"):
+        read_texts(flag)
+
+
+def test_a_flag_that_means_nothing_beside_another_is_refused():
+    values = flags.FlagValues()
+    greedy = flags.DEFINE_bool("greedy", False, "The likeliest.", flag_values=values)
+    top = flags.DEFINE_integer("top_k", 5, "So many.", flag_values=values)
+    values(["program", "--top_k=3"])
+    check_alone(greedy, top, because="draws nothing")
+    values(["program", "--greedy", "--top_k=3"])
+    with pytest.raises(InputError, match=r"^--greedy draws nothing: leave out --top_k, or"):
+        check_alone(greedy, top, because="draws nothing")
+
+
+def test_what_is_not_known_is_named_with_the_nearest():
+    check_known(output(None), ["forward"])
+    check_known(output("forward"), ["forward"])
+    with pytest.raises(InputError, match=r"^--json: unknown case 'froward'; .*'forward'"):
+        check_known(output("froward"), ["forward", "backward"], "case")
+    values = flags.FlagValues()
+    several = flags.DEFINE_list("parts", ["a", "c"], "Parts.", flag_values=values)
+    values.mark_as_parsed()
+    with pytest.raises(InputError, match=r"^--parts: unknown value 'c'; known: a, b"):
+        check_known(several, ["a", "b"])
+
+
+def test_tables_go_to_standard_output_and_bars_do_not(capsys):
+    with progress_bars() as bar:
+        advance = bar("compiling", 2)
+        advance()
+        advance()
+    print_table("times", ["kernel", "seconds"], [("matmul", "1.5")])
+    printed = capsys.readouterr()
+    assert "compiling" in printed.err
+    assert "2/2" in printed.err
+    assert "compiling" not in printed.out
+    for text in ("times", "kernel", "matmul", "1.5"):
+        assert text in printed.out
 
 
 def test_every_script_checks_the_files_that_it_writes():

@@ -27,8 +27,9 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.convert import import_checkpoint, open_checkpoint
+from modbrick.data import ByteTokenizer
 from modbrick.decoder.decoder import Decoder
-from modbrick.decoder.functional import parameters_of
+from modbrick.decoder.functional import functional_decoder, initial_parameters, parameters_of
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.models import open_model
@@ -49,7 +50,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, Path]:
         AttentionConfig(2, 8, experts=experts), FeedForwardConfig(16, experts=experts)
     )
     config = ModelConfig(32, 16, (SegmentConfig(layer, 2),), dtype="float32")
-    model = Decoder(config, key=jax.random.key(5))
+    model = functional_decoder(config).bind(initial_parameters(config, jax.random.key(5)))
     directory = tmp_path_factory.mktemp("model")
     save_model(directory, parameters_of(model), Metadata(config))
     return model, directory
@@ -112,6 +113,27 @@ def test_own_and_foreign_checkpoints_load_alike(imported: Path) -> None:
                 assert np.array_equal(value, checkpoint.read(path).astype(wanted)), path
         loaded = modbrick.load_model(source, dtype="bfloat16")
         assert loaded.config.dtype == loaded.embedding[...].dtype == "bfloat16"
+
+
+def test_the_tokenizer_comes_from_where_the_model_lies(tmp_path: Path, imported: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(FULL, source)
+    stored = open_model(source)
+    assert stored.tokenizer_identity() is None
+    with pytest.raises(InputError, match=f"^{source}, .* has no tokenizer"):
+        stored.tokenizer()
+    with pytest.raises(InputError, match="has no tokenizer"):
+        open_model(imported).tokenizer()
+    (source / "tokenizer.json").write_text(ByteTokenizer().to_json())
+    assert stored.tokenizer().encode("ab").tolist() == [97, 98]
+    import_checkpoint(stored.contents, tmp_path / "ours")
+    ours = open_model(tmp_path / "ours")
+    assert ours.step == 0
+    assert stored.step is None
+    assert ours.tokenizer().identity == ByteTokenizer().identity
+    for identity in (ours.tokenizer_identity(), stored.tokenizer_identity()):
+        assert identity is not None
+        identity.require_same(ByteTokenizer().identity, "one", "the other")
 
 
 def test_some_parameters_in_dtypes_of_their_own(imported: Path) -> None:

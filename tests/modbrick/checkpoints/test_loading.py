@@ -10,22 +10,21 @@ from modbrick.checkpoints import (
     CheckpointStore,
     Metadata,
     describe,
-    load_parameters,
+    load_checkpoint,
     locate,
     save_model,
     save_tokenizer,
     tokenizer_file,
 )
 from modbrick.config import SegmentConfig
-from modbrick.decoder.decoder import Decoder
-from modbrick.decoder.functional import parameters_of
+from modbrick.decoder.functional import initial_parameters
 from modbrick.errors import InputError
 from tests import programs
 
 
 @pytest.fixture(scope="module")
 def parameters(model_config):
-    return parameters_of(Decoder(model_config))
+    return initial_parameters(model_config, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +58,20 @@ def test_what_is_not_there_is_told(run, tmp_path):
 
 
 def test_parameters_come_back_bit_by_bit(run, parameters, metadata, same_bits):
-    loaded, description = load_parameters(run)
+    loaded, description = load_checkpoint(run)
     same_bits(loaded, parameters)
     assert (description.step, description.metadata) == (20, metadata)
-    same_bits(load_parameters(run, 1)[0], jax.tree.map(jnp.zeros_like, parameters))
+    same_bits(load_checkpoint(run, 1)[0], jax.tree.map(jnp.zeros_like, parameters))
 
 
 def test_another_dtype_only_if_asked_for(run, parameters, same_bits):
-    loaded, _ = load_parameters(run, dtype="bfloat16")
+    loaded, _ = load_checkpoint(run, dtype="bfloat16")
     same_bits(loaded, jax.tree.map(lambda x: x.astype(jnp.bfloat16), parameters))
 
 
 def test_a_model_of_another_config_is_refused_with_every_name(run, model_config):
     with pytest.raises(InputError) as caught:
-        load_parameters(run, config=model_config.replace(vocabulary=33, tied_head=True))
+        load_checkpoint(run, config=model_config.replace(vocabulary=33, tied_head=True))
     assert "embedding: saved float32[32,16], wanted float32[33,16]" in str(caught.value)
     assert "unexpected: head.weight" in str(caught.value)
 
@@ -80,7 +79,7 @@ def test_a_model_of_another_config_is_refused_with_every_name(run, model_config)
 def test_how_the_layers_were_written_down_does_not_matter(run, model_config, parameters, same_bits):
     layer = model_config.segments[0].layer
     apart = model_config.replace(segments=(SegmentConfig(layer), SegmentConfig(layer)))
-    same_bits(load_parameters(run, config=apart)[0], parameters)
+    same_bits(load_checkpoint(run, config=apart)[0], parameters)
 
 
 def test_damage_is_told_in_a_line(run, tmp_path):
@@ -88,7 +87,7 @@ def test_damage_is_told_in_a_line(run, tmp_path):
     os.system(f"cp -r {run} {copy}")
     (copy / "checkpoints/20/parameters/manifest.ocdbt").write_bytes(b"")
     with pytest.raises(InputError, match=r"checkpoints/20 is damaged \(parameters/manifest.ocdbt "):
-        load_parameters(copy)
+        load_checkpoint(copy)
     (copy / "checkpoints/20/metadata/data.json").write_text("{")
     with pytest.raises(InputError, match="unreadable"):
         describe(copy)
@@ -99,14 +98,14 @@ def test_a_damaged_optimizer_does_not_keep_the_model_from_loading(
 ):
     copy = tmp_path / "copy"
     os.system(f"cp -r {run} {copy}; rm -r {copy}/checkpoints/20/optimizer")
-    same_bits(load_parameters(copy)[0], parameters)
+    same_bits(load_checkpoint(copy)[0], parameters)
 
 
 def test_a_model_without_a_run(tmp_path, model_config, parameters, same_bits):
     target = tmp_path / "model"
     path = save_model(target, parameters, Metadata(model_config), tokenizer="{}", step=3)
     assert str(path) == str(target / "checkpoints/3")
-    loaded, description = load_parameters(target)
+    loaded, description = load_checkpoint(target)
     same_bits(loaded, parameters)
     assert description.optimizer is None
     assert tokenizer_file(path).read_text() == "{}"
@@ -130,7 +129,7 @@ FOUR_DEVICES = textwrap.dedent("""
     import numpy as np
     jax.config.update("jax_num_cpu_devices", 4)
     from jax.sharding import NamedSharding, PartitionSpec as P
-    from modbrick.checkpoints import CheckpointStore, load_parameters
+    from modbrick.checkpoints import CheckpointStore, load_checkpoint
 
     mesh = jax.make_mesh((4,), ("data",))
     def placed(x):
@@ -138,9 +137,9 @@ FOUR_DEVICES = textwrap.dedent("""
         spec = P() if axis is None else P(*[None] * axis, "data")
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
     directory = sys.argv[1]
-    whole, description = load_parameters(directory)
+    whole, description = load_checkpoint(directory)
     shardings = jax.tree.map(lambda x: placed(x).sharding, whole)
-    sharded, _ = load_parameters(directory, shardings=shardings)
+    sharded, _ = load_checkpoint(directory, shardings=shardings)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(sharded), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert len(sharded["embedding"].sharding.device_set) == 4
@@ -160,7 +159,7 @@ def test_from_one_device_to_four_and_back(run, tmp_path, parameters):
     os.system(f"cp -r {run} {copy}")
     child = programs.run(["-c", FOUR_DEVICES, copy])
     assert child.stdout.endswith("sharded\n"), child.stderr[-2000:]
-    loaded, description = load_parameters(copy)
+    loaded, description = load_checkpoint(copy)
     assert description.step == 30
     for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(parameters), strict=True):
         assert np.array_equal(a, b + 1)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from modbrick.checkpoints import Metadata, describe, files, leaves, load_parameters, save_model
+from modbrick.checkpoints import Metadata, describe, files, leaves, load_checkpoint, save_model
 from modbrick.checkpoints.leaves import checksums, slice_summary
 from modbrick.checkpoints.metadata import DamagedError
 from modbrick.checkpoints.slices import SliceReader, SliceWriter, StoredForm, piece_shape
@@ -61,7 +61,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
 def test_the_ordinary_reader_restores_it(tmp_path: Path, dtype: type) -> None:
-    found, description = load_parameters(written(tmp_path, dtype))
+    found, description = load_checkpoint(written(tmp_path, dtype))
     assert description.step == 7
     for path, value in values_of(dtype).items():
         restored = np.asarray(found[path])
@@ -111,7 +111,7 @@ def test_large_stacks_are_stored_by_layers_and_experts(
         assert reader._arrays[name][0][1].chunk_layout.read_chunk.shape == piece, name
     for path_, value in read(tmp_path / "m").items():
         assert value.tobytes() == values[path_].tobytes(), path_
-    restored, _ = load_parameters(tmp_path / "m")
+    restored, _ = load_checkpoint(tmp_path / "m")
     for path_, value in restored.items():
         assert np.asarray(value).tobytes() == values[path_].tobytes(), path_
 

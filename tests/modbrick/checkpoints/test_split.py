@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +20,14 @@ from modbrick.checkpoints import (
     SplitParameters,
     describe,
     files,
-    load_parameters,
+    load_checkpoint,
 )
 from modbrick.checkpoints.slices import SliceReader
 from modbrick.config.families import moduleformer
 from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
 from modbrick.parameters import Partition
+from tests import programs
 
 MODEL = moduleformer(
     vocabulary=101,
@@ -108,12 +106,12 @@ def test_a_run_continues_with_the_same_bits(run: tuple[Path, SplitParameters]) -
 
 def test_loading_joins(run: tuple[Path, SplitParameters]) -> None:
     directory, _ = run
-    loaded, description = load_parameters(directory)
+    loaded, description = load_checkpoint(directory)
     same(dict(sorted(loaded.items())), dict(sorted(whole().items())))
     assert {name: leaf.shape for name, leaf in description.parameters.items()} == {
         name: value.shape for name, value in whole().items()
     }
-    halves, _ = load_parameters(directory, dtype="bfloat16")
+    halves, _ = load_checkpoint(directory, dtype="bfloat16")
     same(halves[UP], jnp.asarray(whole()[UP], jnp.bfloat16))
 
 
@@ -249,7 +247,7 @@ def test_frozen_parameters_are_held_in_another_dtype_over_the_base_as_it_was(
         assert continued is not None
         store.save(2, continued.parameters, optimizer_of(half), METADATA)
     assert len(list((tmp_path / "base").iterdir())) == 1
-    same(load_parameters(tmp_path)[0][UP], jnp.asarray(whole()[UP]))
+    same(load_checkpoint(tmp_path)[0][UP], jnp.asarray(whole()[UP]))
 
 
 def test_some_leaves_at_a_time_are_cast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +273,7 @@ def test_a_base_that_was_saved_in_the_lower_dtype_is_joined(tmp_path: Path) -> N
     half = split(PARTITIONS["members"], "bfloat16")
     with CheckpointStore(tmp_path) as store:
         store.save(1, half, None, METADATA)
-    loaded = load_parameters(tmp_path)[0]
+    loaded = load_checkpoint(tmp_path)[0]
     assert loaded[UP].dtype == jnp.float32, "a part of it is trained"
     assert loaded["segments.0.feed_forward.router.hidden.weight"].dtype == jnp.bfloat16
     rounded = whole()[UP].astype(jnp.bfloat16).astype(np.float32)
@@ -321,7 +319,7 @@ def test_a_base_that_is_not_what_it_was_is_refused_by_name(tmp_path: Path, how: 
     with pytest.raises(InputError, match=f"1: .*{base.name if how != 'flipped' else 'checksum'}"):
         CheckpointStore(tmp_path / "run").restore_latest(parameters, None)
     with pytest.raises(InputError, match="is damaged"):
-        load_parameters(tmp_path / "run")
+        load_checkpoint(tmp_path / "run")
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
@@ -359,13 +357,13 @@ def laid_out(leaf):
 def divided(tree):
     return {name: jax.device_put(leaf, laid_out(leaf)) for name, leaf in tree.items()}
 
-for number, patterns in enumerate(PARTITIONS.values()):
-    parameters = split(patterns)
+for name in sys.argv[2:]:
+    parameters = split(PARTITIONS[name])
     parameters = SplitParameters(
         parameters.partition, divided(parameters.trainable), divided(parameters.frozen)
     )
     all_of_them = divided({name: jnp.asarray(value) for name, value in whole().items()})
-    with CheckpointStore(f"{sys.argv[1]}/{number}") as store:
+    with CheckpointStore(f"{sys.argv[1]}/{name}") as store:
         store.save(1, parameters, None, METADATA)
         for asked in (parameters, all_of_them):
             found = store.restore_latest(asked, None).parameters
@@ -381,20 +379,10 @@ print("same")
 """
 
 
-def test_parts_lie_on_many_devices(tmp_path: Path) -> None:
-    root = Path(__file__).parents[3]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", ON_DEVICES, str(tmp_path)],
-        env=environment,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.mark.parametrize(
+    "names", [["members"], pytest.param(["layers", "experts"], marks=pytest.mark.verify)], ids=str
+)
+def test_parts_lie_on_many_devices(tmp_path: Path, names: list[str]) -> None:
+    environment = {"JAX_NUM_CPU_DEVICES": "4"}
+    done = programs.run(["-c", ON_DEVICES, tmp_path, *names], environment=environment)
     assert done.stdout == "same\n", done.stderr[-3000:]

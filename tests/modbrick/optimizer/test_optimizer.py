@@ -12,6 +12,7 @@ from modbrick.errors import InputError
 from modbrick.optimizer import GroupConfig, MuonConfig, Optimizer, OptimizerConfig, ScheduleConfig
 from modbrick.parameters import ParameterInfo, ParameterTable, Partition
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 LAYERS, EXPERTS, WIDTH, HIDDEN = 3, 4, 8, 12
 UP = "segments.0.feed_forward.up.weight"
 DOWN = "segments.0.feed_forward.down.weight"

@@ -1,6 +1,6 @@
 """In a process of its own, with 8 devices: parts of the network over meshes, against one device.
 
-    python on_devices.py dispatch|attention
+    python on_devices.py dispatch|attention CASE...     all cases of attention if none is named
 
 Prints a line of JSON for each case: its name, and the worst relative error of values and gradients;
 what a case counts beside that stands in the line too.
@@ -139,7 +139,7 @@ def attention_run(kind: str, window: int | None, attend_current: bool) -> Callab
     return compiled(run)
 
 
-def attention_cases() -> None:
+def attention_cases(*names: str) -> None:
     random = np.random.default_rng(1)
     rows, length, heads, groups, width = 2, 32, 4, 2, 4
     draw = functools.partial(random.standard_normal, dtype=np.float32)
@@ -159,6 +159,8 @@ def attention_cases() -> None:
         ("window within a block", "stickbreaking", 3, False, True),
         ("softmax", "softmax", 19, True, True),
     ):
+        if names and name not in names:
+            continue
         extras = (segments, mask) if packed else (None, None)
         run = attention_run(kind, window, attend_current)
         alone = run(arrays, *extras, cotangent)
@@ -168,4 +170,4 @@ def attention_cases() -> None:
 
 
 if __name__ == "__main__":
-    {"dispatch": dispatch_cases, "attention": attention_cases}[sys.argv[1]]()
+    {"dispatch": dispatch_cases, "attention": attention_cases}[sys.argv[1]](*sys.argv[2:])

@@ -8,17 +8,22 @@ import pytest
 from tests.modbrick.parallel.device_process import reports_of
 
 
-# Dense products compile in half the time of those that users run, which test_dispatch.py compares;
-# `make verify` does it all with those. Two processes, for two workers; each compares its meshes
-# with one device that it computes once.
-@pytest.mark.parametrize("dispatch", ["reference", pytest.param("xla", marks=pytest.mark.verify)])
+# These two meshes have every axis. Dense products compile in half the time of those that users run,
+# which test_dispatch.py compares; `make verify` does it all with those, and on meshes of one axis.
 @pytest.mark.parametrize(
-    "meshes",
+    ("dispatch", "meshes"),
     [
-        ["data=8", "expert=8", "sequence=4,data=2"],
-        ["fsdp=8", "data=2,expert=4", "fsdp=2,tensor=2,expert=2"],
+        ("reference", ["sequence=4,data=2", "fsdp=2,tensor=2,expert=2"]),
+        *(
+            pytest.param(dispatch, meshes, marks=pytest.mark.verify)
+            for dispatch in ("reference", "xla")
+            for meshes in (["data=8", "expert=8"], ["fsdp=8", "data=2,expert=4"])
+        ),
+        pytest.param(
+            "xla", ["sequence=4,data=2", "fsdp=2,tensor=2,expert=2"], marks=pytest.mark.verify
+        ),
     ],
-    ids=lambda meshes: " ".join(meshes),
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_a_step_on_a_mesh_is_that_of_one_device(dispatch: str, meshes: list[str]) -> None:
     reports = reports_of("equality.py", dispatch, *meshes)

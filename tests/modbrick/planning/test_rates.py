@@ -12,8 +12,8 @@ from modbrick.planning import rates, time
 from modbrick.planning.kernel_shapes import kernel_shapes
 from modbrick.planning.plan import make_plan, named
 from modbrick.planning.rates import (
-    FILE,
     FURTHEST,
+    KNOWN_RATES,
     Rate,
     keep_rate,
     nearest_rate,
@@ -41,9 +41,7 @@ def test_every_preset_has_its_rates(name, topology):
 
 
 def test_topologies_that_are_named_can_be_planned():
-    assert {name.partition(":")[0] for name in EXAMPLES} == set(
-        read_rates(ROOT / "modbrick/planning" / FILE)
-    )
+    assert {name.partition(":")[0] for name in EXAMPLES} == set(read_rates(KNOWN_RATES))
 
 
 @pytest.fixture
@@ -96,7 +94,7 @@ def test_a_missing_rate_is_told_before_anything_is_compiled(monkeypatch):
 
 
 def test_measured_rates_are_kept_and_not_asked_for_again(tmp_path):
-    file = tmp_path / FILE
+    file = tmp_path / KNOWN_RATES.name
     file.write_text('{"generations": {}}')
     kept = read_rates(file)
     near, far = {**SHAPE, "top_k": 4}, {**SHAPE, "gated": 1}

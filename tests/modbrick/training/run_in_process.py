@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from modbrick.checkpoints import CheckpointStore, load_parameters
+from modbrick.checkpoints import CheckpointStore, load_checkpoint
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.training.loop import TrainingLoop
 from modbrick.training.observe.observer import Observer, Observers
@@ -53,7 +53,7 @@ def run(
 
 def parameters(workdir: Path) -> dict[str, Any]:
     """The parameters after the last step, by path."""
-    return {path: np.asarray(x) for path, x in load_parameters(workdir)[0].items()}
+    return {path: np.asarray(x) for path, x in load_checkpoint(workdir)[0].items()}
 
 
 def without_rates(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

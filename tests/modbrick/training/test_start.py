@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from modbrick.checkpoints import CheckpointStore, Metadata
+from modbrick.config import SegmentConfig
 from modbrick.config.families import dense
 from modbrick.errors import InputError
 from modbrick.parallel import MeshConfig, make_mesh
@@ -102,6 +103,24 @@ def test_a_new_run_may_start_from_a_model(
     assert capsys.readouterr().out == f"starting from {tmp_path / 'model'}, step 7\n"
     assert (start.step, start.row, start.metrics) == (0, 0, None)
     chex.assert_trees_all_equal(start.state.trainable, model.state.trainable)
+
+
+def test_what_the_config_computes_otherwise_than_the_model_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "model", 7, {})
+    config = changed(initial_checkpoint=str(tmp_path / "model"))
+    (segment,) = config.model.segments
+    attention = dataclasses.replace(segment.layer.attention, window=3)
+    layer = dataclasses.replace(segment.layer, attention=attention)
+    segments = (SegmentConfig(layer, segment.repeats),)
+    config = dataclasses.replace(config, model=config.model.replace(segments=segments))
+    with opened(tmp_path / "run", config) as (program, store, metadata):
+        start_run(program, store, metadata)
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "with another config than it was saved with: segments[0].layer.attention.window: null -> 3"
+    ]
 
 
 def test_a_directory_says_what_its_run_is(tmp_path: Path) -> None:

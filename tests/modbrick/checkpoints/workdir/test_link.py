@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 from orbax.checkpoint._src.serialization import ocdbt_utils
 
-from modbrick.checkpoints import CheckpointStore, Metadata, describe, load_parameters, save_model
+from modbrick.checkpoints import CheckpointStore, Metadata, describe, load_checkpoint, save_model
 from modbrick.checkpoints.slices import SliceReader
 from modbrick.checkpoints.workdir.link import plain_path
 from modbrick.config import ModelConfig
@@ -74,7 +74,7 @@ def test_models_and_slices_too(
         info.path: np.ones(info.shape, np.float32) for info in parameter_table(model_config)
     }
     path = save_model(f"{tmp_path}/{name}", parameters, metadata)
-    load_parameters(path)
+    load_checkpoint(path)
     reader = SliceReader(path, describe(path))
     for leaf, value in parameters.items():
         index = tuple(slice(0, size) for size in value.shape)

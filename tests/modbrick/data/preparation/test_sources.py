@@ -3,7 +3,7 @@ import sysconfig
 
 import pytest
 
-from modbrick.data.preparation.sources import STANDARD_LIBRARY, Input, list_sources
+from modbrick.data.preparation.sources import STANDARD_LIBRARY, Input, list_sources, text_extensions
 from modbrick.errors import InputError
 
 
@@ -51,6 +51,19 @@ def test_directories_globs_and_files(tree):
         ("x", "one.txt", "text"),
     ]
     assert found("books", extensions=[".png"]) == [("books", "picture.png", "text")]
+
+
+def test_paths_of_the_home_directory_and_more_extensions(tree, monkeypatch):
+    monkeypatch.setenv("HOME", str(tree))
+    assert found("~/books", "x=~/code") == [
+        ("books", "deep/two.md", "text"),
+        ("books", "one.txt", "text"),
+        ("x", "a.py", "text"),
+        ("x", "b.rs", "text"),
+    ]
+    extensions = text_extensions(["png", ".RS"])
+    assert extensions[-2:] == (".png", ".rs")
+    assert ("books", "picture.png", "text") in found("books", extensions=extensions)
 
 
 def test_a_file_that_is_found_twice_is_read_once(tree):
