@@ -12,8 +12,9 @@ import pytest
 # Options of `jax.jit` for a program that runs once or twice on little data: code that LLVM does not
 # optimise computes the same to rounding, and compiles in half the time. Not where bits of different
 # programs, memory or compiled text are compared. For what the library compiles by itself there is
-# the fixture `quick_compilation`.
+# the fixture `quick_compilation`, within which a function that needs it asks for OPTIMISED.
 QUICK = {"xla_backend_optimization_level": 0}
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,9 @@ import numpy as np
 import pytest
 
 from pallas_kernels.stickbreaking_attention import stickbreaking_attention
-from tests.compilation import QUICK
+from tests.compilation import OPTIMISED
+from tests.contracts import exact_attention
+from tests.contracts.sweep import sweep
 
 NAMES = ("output", "remainder", "d_query", "d_key", "d_value")
 
@@ -85,10 +88,23 @@ CASES = {
     "one_query": Case(2, 1, 150, 4, 2, options=(("query_offset", 100),)),
     "one_key": Case(2, 30, 1, 4, 2),
     "one_of_each": Case(1, 1, 1, 1, 1, 3, 2, options=(("attend_current", True),)),
+    # A cache with a window, more keys than queries, and keys beyond the last query.
+    "everything": Case(
+        *(2, 70, 150, 4, 2, 20, 24),
+        padding=True,
+        segments=True,
+        options=(("scale", 0.3), ("window", 77), ("query_offset", 61), ("attend_current", True)),
+    ),
     "bfloat16": Case(2, 150, 150, 4, 2, dtype=jnp.bfloat16, segments=True),
     "float16": Case(2, 70, 70, 4, 2, dtype=np.float16),
 }
 
+
+# Between them every option, several blocks of queries and of keys, and a single one.
+TESTED = (
+    *("everything", "grouped_long", "segments_and_padding", "more_queries", "one_of_each"),
+    "bfloat16",
+)
 
 EARLY_EXIT_CASES = (
     ("odd_sizes", 2**-12),
@@ -112,7 +128,12 @@ def _run(arrays, cotangents, options, static, implementation):
 
 
 _compiled = functools.partial(jax.jit, _run, static_argnames=("static", "implementation"))
-_quick, _optimised = _compiled(compiler_options=QUICK), _compiled()
+_quick, _optimised = _compiled(), _compiled(compiler_options=OPTIMISED)
+
+
+@functools.partial(jax.jit, static_argnames=("static", "implementation"))
+def _attend(query, key, value, *, static, implementation):
+    return stickbreaking_attention(query, key, value, **dict(static), implementation=implementation)
 
 
 def run(
@@ -133,12 +154,8 @@ def run(
 
 @functools.cache
 def oracle(case: Case) -> list[np.ndarray]:
-    return exactly(*case.make())
-
-
-def exactly(arrays, options: dict[str, Any]) -> list[np.ndarray]:
-    with jax.enable_x64(True):
-        return run("reference", arrays, options, jnp.float64)
+    """Results of the definition in float64, without early exit."""
+    return exact_attention.stickbreaking(*case.make())
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float, name: str) -> None:
@@ -191,6 +208,33 @@ def early_exit_bounds(arrays, options: dict[str, Any], tolerance: float) -> list
     ]
 
 
+POSITIONS = np.arange(150)
+_DOCUMENTS = dict.fromkeys(("query_segment_ids", "key_segment_ids"), POSITIONS[None] // 40)
+# Options, and which keys a query does not see.
+UNSEEN = [
+    pytest.param(
+        {"window": 20, "key_mask": POSITIONS[None] % 3 > 0},
+        lambda q, k: (k >= q) | (k <= q - 20) | (k % 3 == 0),
+        id="strict_window_and_padding",
+    ),
+    pytest.param(
+        {"attend_current": True, **_DOCUMENTS},
+        lambda q, k: (k > q) | (k // 40 != q // 40),
+        id="attend_current_and_segments",
+    ),
+    *(
+        pytest.param(options, unseen, marks=pytest.mark.verify, id=name)
+        for name, options, unseen in (
+            ("strict", {}, lambda q, k: k >= q),
+            ("attend_current", {"attend_current": True}, lambda q, k: k > q),
+            ("window", {"window": 20}, lambda q, k: k <= q - 20),
+            ("segments", _DOCUMENTS, lambda q, k: k // 40 != q // 40),
+            ("padding", {"key_mask": POSITIONS[None] >= 30}, lambda q, k: k < 30),
+        )
+    ),
+]
+
+
 class StickbreakingAttentionContract:
     implementation: str
     dtype: Any = np.float32
@@ -214,17 +258,15 @@ class StickbreakingAttentionContract:
 
     def attend(self, query, key, value, **options):
         query, key, value = (jnp.asarray(x, self.dtype) for x in (query, key, value))
-        call = functools.partial(
-            stickbreaking_attention, implementation=self.implementation, **options
-        )
-        return jax.jit(call, compiler_options=QUICK)(query, key, value)
+        static = tuple(options.items())
+        return _attend(query, key, value, static=static, implementation=self.implementation)
 
     def assert_same(self, one, other) -> None:
         """Asserts that two ways to compute numbers of size 1 agree."""
         one, other = (np.asarray(x, np.float64) for x in (one, other))
         np.testing.assert_allclose(one, other, atol=self.tolerance())
 
-    @pytest.mark.parametrize("name", CASES)
+    @sweep("name", CASES, TESTED)
     def test_agrees_with_float64(self, name: str) -> None:
         case = self.case(name)
         arrays, options = case.make()
@@ -240,7 +282,9 @@ class StickbreakingAttentionContract:
         arrays.append(random.standard_normal((1, 1500, 1)))
         arrays = [self.rounded(array) for array in arrays]
         actual = self.run(arrays, {})
-        for label, mine, expected in zip(NAMES, actual, exactly(arrays, {}), strict=True):
+        for label, mine, expected in zip(
+            NAMES, actual, exact_attention.stickbreaking(arrays, {}), strict=True
+        ):
             assert_close(mine, expected, self.tolerance(), label)
 
     def test_dtypes(self) -> None:
@@ -289,30 +333,11 @@ class StickbreakingAttentionContract:
         rounding = float(jnp.finfo(self.dtype).eps)
         np.testing.assert_allclose(total, 1, rtol=max(self.tolerance() / 5, rounding))
 
-    @pytest.mark.parametrize(
-        ("options", "unseen"),
-        [
-            ({}, lambda q, k: k >= q),
-            ({"attend_current": True}, lambda q, k: k > q),
-            ({"window": 20}, lambda q, k: k <= q - 20),
-            ({"query_segment_ids": 40, "key_segment_ids": 40}, lambda q, k: k // 40 != q // 40),
-            ({"key_mask": 30}, lambda q, k: k < 30),
-        ],
-        ids=["strict", "attend_current", "window", "segments", "padding"],
-    )
+    @pytest.mark.parametrize(("options", "unseen"), UNSEEN)
     def test_unseen_keys_have_zero_gradient(self, options, unseen) -> None:
-        length, at = 150, 100
+        length, at = len(POSITIONS), 100
         random = np.random.default_rng(5)
         arrays = [jnp.asarray(random.standard_normal((1, length, 2, 8)), self.dtype) for _ in "qkv"]
-        positions = np.arange(length)
-        options = dict(options)
-        for name, make in (
-            ("query_segment_ids", lambda n: (positions // n)[None]),
-            ("key_segment_ids", lambda n: (positions // n)[None]),
-            ("key_mask", lambda n: (positions >= n)[None]),
-        ):
-            if name in options:
-                options[name] = make(options[name])
 
         def total(query, key, value):
             output, remainder = stickbreaking_attention(
@@ -320,10 +345,10 @@ class StickbreakingAttentionContract:
             )
             return output[:, at].sum() + jnp.cos(remainder[:, at]).sum()
 
-        differentiate = jax.jit(jax.grad(total, argnums=(0, 1, 2)), compiler_options=QUICK)
+        differentiate = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
         gradients = differentiate(*arrays)
         d_query, d_key, d_value = (np.asarray(g) for g in gradients)
-        keys = unseen(at, positions)
+        keys = unseen(at, POSITIONS)
         assert keys.any()
         for name, gradient in (("d_key", d_key), ("d_value", d_value)):
             assert (gradient[:, keys] == 0).all(), name
@@ -344,12 +369,14 @@ class StickbreakingAttentionContract:
         options = {"attend_current": True, "scale": 1.0}
         actual = self.run(arrays, options, optimised=True)
         assert all(np.isfinite(array).all() for array in actual)
-        for label, mine, expected in zip(NAMES, actual, exactly(arrays, options), strict=True):
+        for label, mine, expected in zip(
+            NAMES, actual, exact_attention.stickbreaking(arrays, options), strict=True
+        ):
             if label == "d_query" and size > 0.1 / self.tolerance():
                 continue  # A rounding error times such a key is no small number.
             assert_close(mine, expected, self.tolerance(), label)
 
-    @pytest.mark.parametrize("logit", [9.0, 20.3, 60.0])
+    @sweep("logit", [9.0, 20.3, 60.0], [20.3])
     def test_logits_that_take_the_whole_stick_have_no_gradient(self, logit: float) -> None:
         assert_saturated(self.run, logit)
 
@@ -359,8 +386,11 @@ class StickbreakingAttentionContract:
         for one, other in zip(first, second, strict=True):
             np.testing.assert_array_equal(one, other)
 
-    @pytest.mark.parametrize("window", [None, 33])
-    @pytest.mark.parametrize("chunk", [1, 24])
+    @sweep(
+        ("chunk", "window"),
+        itertools.product([1, 24], [None, 33]),
+        [(1, 33), (24, None)],
+    )
     def test_cached_equals_whole_sequence(self, chunk: int, window: int | None) -> None:
         length, cache_length = 96, 160
         random = np.random.default_rng(7)
@@ -368,7 +398,7 @@ class StickbreakingAttentionContract:
         query, key, value = (random.standard_normal(s).astype(np.float32) for s in shapes)
         whole = self.attend(query, key, value, attend_current=True, window=window)
 
-        @functools.partial(jax.jit, compiler_options=QUICK)
+        @jax.jit
         def step(query, key, value, offset):
             return stickbreaking_attention(
                 query,
@@ -390,7 +420,11 @@ class StickbreakingAttentionContract:
             self.assert_same(output, whole.output[:, part])
             self.assert_same(remainder, whole.remainder[:, part])
 
-    @pytest.mark.parametrize(("name", "tolerance"), EARLY_EXIT_CASES)
+    @sweep(
+        ("name", "tolerance"),
+        EARLY_EXIT_CASES,
+        [("segments_and_padding", 0.02)],
+    )
     def test_early_exit_keeps_its_bounds(self, name: str, tolerance: float) -> None:
         case = self.case(name)
         arrays, options = case.make()
@@ -410,7 +444,7 @@ class StickbreakingAttentionContract:
         passed_over = remainder > exact_remainder * (1 + rounding) + 1e-7
         assert (remainder[passed_over] < tolerance * (1 + rounding)).all()
 
-    @pytest.mark.parametrize("attend_current", [False, True])
+    @sweep("attend_current", [False, True], [True])
     def test_early_exit_passes_far_keys_over(self, attend_current: bool) -> None:
         # Each key takes a twentieth of the stick: far keys have small weights, yet none is 0, and a
         # tolerance of 2**-12 is reached after some 160 keys.

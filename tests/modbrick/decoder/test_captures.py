@@ -5,24 +5,35 @@ from __future__ import annotations
 import dataclasses
 
 import chex
+import jax
 import numpy as np
 import pytest
 
 from modbrick.decoder.sites import model_sites
-from tests.modbrick.layers.tiny import DENSE, SPARSE, model_config, model_of, run, tokens_of
+from tests.modbrick.layers.tiny import (
+    ATTENTIONS,
+    DENSE,
+    EXPERT_FEED_FORWARD,
+    LayerConfig,
+    model_config,
+    model_of,
+    run,
+    tokens_of,
+)
 
-TOKENS = tokens_of(2, 5)
+TOKENS = tokens_of(2, 7)
+EXPERTS = LayerConfig(ATTENTIONS["stickbreaking"], EXPERT_FEED_FORWARD)
+EVERYTHING = ("hidden_states", "attention_weights", "routing", "sites")
+SITES = ("residual", "embedding", "head", "feed_forward.router")
 
 
 @pytest.fixture(scope="module")
 def model():
-    return model_of(model_config(DENSE, DENSE, SPARSE))
+    return model_of(model_config(DENSE, DENSE, EXPERTS))
 
 
 def test_hidden_states_are_the_stream_before_and_after_each_layer(model):
-    captured = run(
-        model, TOKENS, capture=("hidden_states", "residual", "embedding", "head")
-    ).captured
+    captured = run(model, TOKENS, capture=("hidden_states", *SITES)).captured
     hidden = captured["hidden_states"]
     assert len(hidden) == 4
     np.testing.assert_array_equal(hidden[0], captured["embedding"])
@@ -33,15 +44,13 @@ def test_hidden_states_are_the_stream_before_and_after_each_layer(model):
 
 def test_capturing_everything_changes_no_bit(model):
     plain = run(model, TOKENS)
-    everything = run(
-        model, TOKENS, capture=("hidden_states", "attention_weights", "routing", "sites")
-    )
+    everything = run(model, TOKENS, capture=EVERYTHING)
     chex.assert_trees_all_equal(everything.logits, plain.logits)
     chex.assert_trees_all_equal(everything.router_statistics, plain.router_statistics)
 
 
 def test_sites_have_the_inputs_and_outputs_that_bricks_would_see(model):
-    captured = run(model, TOKENS, capture=("sites",)).captured["sites"]
+    captured = run(model, TOKENS, capture=EVERYTHING).captured["sites"]
     sites = model_sites(model.config)
     assert set(captured) == {"decoder", *sites.layers}
     for place, listed in {"decoder": sites.decoder, **sites.layers}.items():
@@ -57,7 +66,7 @@ def test_sites_have_the_inputs_and_outputs_that_bricks_would_see(model):
 
 
 def test_a_site_that_only_some_segments_have(model):
-    captured = run(model, TOKENS, capture=("feed_forward.router",)).captured
+    captured = run(model, TOKENS, capture=("hidden_states", *SITES)).captured
     assert set(captured["feed_forward.router"]) == {"1"}
 
 
@@ -76,5 +85,5 @@ def test_sites_are_found_once_for_equal_models():
 
 def test_an_iterator_of_names_is_read_once(model):
     named = ("hidden_states", "head")
-    captured = model(TOKENS, capture=iter(named)).captured
+    captured = jax.eval_shape(lambda: model(TOKENS, capture=iter(named)).captured)
     assert set(captured) == set(named)

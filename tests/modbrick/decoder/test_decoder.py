@@ -16,6 +16,7 @@ from tests.modbrick.layers import oracle
 from tests.modbrick.layers.tiny import (
     ATTENTIONS,
     DENSE,
+    DENSE_FEED_FORWARD,
     EXPERT_FEED_FORWARD,
     QUICK,
     SPARSE,
@@ -29,15 +30,13 @@ from tests.modbrick.layers.tiny import (
 )
 
 TOKENS = tokens_of(2, 7)
+SOFTMAX_EXPERTS = LayerConfig(
+    dataclasses.replace(ATTENTIONS["softmax experts, window"], window=None), EXPERT_FEED_FORWARD
+)
 MODELS = {
+    "both": (DENSE, dataclasses.replace(SOFTMAX_EXPERTS, feed_forward=DENSE_FEED_FORWARD)),
     "dense": (DENSE, dataclasses.replace(DENSE, attention=ATTENTIONS["softmax, rope"])),
-    "experts": (
-        SPARSE,
-        LayerConfig(
-            dataclasses.replace(ATTENTIONS["softmax experts, window"], window=None),
-            EXPERT_FEED_FORWARD,
-        ),
-    ),
+    "experts": (SPARSE, SOFTMAX_EXPERTS),
 }
 
 
@@ -52,7 +51,14 @@ class Offset:
         return outputs + self.value
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "both",
+        pytest.param("dense", marks=pytest.mark.verify),
+        pytest.param("experts", marks=pytest.mark.verify),
+    ],
+)
 def test_later_tokens_have_no_influence(name):
     """The gradient of an output with respect to later embeddings is exactly zero."""
     graph, parameters = nnx.split(model_of(model_config(*MODELS[name])))
@@ -108,16 +114,16 @@ def test_captures_are_what_the_model_computed(sparse):
 
 
 def test_nothing_is_captured_unasked(sparse):
-    output = run(sparse, TOKENS)
+    output = jax.eval_shape(lambda: sparse(jnp.asarray(TOKENS)))
     assert output.captured == {}
     assert output.cache is None
 
 
 def test_unknown_captures_and_wrong_shapes_are_refused(sparse):
     with pytest.raises(ValueError, match="cannot capture \\['hiden'\\]"):
-        sparse(jnp.asarray(TOKENS), capture=["hiden"])
+        run(sparse, TOKENS, capture=("hiden",))
     with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 3\), tokens \(2, 7\)"):
-        sparse(jnp.asarray(TOKENS), attention_mask=jnp.ones((2, 3), bool))
+        run(sparse, TOKENS, attention_mask=np.ones((2, 3), bool))
 
 
 def test_multipliers_and_a_tied_head():
@@ -138,11 +144,24 @@ def test_multipliers_and_a_tied_head():
     assert relative_error(output.logits, logits) < 1e-6
 
 
-def test_bfloat16_is_close_to_float32():
+EVERY = ExpertsConfig(2, 2, RouterConfig(hidden=8))
+EVERY_HEAD = dataclasses.replace(ATTENTIONS["stickbreaking experts"], experts=EVERY)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (LayerConfig(EVERY_HEAD, DENSE_FEED_FORWARD),),
+        pytest.param(
+            (LayerConfig(EVERY_HEAD, FeedForwardConfig(12, experts=EVERY)), DENSE),
+            marks=pytest.mark.verify,
+        ),
+    ],
+    ids=["experts", "experts everywhere, dense"],
+)
+def test_bfloat16_is_close_to_float32(layers):
     """All experts are chosen, so that rounding cannot change the choice."""
-    every = ExpertsConfig(2, 2, RouterConfig(hidden=8))
-    attention = dataclasses.replace(ATTENTIONS["stickbreaking experts"], experts=every)
-    config = model_config(LayerConfig(attention, FeedForwardConfig(12, experts=every)), DENSE)
+    config = model_config(*layers)
     wide = model_of(config)
     narrow = model_of(config.replace(dtype="bfloat16"))  # the same values
     assert {x.dtype for x in jax.tree.leaves(nnx.state(narrow))} == {jnp.dtype("float32")}

@@ -27,6 +27,8 @@ from tests.modbrick.layers.tiny import (
     tokens_of,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TOKENS = tokens_of(3, 6)
 LINEAR = ExpertsConfig(4, 2, RouterConfig("linear"))
 LAYERS = {
@@ -141,7 +143,7 @@ def test_at_a_linear_map_a_lora_is_an_update_of_the_weight(name, site):
     down, up = (np.asarray(x)[..., 1, :, :] for x in (brick.down, brick.up))
     update = np.asarray(brick.scale)[..., None, None] * (down @ up)
     graph, parameters = nnx.split(model)
-    merged = jax.tree.map(lambda x: x, nnx.as_pure(parameters))
+    merged = jax.tree.map(np.asarray, nnx.as_pure(parameters))
     *parents, leaf = WEIGHTS[site]
     node = merged
     for parent in parents:

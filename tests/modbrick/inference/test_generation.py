@@ -34,14 +34,15 @@ ROTATED = LayerConfig(
 )
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
 NEW = 8
+STOPS = 3  # as many wherever there are any: their number is a shape of the compiled functions
 SEED = 10  # of parameters whose greedy texts do not fall into a loop at once
 
 
-@pytest.fixture(scope="module")
-def model():
-    config = ModelConfig(
-        VOCABULARY, 16, (SegmentConfig(SPARSE), SegmentConfig(ROTATED)), dtype="float32"
-    )
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def model_of(*layers: LayerConfig) -> Decoder:
+    config = ModelConfig(VOCABULARY, 16, tuple(map(SegmentConfig, layers)), dtype="float32")
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config)))
     random = np.random.default_rng(SEED)
 
@@ -51,6 +52,18 @@ def model():
 
     parameters = jax.tree_util.tree_map_with_path(value, nnx.as_pure(state))
     return nnx.merge(graph, parameters)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Both kinds of attention, the tokens of a batch before the same experts."""
+    return model_of(SPARSE, ROTATED)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """For what does not depend on the layers: compiles in a third of the time."""
+    return model_of(ROTATED)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +94,16 @@ def batch(greedily):
     return greedily(PROMPTS)
 
 
+@pytest.fixture(scope="module")
+def small_greedily(small):
+    return functools.partial(generate, small, max_new_tokens=NEW, sampling=GREEDY)
+
+
+@pytest.fixture(scope="module")
+def small_batch(small_greedily):
+    return small_greedily(PROMPTS)
+
+
 def test_greedy_is_the_argmax_without_a_cache(batch, distribution):
     for prompt, tokens, scores in zip(PROMPTS, batch.tokens, batch.log_probabilities, strict=True):
         assert len(tokens) == len(scores) == NEW
@@ -99,12 +122,12 @@ def test_a_prompt_alone_gets_what_it_gets_in_a_batch(batch, greedily):
         assert greedily([prompt]).tokens == [tokens]
 
 
-def test_stop_tokens_end_a_sequence_and_not_the_others(batch, greedily):
-    stop = next(t for t in batch.tokens[0] if t not in batch.tokens[2])
-    result = greedily(PROMPTS, stop_tokens=[stop])
+def test_stop_tokens_end_a_sequence_and_not_the_others(small_batch, small_greedily):
+    stop = next(t for t in small_batch.tokens[0] if t not in small_batch.tokens[2])
+    result = small_greedily(PROMPTS, stop_tokens=[stop] * STOPS)
     ended = 0
     for whole, tokens, reason in zip(
-        batch.tokens, result.tokens, result.finish_reasons, strict=True
+        small_batch.tokens, result.tokens, result.finish_reasons, strict=True
     ):
         if stop in whole:
             assert tokens == whole[: whole.index(stop) + 1]
@@ -116,7 +139,7 @@ def test_stop_tokens_end_a_sequence_and_not_the_others(batch, greedily):
     assert list(map(len, result.log_probabilities)) == list(map(len, result.tokens))
 
 
-def test_the_loop_ends_when_all_have_stopped(model, batch):
+def test_the_loop_ends_when_all_have_stopped(small_batch, small_greedily):
     """The cache of a stopped batch holds no tokens after the last end."""
     seen = []
     original = generation._decode
@@ -125,11 +148,12 @@ def test_the_loop_ends_when_all_have_stopped(model, batch):
         seen.append(int(original(*arguments, **options).step))
         raise InterruptedError
 
-    stops = sorted({tokens[1] for tokens in batch.tokens})
+    stops = [tokens[1] for tokens in small_batch.tokens]
+    assert len(stops) == STOPS
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation, "_decode", spy)
         with pytest.raises(InterruptedError):
-            generate(model, PROMPTS, max_new_tokens=NEW, sampling=GREEDY, stop_tokens=stops)
+            small_greedily(PROMPTS, stop_tokens=stops)
     assert seen[0] <= 2
 
 
@@ -149,9 +173,9 @@ def test_tokens_come_one_by_one_and_a_caller_can_stop(batch, greedily):
 
 
 @pytest.mark.parametrize("top_p", [pytest.param(None, marks=pytest.mark.verify), 0.9])
-def test_samples_depend_on_the_seed_and_the_prompt_only(model, top_p):
+def test_samples_depend_on_the_seed_and_the_prompt_only(small, top_p):
     sampled = functools.partial(
-        generate, model, max_new_tokens=NEW, sampling=SamplingConfig(1.5, 12, top_p)
+        generate, small, max_new_tokens=NEW, sampling=SamplingConfig(1.5, 12, top_p)
     )
     result = sampled(PROMPTS, seed=[7, 8, 9])
     assert sampled(PROMPTS, seed=7).tokens == result.tokens
@@ -161,28 +185,28 @@ def test_samples_depend_on_the_seed_and_the_prompt_only(model, top_p):
     assert sampled(PROMPTS, seed=[17, 18, 19]).tokens != result.tokens
 
 
-def test_few_shapes_compile(model):
+def test_few_shapes_compile(small):
     """Lengths, limits, temperatures and prompts change; the compiled functions stay."""
 
-    def sampled(prompts, length, temperature, **options):
+    def sampled(prompts, length, temperature, top_p=0.9, **options):
         return generate(
-            model,
+            small,
             prompts,
             max_new_tokens=length,
-            sampling=SamplingConfig(temperature, 7),
+            sampling=SamplingConfig(temperature, 12, top_p),
             **options,
         )
 
-    sampled([[1], [2]], 5, 1.0)
+    sampled([[1], [2], [3]], 5, 1.0)
     with max_traces(Decoder, "features", 0):
-        sampled([[3, 4, 5], [6] * 16], 8, 0.5, seed=4)
-        sampled([[3], [6]], 3, 0.5, on_tokens=lambda index, tokens: index == 0)
-        sampled([[3], [6]], 1, 2.0)
+        sampled([[3, 4, 5], [6] * 16, [7]], 8, 0.5, seed=4)
+        sampled([[3], [6], [7]], 3, 0.5, 0.7, on_tokens=lambda index, tokens: index == 0)
+        sampled([[3], [6], [7]], 1, 2.0)
     # More tokens than fit: the prompt's function is compiled again, and that of the tokens.
     with max_traces(Decoder, "features", 1), pytest.raises(AssertionError, match="traced > 1"):
-        sampled([[1], [2]], 20, 1.0)
+        sampled([[1], [2], [3]], 20, 1.0)
     with max_traces(Decoder, "features", 1):
-        sampled([[1], [2]], 20, 1.0)
+        sampled([[1], [2], [3]], 20, 1.0)
 
 
 def test_lengths_are_rounded_up():
@@ -194,7 +218,7 @@ def test_lengths_are_rounded_up():
     assert all(n <= length < 2 * max(n, 16) for n, length in enumerate(lengths, 1))
 
 
-def test_bricks_are_passed_through(model, batch, greedily):
+def test_bricks_are_passed_through(small, small_batch, small_greedily):
     """Prompts choose a variant that favours a token, or none."""
 
     def favour(key, site):
@@ -203,10 +227,10 @@ def test_bricks_are_passed_through(model, batch, greedily):
         up[1] = np.random.default_rng(0).normal(0.0, 5.0, brick.up.shape[1:])
         return LoRA(brick.down, jnp.asarray(up), brick.scale)
 
-    bricks = attach(model.config, {"head": favour}, key=jax.random.key(0))
-    result = greedily(PROMPTS, bricks=bricks, brick_ids=[-1, 0, 1])
-    assert result.tokens[:2] == batch.tokens[:2]
-    assert result.tokens[2] != batch.tokens[2]
+    bricks = attach(small.config, {"head": favour}, key=jax.random.key(0))
+    result = small_greedily(PROMPTS, bricks=bricks, brick_ids=[-1, 0, 1])
+    assert result.tokens[:2] == small_batch.tokens[:2]
+    assert result.tokens[2] != small_batch.tokens[2]
 
 
 def test_a_graph_and_parameters_do_as_well(model, batch):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 
@@ -19,7 +20,6 @@ from pallas_kernels.attention.shared.block_sizes import BlockSizes
 from pallas_kernels.attention.stickbreaking.tpu.block_sizes import TpuBlockSizes, compiling_for
 from pallas_kernels.compile_report import lower_for_tpu
 from tests.modbrick.layers.tiny import (
-    QUICK,
     SPARSE,
     model_config,
     model_of,
@@ -27,6 +27,7 @@ from tests.modbrick.layers.tiny import (
     tokens_of,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 LENGTH = 40
 SMALL = TpuBlockSizes(forward=BlockSizes(128, 128), backward=BlockSizes(128, 128))
 
@@ -47,7 +48,8 @@ def _batch() -> dict[str, jax.Array]:
 
 def _value_and_gradients(attention: str, **changes: Any) -> Any:
     config = model_config(SPARSE, **changes)
-    execution = ExecutionConfig(attention=attention, dispatch="xla")
+    # The definition of dispatch compiles in no time.
+    execution = ExecutionConfig(attention=attention, dispatch="reference")
     loss = loss_function(next_token_totals, config, execution, ObjectiveConfig())
 
     def run(parameters: Any, batch: Any) -> Any:
@@ -60,15 +62,14 @@ def _parameters(**changes: Any) -> Any:
     return nnx.as_pure(nnx.split(model_of(model_config(SPARSE, **changes)))[1])
 
 
+@pytest.mark.verify  # simulated kernels take seconds to compile; they have tests of their own
 def test_loss_and_gradients_are_those_of_the_plain_attention():
     parameters, batch = _parameters(), _batch()
-    plain = jax.jit(_value_and_gradients("xla"), compiler_options=QUICK)
+    plain = jax.jit(_value_and_gradients("reference"))
     value, gradients = plain(parameters, batch)
     params = pltpu.InterpretParams(dma_execution_mode="eager")
     with pltpu.force_tpu_interpret_mode(params), compiling_for(blocks=SMALL):
-        ours, our_gradients = jax.jit(_value_and_gradients("tpu"), compiler_options=QUICK)(
-            parameters, batch
-        )
+        ours, our_gradients = jax.jit(_value_and_gradients("tpu"))(parameters, batch)
     np.testing.assert_allclose(ours, value, rtol=1e-6)
     for (path, expected), actual in zip(
         jax.tree_util.tree_leaves_with_path(gradients),

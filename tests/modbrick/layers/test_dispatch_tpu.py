@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 
+from modbrick.config import AttentionConfig, LayerConfig
 from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.training.step import loss_function
@@ -19,7 +21,8 @@ from pallas_kernels.compile_report import lower_for_tpu
 from pallas_kernels.grouped_matmul.tpu.block_sizes import KERNELS, BlockSizes, compiling_for
 from tests.modbrick.layers.tiny import SPARSE, model_config, model_of, relative_error, tokens_of
 
-BATCH, LENGTH = 2, 5
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+BATCH, LENGTH = 1, 6
 SMALL = dict.fromkeys(KERNELS, BlockSizes(32, 1024, 128))
 
 
@@ -35,9 +38,10 @@ def _batch(length: int) -> dict[str, jax.Array]:
     }
 
 
-def _value_and_gradients(dispatch: str, **changes: Any) -> Any:
-    config = model_config(SPARSE, **changes)
-    execution = ExecutionConfig(attention="xla", dispatch=dispatch)
+def _value_and_gradients(layer: LayerConfig, dispatch: str, **changes: Any) -> Any:
+    config = model_config(layer, **changes)
+    # The definition of attention compiles in no time.
+    execution = ExecutionConfig(attention="reference", dispatch=dispatch)
     loss = loss_function(next_token_totals, config, execution, ObjectiveConfig())
 
     def run(parameters: Any, batch: Any) -> Any:
@@ -46,16 +50,24 @@ def _value_and_gradients(dispatch: str, **changes: Any) -> Any:
     return run
 
 
-def _parameters(**changes: Any) -> Any:
-    return nnx.as_pure(nnx.split(model_of(model_config(SPARSE, **changes)))[1])
+def _parameters(layer: LayerConfig, **changes: Any) -> Any:
+    return nnx.as_pure(nnx.split(model_of(model_config(layer, **changes)))[1])
 
 
-def test_loss_and_gradients_are_those_of_the_plain_dispatch():
-    parameters, batch = _parameters(), _batch(LENGTH)
-    value, gradients = jax.jit(_value_and_gradients("xla"))(parameters, batch)
+# Simulated kernels take seconds each to compile.
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pytest.param(LayerConfig(AttentionConfig(2, 8), SPARSE.feed_forward), id="feed_forward"),
+        pytest.param(SPARSE, id="both", marks=pytest.mark.verify),
+    ],
+)
+def test_loss_and_gradients_are_those_of_the_plain_dispatch(layer):
+    parameters, batch = _parameters(layer), _batch(LENGTH)
+    value, gradients = jax.jit(_value_and_gradients(layer, "reference"))(parameters, batch)
     params = pltpu.InterpretParams(dma_execution_mode="eager")
     with pltpu.force_tpu_interpret_mode(params), compiling_for("v5p", SMALL):
-        ours, our_gradients = jax.jit(_value_and_gradients("tpu"))(parameters, batch)
+        ours, our_gradients = jax.jit(_value_and_gradients(layer, "tpu"))(parameters, batch)
     np.testing.assert_allclose(ours, value, rtol=1e-6)
     for (path, expected), actual in zip(
         jax.tree_util.tree_leaves_with_path(gradients),
@@ -66,10 +78,11 @@ def test_loss_and_gradients_are_those_of_the_plain_dispatch():
 
 
 def test_the_gradient_of_the_model_lowers_for_a_tpu():
-    parameters = jax.eval_shape(lambda: _parameters(dtype="bfloat16"))
+    parameters = jax.eval_shape(lambda: _parameters(SPARSE, dtype="bfloat16"))
     batch = jax.eval_shape(lambda: _batch(LENGTH))
     with compiling_for(blocks=SMALL):
-        text = lower_for_tpu(_value_and_gradients("tpu", dtype="bfloat16"), parameters, batch)
+        run = _value_and_gradients(SPARSE, "tpu", dtype="bfloat16")
+        text = lower_for_tpu(run, parameters, batch)
     kernels = set(re.findall(r'kernel_name = "(\w+)"', text))
     for name in ("grouped_feed_forward_resident", "grouped_matmul_products", "to_tokens"):
         assert any(name in kernel for kernel in kernels), (name, kernels)

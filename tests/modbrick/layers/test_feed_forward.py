@@ -47,7 +47,7 @@ def test_the_order_of_experts_does_not_matter():
     model = model_with(CONFIGS[3])
     graph, parameters = nnx.split(model)
     order = np.array([2, 0, 3, 1, 4])
-    permuted = jax.tree.map(lambda x: x, nnx.as_pure(parameters))
+    permuted = jax.tree.map(np.asarray, nnx.as_pure(parameters))
     feed_forward = permuted["segments"]["0"]["feed_forward"]
     for name in ("up", "gate", "down"):
         feed_forward[name]["weight"] = feed_forward[name]["weight"][:, order]

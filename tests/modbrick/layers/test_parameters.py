@@ -8,6 +8,8 @@ from flax import nnx
 
 from modbrick.layers.parameters import constant, normal, parameter, uniform_fan_in
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 
 

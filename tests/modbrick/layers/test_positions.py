@@ -9,6 +9,8 @@ import pytest
 from modbrick.config import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 from modbrick.layers.positions import rope_frequencies, rope_multiplier, rotate
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PLAIN = RopeConfig(base=1e4)
 LINEAR = RopeConfig(scaling=LinearScaling(4.0))
 LLAMA3 = RopeConfig(base=5e5, scaling=Llama3Scaling(factor=8.0, original_context=8192))

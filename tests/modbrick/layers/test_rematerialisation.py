@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from typing import get_args
 
 import jax
@@ -10,8 +11,12 @@ from flax import nnx
 
 from modbrick.execution import ExecutionConfig, Rematerialisation
 from tests.modbrick.layers.tiny import (
+    ATTENTIONS,
+    DENSE_FEED_FORWARD,
     QUICK,
     SPARSE,
+    WIDTH,
+    LayerConfig,
     model_config,
     model_of,
     relative_error,
@@ -19,12 +24,13 @@ from tests.modbrick.layers.tiny import (
 )
 
 TOKENS = jnp.asarray(tokens_of(2, 5))
-CONFIG = model_config(SPARSE, SPARSE)
+# Everything that a policy names, in one sublayer.
+ROUTED_ATTENTION = LayerConfig(ATTENTIONS["stickbreaking experts"], DENSE_FEED_FORWARD)
 
 
-def gradient_of(policy, memory="device"):
+def gradient_of(policy, memory="device", layer=ROUTED_ATTENTION):
     execution = ExecutionConfig(rematerialisation=policy, activation_memory=memory)
-    graph, parameters = nnx.split(model_of(CONFIG, execution))
+    graph, parameters = nnx.split(model_of(model_config(layer, layer), execution))
 
     def loss(parameters):
         log_probabilities = jax.nn.log_softmax(nnx.merge(graph, parameters)(TOKENS).logits)
@@ -33,25 +39,39 @@ def gradient_of(policy, memory="device"):
     return jax.grad(loss), nnx.as_pure(parameters)
 
 
-@pytest.fixture(scope="module")
-def kept():
-    """Gradients when everything is kept."""
-    gradient, parameters = gradient_of("none")
+@functools.cache
+def program(policy, memory="device") -> str:
+    gradient, parameters = gradient_of(policy, memory)
+    return str(jax.make_jaxpr(gradient)(parameters))
+
+
+@functools.cache
+def gradients(policy, layer):
+    gradient, parameters = gradient_of(policy, layer=layer)
     return jax.jit(gradient, compiler_options=QUICK)(parameters)
 
 
-@pytest.mark.parametrize("policy", [p for p in get_args(Rematerialisation) if p != "none"])
-def test_gradients_are_equal(policy, kept):
-    gradient, parameters = gradient_of(policy)
-    actual = jax.jit(gradient, compiler_options=QUICK)(parameters)
-    errors = jax.tree.map(relative_error, actual, kept)
+@pytest.mark.parametrize(
+    ("policy", "layer"),
+    [
+        ("kernels", ROUTED_ATTENTION),  # of all policies the one with most names
+        *(
+            pytest.param(policy, SPARSE, marks=pytest.mark.verify)
+            for policy in get_args(Rematerialisation)
+            if policy != "none"
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_gradients_are_equal(policy, layer):
+    actual = gradients(policy, layer)
+    errors = jax.tree.map(relative_error, actual, gradients("none", layer))
     assert max(jax.tree.leaves(errors)) < 1e-5
     assert all(np.linalg.norm(g) > 0 for g in jax.tree.leaves(actual))
 
 
 def count(policy, operation) -> int:
-    gradient, parameters = gradient_of(policy)
-    return str(jax.make_jaxpr(gradient)(parameters)).count(f"= {operation}")
+    return program(policy).count(f"= {operation}")
 
 
 def test_what_was_chosen_is_not_sorted_again():
@@ -77,13 +97,9 @@ def test_policies_recompute_what_they_do_not_keep():
 # Of the sublayers, only what attention gives is needed again: the rest starts from the next input.
 @pytest.mark.parametrize(("policy", "moved"), [("full", 1), ("sublayers", 2)])
 def test_what_a_layer_keeps_can_wait_in_the_memory_of_the_host(policy, moved):
-    def text(memory) -> str:
-        gradient, parameters = gradient_of(policy, memory)
-        return str(jax.make_jaxpr(gradient)(parameters))
-
-    assert "<host>" not in text("device")
-    there = text("host")
+    assert "<host>" not in program(policy)
+    there = program(policy, "host")
     assert there.count("devices=(MemorySpace.Host,)") == moved
     assert there.count("devices=(MemorySpace.Device,)") == moved
-    stream = f"f32<host>[{len(CONFIG.layers)},{TOKENS.shape[0]},{TOKENS.shape[1]},{CONFIG.width}]"
-    assert stream in there, "of all layers"
+    stream = f"f32<host>[2,{TOKENS.shape[0]},{TOKENS.shape[1]},{WIDTH}]"
+    assert stream in there, "of both layers"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -15,11 +16,23 @@ from modbrick.layers.router import Router, RouterStatistics
 from tests.modbrick.layers.oracle import softmax
 from tests.modbrick.layers.test_activations import erf
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WIDTH, EXPERTS = 6, 5
+
+
+# All that routes by given logits: few shapes of them are compiled.
+ROWS = 10
 
 
 def router_of(experts: ExpertsConfig, width: int = WIDTH) -> Router:
     return Router(experts, width, 1.0, rngs=nnx.Rngs(params=1))
+
+
+def linear_router(experts: ExpertsConfig) -> Router:
+    """Its logits are its inputs."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: router_of(experts, experts.count)))
+    return nnx.merge(graph, jax.tree.map(lambda _: jnp.eye(experts.count), nnx.as_pure(state)))
 
 
 def apply(graph, parameters, x, counted=None, random_keys=None):
@@ -28,6 +41,11 @@ def apply(graph, parameters, x, counted=None, random_keys=None):
 
 
 apply_compiled = jax.jit(apply, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(graph, parameters, x):
+    return nnx.merge(graph, parameters).logits(x)
 
 
 def route(router: Router, x, counted=None, random_keys=None):
@@ -40,16 +58,8 @@ def routed_by(logits, *, key=None, counted=None, **config):
     Returns the routing of that row, [S, K], and the statistics.
     """
     logits = np.atleast_2d(np.asarray(logits, np.float32))
-    count = logits.shape[-1]
-    router = router_of(
-        ExpertsConfig(
-            count,
-            config.pop("top_k", 2),
-            RouterConfig("linear", **config),
-        ),
-        width=count,
-    )
-    router.output.weight[...] = jnp.eye(count)
+    top_k = config.pop("top_k", 2)
+    router = linear_router(ExpertsConfig(logits.shape[-1], top_k, RouterConfig("linear", **config)))
     random_keys = None if key is None else jax.random.split(key, 1)
     routing, statistics = route(router, logits[None], counted, random_keys)
     return jax.tree.map(lambda x: x[0], routing), statistics
@@ -84,23 +94,33 @@ def test_logits_match_formula(kind):
         assert float(router.temperature[0]) == 0.0
         router.temperature[...] = jnp.array([0.7])
     x = np.random.default_rng(0).normal(size=(2, 3, WIDTH))
-    actual = router.logits(jnp.asarray(x, jnp.float32))
+    actual = logits_of(*nnx.split(router), jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(actual, formula(router, x), rtol=1e-5, atol=1e-6)
-    assert router.logits(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
+    narrow = jax.eval_shape(router.logits, jax.ShapeDtypeStruct(x.shape, jnp.bfloat16))
+    assert narrow.dtype == jnp.float32
 
 
 def test_cosine_of_zero_is_zero_and_has_a_finite_gradient():
     router = router_of(ExpertsConfig(EXPERTS, 2, RouterConfig("gmm", hidden=7)))
     zero = jnp.zeros((1, 1, WIDTH))
-    np.testing.assert_array_equal(router.logits(zero), np.zeros((1, 1, EXPERTS)))
-    gradient = jax.grad(lambda x: (router.logits(x) ** 2).sum())(zero)
+
+    @jax.jit
+    def gradient_and_logits(x):
+        def loss(x):
+            logits = router.logits(x)
+            return (logits**2).sum(), logits
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    gradient, logits = gradient_and_logits(zero)
+    np.testing.assert_array_equal(logits, np.zeros((1, 1, EXPERTS)))
     assert np.isfinite(np.asarray(gradient)).all()
 
 
 @pytest.mark.parametrize("gates", ["probability", "renormalised"])
 @pytest.mark.parametrize("top_k", [1, 2, EXPERTS])
 def test_top_k_and_gates(gates, top_k):
-    logits = np.random.default_rng(1).normal(size=(6, EXPERTS)) * 2
+    logits = np.random.default_rng(1).normal(size=(ROWS, EXPERTS)) * 2
     routing, _ = routed_by(logits, top_k=top_k, gates=gates)
     order = np.argsort(-logits, axis=-1)[:, :top_k]
     np.testing.assert_array_equal(routing.indices, order)
@@ -114,10 +134,11 @@ def test_top_k_and_gates(gates, top_k):
 
 
 def test_ties_go_to_the_first_experts_and_never_twice_to_one():
-    routing, _ = routed_by(np.zeros((3, EXPERTS)), top_k=3)
-    np.testing.assert_array_equal(routing.indices, np.tile([0, 1, 2], (3, 1)))
-    routing, _ = routed_by([[0.0, 5.0, 1.0, 5.0, 5.0]], top_k=2)
-    np.testing.assert_array_equal(routing.indices, [[1, 3]])
+    for top_k in (2, EXPERTS):
+        routing, _ = routed_by(np.zeros((ROWS, EXPERTS)), top_k=top_k)
+        np.testing.assert_array_equal(routing.indices, np.tile(np.arange(top_k), (ROWS, 1)))
+    routing, _ = routed_by([[0.0, 5.0, 1.0, 5.0, 5.0]] * ROWS, top_k=2)
+    np.testing.assert_array_equal(routing.indices, [[1, 3]] * ROWS)
 
 
 def test_sampling_draws_without_replacement_in_proportion():
@@ -167,16 +188,14 @@ def expected_statistics(logits, indices, gates, counted) -> dict[str, np.ndarray
 
 
 def test_statistics_are_sums_over_counted_tokens():
-    logits = np.random.default_rng(2).normal(size=(12, EXPERTS))
-    counted = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1], bool)
+    logits = np.random.default_rng(2).normal(size=(2 * ROWS, EXPERTS))
+    counted = np.resize(np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1], bool), 2 * ROWS)
     assert {f.name for f in dataclasses.fields(RouterStatistics)} == set(
-        expected_statistics(logits, np.zeros((12, 2)), np.zeros((12, 2)), counted * 1.0)
+        expected_statistics(logits, *np.zeros((2, 2 * ROWS, 2)), counted * 1.0)
     )
     for mask in (None, counted):
-        routing, statistics = routed_by(
-            logits, counted=None if mask is None else jnp.asarray(mask)[None]
-        )
-        weight = np.ones(12) if mask is None else mask.astype(float)
+        routing, statistics = routed_by(logits, counted=None if mask is None else mask[None])
+        weight = np.ones(2 * ROWS) if mask is None else mask.astype(float)
         expected = expected_statistics(
             logits, np.asarray(routing.indices), np.asarray(routing.gates), weight
         )
@@ -187,20 +206,21 @@ def test_statistics_are_sums_over_counted_tokens():
 
 
 def test_statistics_of_microbatches_add_up_and_ignore_what_is_masked():
-    logits = np.random.default_rng(3).normal(size=(8, EXPERTS))
+    logits = np.random.default_rng(3).normal(size=(2 * ROWS, EXPERTS))
     _, whole = routed_by(logits)
-    _, first = routed_by(logits[:3])
-    _, second = routed_by(logits[3:])
+    _, first = routed_by(logits[:ROWS])
+    _, second = routed_by(logits[ROWS:])
     together = jax.tree.map(jnp.add, first, second)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), together, whole)
     # Whatever stands in masked places changes neither numerator nor denominator.
-    noisy = np.concatenate([logits, 9 * np.random.default_rng(4).normal(size=(5, EXPERTS))])
-    _, masked = routed_by(noisy, counted=jnp.arange(13)[None] < 8)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), masked, whole)
+    noise = 9 * np.random.default_rng(4).normal(size=(ROWS, EXPERTS))
+    noisy = np.concatenate([logits[:ROWS], noise])
+    _, masked = routed_by(noisy, counted=np.arange(2 * ROWS)[None] < ROWS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), masked, first)
 
 
 def test_extremes():
-    tokens = 10
+    tokens = ROWS
     _, uniform = routed_by(np.zeros((tokens, EXPERTS)), top_k=EXPERTS)
     np.testing.assert_allclose(uniform.entropy, tokens * np.log(EXPERTS), rtol=1e-6)
     np.testing.assert_allclose(uniform.probability, np.full(EXPERTS, tokens / EXPERTS), rtol=1e-6)

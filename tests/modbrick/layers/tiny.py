@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from modbrick.config import (
@@ -70,6 +71,13 @@ ATTENTIONS = {
 
 DENSE = LayerConfig(ATTENTIONS["stickbreaking, grouped"], DENSE_FEED_FORWARD)
 SPARSE = LayerConfig(ATTENTIONS["stickbreaking experts"], EXPERT_FEED_FORWARD)
+
+
+def mostly_verified(*tested: str) -> list[Any]:
+    """Every form of attention as a parameter: `make test` runs these, `make verify` the others."""
+    assert set(tested) < set(ATTENTIONS)
+    verify = pytest.mark.verify
+    return [kind if kind in tested else pytest.param(kind, marks=verify) for kind in ATTENTIONS]
 
 
 def model_config(*layers: LayerConfig, **changes: Any) -> ModelConfig:

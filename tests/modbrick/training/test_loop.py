@@ -15,6 +15,7 @@ import pytest
 from modbrick.checkpoints import describe
 from modbrick.config.families import dense
 from modbrick.data import DataConfig
+from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.training import program
 from modbrick.training.observe.metrics import read_metrics
@@ -27,12 +28,14 @@ from tests.modbrick.training.run_in_process import parameters, run, without_rate
 from tests.modbrick.training.tasks.regression import Regression
 
 STEPS = 8
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 _TINY = tiny.get_config()
 CONFIG = dataclasses.replace(
     _TINY,
     data=DataConfig(path="", sequence_length=16, batch_size=4),
     model=dense(vocabulary=64, width=16, layers=1, heads=2, feed_forward_width=16, dtype="float32"),
     training=dataclasses.replace(_TINY.training, steps=STEPS),
+    execution=ExecutionConfig(attention="reference"),
     objective=ObjectiveConfig(),
     logging=dataclasses.replace(_TINY.logging, every=1),
     evaluation=dataclasses.replace(_TINY.evaluation, every=3),

@@ -12,14 +12,15 @@ from typing import Any
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from modbrick.checkpoints.leaves import checksums
 from modbrick.config import ModelConfig
-from modbrick.config.families import moduleformer
+from modbrick.config.families import dense, moduleformer
 from modbrick.data import DataConfig
-from modbrick.decoder.functional import initial_parameters
+from modbrick.decoder.functional import functional_decoder
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.optimizer import OptimizerConfig
@@ -40,8 +41,11 @@ from tests.modbrick.training.compiled_memory import (
     WIDTH,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).resolve().parents[3]
-SMALL = moduleformer(
+DENSE = dense(vocabulary=32, width=8, layers=2, heads=1, feed_forward_width=12, dtype="float32")
+EXPERTS = moduleformer(
     vocabulary=32,
     width=8,
     layers=2,
@@ -77,7 +81,11 @@ def state_after_two_steps(model: ModelConfig, **choices: str) -> TrainState:
     with jax.set_mesh(mesh):
         program = train_program(run, Pretraining(run), mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
-        parameters = initial_parameters(model, jax.random.key(0))
+        random = np.random.default_rng(1)
+        parameters = {
+            path: jnp.asarray(random.normal(0.0, 0.3, leaf.shape), jnp.float32)
+            for path, leaf in functional_decoder(model).abstract_parameters().items()
+        }
         state = initial_state(parameters, program.partition, program.optimizer, shardings)
         step: Any = program.step
         options = {"xla_backend_optimization_level": 0}
@@ -92,9 +100,12 @@ def flat(tree: Any) -> dict[str, jax.Array]:
     return {str(index): leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
 
 
-def test_values_do_not_depend_on_where_things_wait() -> None:
-    expected = state_after_two_steps(SMALL)
-    actual = state_after_two_steps(SMALL, activation_memory="host", optimizer_memory="host")
+@pytest.mark.parametrize(
+    "model", [DENSE, pytest.param(EXPERTS, marks=pytest.mark.verify)], ids=["dense", "experts"]
+)
+def test_values_do_not_depend_on_where_things_wait(model: ModelConfig) -> None:
+    expected = state_after_two_steps(model)
+    actual = state_after_two_steps(model, activation_memory="host", optimizer_memory="host")
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
         np.testing.assert_array_equal(np.asarray(other), np.asarray(one))
     kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(actual.optimizer) if leaf.ndim}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh
 
+from modbrick.config.families import dense
 from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
@@ -21,6 +22,7 @@ from tests.configs import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = tiny.get_config()
+DENSE = dense(vocabulary=257, width=16, layers=1, heads=2, feed_forward_width=16, dtype="float32")
 
 
 def test_a_step_keeps_the_shapes_that_the_program_describes() -> None:
@@ -39,9 +41,8 @@ def test_a_step_keeps_the_shapes_that_the_program_describes() -> None:
 def test_steps_after_the_first_compile_nothing() -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     execution = ExecutionConfig(attention="reference", dispatch="reference")
-    program = train_program(
-        dataclasses.replace(CONFIG, execution=execution), Pretraining(CONFIG), mesh
-    )
+    config = dataclasses.replace(CONFIG, execution=execution, model=DENSE)
+    program = train_program(config, Pretraining(config), mesh)
     with jax.set_mesh(mesh), max_traces(Decoder, "features", 1):
         state, batch = jax.tree.map(
             lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding),

@@ -16,6 +16,7 @@ import pytest
 
 from modbrick.checkpoints import CheckpointStore, Metadata
 from modbrick.config import SegmentConfig
+from modbrick.config.families import dense
 from modbrick.errors import InputError
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.training.program import TrainProgram, train_program
@@ -24,7 +25,11 @@ from modbrick.training.start import Start, describe_run, start_run
 from tests.configs import tiny
 from tests.modbrick.training.tasks.regression import Regression
 
-CONFIG = tiny.get_config()
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+CONFIG = dataclasses.replace(
+    tiny.get_config(),
+    model=dense(vocabulary=64, width=16, layers=1, heads=2, feed_forward_width=16, dtype="float32"),
+)
 
 
 def changed(**training: Any) -> RunConfig:

@@ -15,8 +15,7 @@ from pallas_kernels.attention.softmax import splash
 from pallas_kernels.compile_report import compile_for, lower_for_tpu, tpu_devices
 from pallas_kernels.softmax_attention import Case, softmax_attention
 from tests.contracts.softmax_attention import CASES, arrays_of, assert_close, call, exact
-
-QUICK = ["all_masks", "some_see_nothing"]
+from tests.contracts.sweep import sweep
 
 
 @pytest.fixture
@@ -27,10 +26,7 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_interpreted")
-@pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.verify) for name in CASES],
-)
+@sweep("name", CASES, ["all_masks", "some_see_nothing"])
 def test_agrees_with_float64(name: str) -> None:
     shape, options = CASES[name]
     found = call("splash", arrays_of(*shape, dtype=jnp.bfloat16), options, jnp.bfloat16)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -10,11 +11,21 @@ import numpy as np
 import pytest
 
 from pallas_kernels.softmax_attention import softmax_attention
+from tests.contracts import exact_attention
 from tests.contracts.softmax_attention import CASES, SMALL, arrays_of, assert_close, call, exact
+from tests.contracts.sweep import sweep
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", CASES)
+@sweep(
+    ("name", "dtype"),
+    itertools.product(CASES, [np.float32, jnp.bfloat16]),
+    [
+        *((name, np.float32) for name in ("odd_sizes", "not_causal", "all_masks")),
+        *((name, np.float32) for name in ("offset", "one_of_each")),
+        ("all_masks", jnp.bfloat16),
+    ],
+    ids=lambda value: value if isinstance(value, str) else np.dtype(value).name,
+)
 def test_agrees_with_float64(name: str, dtype) -> None:
     shape, options = CASES[name]
     found = call("xla", arrays_of(*shape, dtype=dtype), options, dtype)
@@ -42,21 +53,19 @@ def test_future_has_zero_gradient() -> None:
 def test_extreme_logits(size: float) -> None:
     query, key, value, d_output = arrays_of(1, 100, 100, 2, 2, 1, 8)
     key = np.sign(key) * np.float32(size)
-    with jax.enable_x64(True):
-        expected = call("reference", (np.sign(query), key, value, d_output), {}, jnp.float64)
+    expected = exact_attention.softmax((np.sign(query), key, value, d_output), {})
     actual = call("xla", (np.sign(query), key, value, d_output), {}, jnp.float32)
     assert all(np.isfinite(array).all() for array in actual)
     for index in (0, 3):
         np.testing.assert_allclose(actual[index], expected[index], atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [None, 33])
-@pytest.mark.parametrize("chunk", [1, 24])
+@sweep(("chunk", "window"), itertools.product([1, 24], [None, 33]), [(1, 33), (24, None)])
 def test_cached_equals_whole_sequence(chunk: int, window: int | None) -> None:
     length = 96
     arrays = arrays_of(2, length, length, 4, 2, 8, 8)[:3]
     query, key, value = (jnp.asarray(x, "float32") for x in arrays)
-    whole = softmax_attention(query, key, value, window=window)
+    whole = jax.jit(functools.partial(softmax_attention, window=window))(query, key, value)
     step = jax.jit(lambda q, k, v, n: softmax_attention(q, k, v, window=window, query_offset=n))
     # What lies in the cache beyond the last key must not matter.
     cached_key, cached_value = (np.full((2, 160, 2, 8), 9.0, "float32") for _ in "kv")
@@ -71,7 +80,8 @@ def test_blocks_out_of_sight_are_not_visited() -> None:
     x = jnp.ones((1, 1024, 1, 8))
     index = jnp.arange(1024)[None, :, None, None]
     keys = jnp.where((index >= 256) & (index < 640), x, jnp.nan)
-    output = softmax_attention(x[:, :64], keys, keys, query_offset=500, window=100)
+    attend = functools.partial(softmax_attention, query_offset=500, window=100)
+    output = jax.jit(attend)(x[:, :64], keys, keys)
     assert np.isfinite(np.asarray(output)).all()
 
 

@@ -9,14 +9,29 @@ import pytest
 from jax.test_util import check_grads
 
 from pallas_kernels.attention.stickbreaking import stickbreaking_attention
-from tests.contracts.stickbreaking_attention import StickbreakingAttentionContract
+from tests.contracts.stickbreaking_attention import (
+    CASES,
+    NAMES,
+    StickbreakingAttentionContract,
+    assert_close,
+    oracle,
+    run,
+)
 
 
-# In float64 it is what the contract compares all others with, and below it is checked by its
-# definition; how it rounds in float32 is nobody's default.
+# Below it is checked in float64; how it rounds in float32 is nobody's default.
 @pytest.mark.verify
 class TestReference(StickbreakingAttentionContract):
     implementation = "reference"
+
+
+def test_gradients_agree_with_formulas() -> None:
+    """With every option; in numpy, where all other implementations are compared with them."""
+    case = CASES["everything"]
+    with jax.enable_x64(True):
+        found = run("reference", *case.make(), jnp.float64)
+    for label, mine, exact in zip(NAMES, found, oracle(case), strict=True):
+        assert_close(mine, exact, 1e-13, label)
 
 
 @pytest.mark.parametrize("attend_current", [False, True])
@@ -51,7 +66,7 @@ def test_gradients_by_finite_differences() -> None:
     with jax.enable_x64(True):
         arrays = [jnp.asarray(random.standard_normal((1, 6, 2, 3))) for _ in range(3)]
         check_grads(
-            lambda *x: tuple(stickbreaking_attention(*x, implementation="reference")),
+            jax.jit(lambda *x: tuple(stickbreaking_attention(*x, implementation="reference"))),
             arrays,
             order=1,
             modes=["rev"],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 import textwrap
 from collections.abc import Iterator
@@ -65,9 +66,10 @@ def test_blocks_out_of_sight_are_not_visited() -> None:
     visible = jnp.arange(1024)[None, :, None, None]
     # One block around each end of what the window leaves in sight; NaN beyond would show.
     keys = jnp.where((visible >= 256) & (visible < 640), x, jnp.nan)
-    output, remainder = stickbreaking_attention(
-        x[:, :64], keys, keys, query_offset=500, window=100, implementation="xla"
+    attend = functools.partial(
+        stickbreaking_attention, query_offset=500, window=100, implementation="xla"
     )
+    output, remainder = jax.jit(attend)(x[:, :64], keys, keys)
     assert np.isfinite(np.asarray(output)).all()
     assert np.isfinite(np.asarray(remainder)).all()
 
@@ -95,16 +97,16 @@ def test_early_exit_visits_fewer_blocks() -> None:
 
 def test_each_head_exits_by_itself() -> None:
     key = jnp.stack([jnp.zeros((1, 512, 1)), jnp.full((1, 512, 1), -9.0)], axis=2)
-    *_, counts = attend_and_count(
-        jnp.ones((1, 512, 2, 1)), key, key, Visibility(offset=0), scale=1.0, tolerance=0.01
-    )
+    attend = functools.partial(attend_and_count, scale=1.0, tolerance=0.01)
+    *_, counts = jax.jit(attend)(jnp.ones((1, 512, 2, 1)), key, key, Visibility(offset=0))
     np.testing.assert_array_equal(counts[0, 0], [1, 2, 2, 2, 2, 2, 2, 2])
     np.testing.assert_array_equal(counts[0, 1], [1, 2, 3, 4, 5, 6, 7, 8])
 
 
 def test_early_exit_never_reads_what_it_passes_over() -> None:
     x = jnp.ones((1, 1024, 1, 8)).at[:, :512].set(jnp.nan)
-    results, gradients = _forward_and_backward("xla", x[:, 960:], x, x, tolerance=1e-3)
+    run = functools.partial(_forward_and_backward, "xla", tolerance=1e-3)
+    results, gradients = jax.jit(run)(x[:, 960:], x, x)
     assert all(np.isfinite(np.asarray(array)).all() for array in (*results, *gradients))
 
 
@@ -113,10 +115,11 @@ def test_vmap() -> None:
     query, key, value = (random.standard_normal((3, 1, 20, 2, 8)).astype("float32") for _ in "qkv")
     offsets = jnp.array([0, 5, -3])
 
+    @jax.jit
     def call(query, key, value, offset):
         return stickbreaking_attention(query, key, value, query_offset=offset).output
 
-    mapped = jax.vmap(call)(query, key, value, offsets)
+    mapped = jax.jit(jax.vmap(call))(query, key, value, offsets)
     for n in range(3):
         alone = call(query[n], key[n], value[n], offsets[n])
         np.testing.assert_allclose(mapped[n], alone, atol=1e-6)

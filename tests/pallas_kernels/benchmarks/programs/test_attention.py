@@ -3,6 +3,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.benchmarks.numerics import attention_inputs
@@ -18,6 +19,7 @@ def test_ours_are_the_same_by_every_name() -> None:
     assert relative_error(got, right) < 1e-5
 
 
+@pytest.mark.verify
 def test_softmax_peers_are_causal_and_agree() -> None:
     query, key, value, _ = attention_inputs(0, 1, 128, 1, 128, jnp.float32)
     right = attention.softmax("xla")(query, key, value)

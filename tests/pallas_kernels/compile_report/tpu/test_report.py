@@ -12,6 +12,7 @@ from pallas_kernels.compile_report.tpu.report import TpuReport, executed_bundles
 from pallas_kernels.compile_report.tpu.schedule import Region, Schedule
 from pallas_kernels.compile_report.traffic import KernelTraffic
 from pallas_kernels.compile_report.worker_process import CompileError
+from tests.contracts.sweep import sweep
 
 THIS = f"{__file__}:"
 
@@ -57,7 +58,7 @@ def refused() -> Program:
     return Program(pl.pallas_call(fill, out_shape=tile, scratch_shapes=scratch), ())
 
 
-@pytest.mark.parametrize("generation", ["v5p", "v6e"])
+@sweep("generation", ["v5p", "v6e"], ["v5p"])
 def test_report_of_a_product(generation: str) -> None:
     done: list[int] = []
     programs = [

@@ -69,10 +69,8 @@ def _report(name: str) -> H100Report:
     return report
 
 
-@pytest.mark.parametrize(
-    ("name", "kernels"),
-    [pytest.param("feed_forward", 5, marks=pytest.mark.verify), ("attention_reduce", 2)],
-)
+@pytest.mark.verify
+@pytest.mark.parametrize(("name", "kernels"), [("feed_forward", 5), ("attention_reduce", 2)])
 def test_kernels_neither_spill_nor_serialise(name: str, kernels: int) -> None:
     report = _report(name)
     assert len(report.kernels) == kernels

@@ -26,6 +26,7 @@ from tests.contracts.grouped_matmul import (
     feed_forward_oracle,
     problem,
 )
+from tests.contracts.sweep import sweep
 
 CASE = Case("grouped_matmul", jnp.dtype("bfloat16"), jnp.dtype("bfloat16"), 6, 2, 3, 4, 5)
 
@@ -65,7 +66,7 @@ class TestPartOfTheContract:
         for name, expected in self.contract.matmul_expected(p, "slots", "tokens").items():
             assert_close(name, results[name], expected, 1e-2)
 
-    @pytest.mark.parametrize("output_layout", ["slots", "grouped"])
+    @sweep("output_layout", ["slots", "grouped"], ["slots"])
     def test_float32_is_as_accurate_as_float32(self, output_layout):
         p = problem((9, 2, 3, 20, 70), seed=3)
         plan = p.plan
@@ -124,12 +125,20 @@ def test_layers_that_are_computed_again_lower():
     assert _products(lower_for_h100(gradients, *shapes))
 
 
-def test_wgmma_multiplies_bfloat16_and_never_tf32():
+@sweep(
+    ("dtype", "precision", "operands"),
+    [
+        ("bfloat16", None, "bf16.bf16"),
+        ("float32", None, "bf16.bf16"),
+        ("float32", "high", "bf16.bf16"),
+        ("float16", None, "f16.f16"),
+    ],
+    [("bfloat16", None, "bf16.bf16"), ("float32", None, "bf16.bf16")],
+)
+def test_wgmma_multiplies_bfloat16_and_never_tf32(dtype, precision, operands):
     """Interpret mode multiplies float32 exactly, where wgmma would take eleven bits of it."""
-    for dtype, precision in ((jnp.bfloat16, None), (jnp.float32, None), (jnp.float32, "high")):
-        products = _products(_lowered(jnp.dtype(dtype), precision=precision))
-        assert set(products) == {"f32.bf16.bf16"}
-    assert set(_products(_lowered(jnp.dtype(jnp.float16)))) == {"f32.f16.f16"}
+    products = _products(_lowered(jnp.dtype(dtype), precision=precision))
+    assert set(products) == {f"f32.{operands}"}
 
 
 @pytest.mark.parametrize(("precision", "products"), [("highest", 6), ("high", 3), ("default", 1)])

@@ -20,6 +20,7 @@ from pallas_kernels.grouped_matmul.tpu.block_sizes import (
     compiling_for,
     generation_in_force,
 )
+from tests.contracts.sweep import sweep
 
 # Small, and whole registers: what is compiled is the code, and its time is that of the chunks.
 T, K, E, D, F = 256, 2, 4, 1024, 256
@@ -71,7 +72,7 @@ def test_it_lowers_for_a_tpu_without_one(layer):
     assert not [shape for shape in wide if int(shape[1]) >= 20], wide
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("k", "width", "hidden", "dtype"),
     [
         (16, 1024, 128, jnp.bfloat16),
@@ -79,6 +80,7 @@ def test_it_lowers_for_a_tpu_without_one(layer):
         (8, 4096, 128, jnp.bfloat16),
         (2, 14336, 128, jnp.bfloat16),
     ],
+    [(9, 256, 300, jnp.float32)],
 )
 def test_many_choices_and_wide_rows_lower(k, width, hidden, dtype):
     """Tiles of tokens have fewer than 128 there; interpret mode takes blocks of any shape."""
@@ -100,7 +102,7 @@ def test_many_choices_and_wide_rows_lower(k, width, hidden, dtype):
     assert {"grouped_matmul_to_slots", "grouped_matmul_to_tokens"} <= kernels
 
 
-@pytest.mark.parametrize("width", [640, 1100])
+@sweep("width", [640, 1100], [640])
 def test_blocks_wider_than_packed_rows_lower(monkeypatch, width):
     """A block of columns has room for more than a packed row has."""
     monkeypatch.setattr(tpu.Footprint, "buffers", lambda self, budget: None)
@@ -123,7 +125,7 @@ def test_float32_products_have_float32_accuracy():
     assert len(highest) >= dots
 
 
-@pytest.mark.parametrize("generation", TOPOLOGIES)
+@sweep("generation", TOPOLOGIES, ["v5p"])  # of two cores
 def test_it_compiles_for(generation):
     """The whole feed-forward layer, and what it leaves in HBM beside arguments and results."""
     device = tpu_devices(TOPOLOGIES[generation])[0]

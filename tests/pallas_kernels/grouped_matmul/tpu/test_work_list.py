@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import collections
+import functools
+import itertools
+from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
 from pallas_kernels.grouped_matmul.plan import routing_plan
 from pallas_kernels.grouped_matmul.tpu.work_list import WorkList, work_list
+from tests.contracts.sweep import sweep
 
 HEIGHT = 16
 # Tokens by expert, -1 for none: even, one expert for all, empty ones, no expert at all, one row.
@@ -23,6 +27,11 @@ LOADS = {
     "single": [0],
 }
 EXPERTS = 5
+
+
+@functools.partial(jax.jit, static_argnames=("experts", "every_row", "every_expert", "cores"))
+def _work_list(slots: jax.Array, experts: int, **settings: Any) -> WorkList:
+    return work_list(routing_plan(slots[:, None], experts), HEIGHT, **settings)
 
 
 def _lists(work: WorkList) -> list[list[tuple[int, int]]]:
@@ -41,15 +50,22 @@ def _needed(slots: list[int], every_row: bool) -> set[tuple[int, int]]:
     return {(e, row // HEIGHT) for row, e in owners if every_row or e < EXPERTS}
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-@pytest.mark.parametrize("every_expert", [False, True])
-@pytest.mark.parametrize("every_row", [False, True])
 @pytest.mark.parametrize("load", LOADS)
+@sweep(
+    ("every_row", "every_expert", "cores"),
+    itertools.product([False, True], [False, True], [1, 2]),
+    [(False, True, 2), (True, False, 2), (False, False, 1), (True, True, 1)],
+)
 def test_every_tile_of_every_expert_once(load, every_row, every_expert, cores):
     # One length where it does not matter: each is compiled anew.
     slots = LOADS[load] + [-1] * (80 - len(LOADS[load]) if len(LOADS[load]) > HEIGHT else 0)
-    plan = routing_plan(jnp.asarray(slots, jnp.int32)[:, None], EXPERTS)
-    work = work_list(plan, HEIGHT, every_row=every_row, every_expert=every_expert, cores=cores)
+    work = _work_list(
+        np.array(slots, np.int32),
+        EXPERTS,
+        every_row=every_row,
+        every_expert=every_expert,
+        cores=cores,
+    )
     lists = _lists(work)
     made = collections.Counter(pair for own in lists for pair in own)
     assert max(made.values()) == 1, "no item twice"
@@ -78,7 +94,6 @@ def test_every_tile_of_every_expert_once(load, every_row, every_expert, cores):
 
 
 def test_halves_are_even():
-    slots = np.arange(4096) % 8
-    plan = routing_plan(jnp.asarray(slots, jnp.int32)[:, None], 8)
-    work = work_list(plan, HEIGHT, every_row=False, every_expert=True, cores=2)
+    slots = np.arange(4096, dtype=np.int32) % 8
+    work = _work_list(slots, 8, every_row=False, every_expert=True, cores=2)
     assert abs(int(work.count[1] - work.count[2])) <= 1

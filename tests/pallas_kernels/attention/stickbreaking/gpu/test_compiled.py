@@ -67,6 +67,7 @@ def _check(report: H100Report, kernels: int = 3) -> None:
         assert all(product.endswith("f32.bf16.bf16") for product in kernel.wgmma)
 
 
+@pytest.mark.verify
 def test_kernels_neither_spill_nor_serialise() -> None:
     [report] = _reports("width_128")
     _check(report)

@@ -53,12 +53,11 @@ class TestPartOfTheContract:
 
     contract = TestGPU()
 
-    @pytest.mark.parametrize("name", ["segments_and_padding", "one_query"])
-    def test_agrees_with_float64(self, name: str) -> None:
-        self.contract.test_agrees_with_float64(name)
+    def test_agrees_with_float64(self) -> None:
+        self.contract.test_agrees_with_float64("everything")
 
     def test_early_exit_keeps_its_bounds(self) -> None:
-        self.contract.test_early_exit_keeps_its_bounds("window", 0.02)
+        self.contract.test_early_exit_keeps_its_bounds("fewer_queries", 0.1)
 
 
 def _case(dtype: str = "bfloat16", width: int = 128, value_width: int = 128) -> Case:

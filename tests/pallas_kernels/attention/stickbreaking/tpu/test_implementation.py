@@ -5,6 +5,7 @@ The whole contract runs in `make verify`; here are cases that between them meet 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -19,6 +20,10 @@ from pallas_kernels.attention.shared.masks import Visibility
 from pallas_kernels.attention.stickbreaking.tpu import block_sizes
 from pallas_kernels.attention.stickbreaking.tpu import implementation as tpu
 from pallas_kernels.attention.stickbreaking.tpu.block_sizes import TpuBlockSizes, compiling_for
+from tests.contracts import exact_attention
+from tests.contracts.stickbreaking_attention import (
+    CASES as ALL_CASES,
+)
 from tests.contracts.stickbreaking_attention import (
     NAMES,
     Case,
@@ -26,10 +31,10 @@ from tests.contracts.stickbreaking_attention import (
     assert_close,
     assert_saturated,
     early_exit_bounds,
-    exactly,
     oracle,
     run,
 )
+from tests.contracts.sweep import sweep
 
 # Small, so that walks are long; of two shapes, so that the kernels share nothing by chance.
 SMALL = TpuBlockSizes(forward=BlockSizes(128, 128), backward=BlockSizes(128, 128))
@@ -55,12 +60,17 @@ class TestTpu(StickbreakingAttentionContract):
     implementation = "tpu"
 
 
+LOGIT = 20.3
 CASES = {
-    # Grouped queries, odd sizes, several blocks of rows and keys, segments and padding.
+    # Every option, grouped queries, odd sizes, two blocks of rows and of keys.
+    "everything": dataclasses.replace(
+        ALL_CASES["everything"], batch=1, query_length=150, key_length=250
+    ),
+    # Compiled once with the test of logits that take the whole stick.
+    "bfloat16": Case(1, 128, 128, 1, 1, 32, 32, jnp.bfloat16, options=(("scale", LOGIT / 32),)),
     "segments_and_padding": Case(
         1, 150, 150, 6, 2, 20, 24, padding=True, segments=True, options=(("scale", 0.3),)
     ),
-    # A cache with a window: more keys than queries, and keys beyond the last.
     "window": Case(
         1,
         70,
@@ -71,12 +81,12 @@ CASES = {
         9,
         options=(("window", 177), ("query_offset", 220), ("attend_current", True)),
     ),
-    "bfloat16": Case(1, 300, 300, 1, 1, 16, 16, dtype=jnp.bfloat16),
+    "bfloat16_in_blocks": Case(1, 300, 300, 1, 1, 16, 16, dtype=jnp.bfloat16),
 }
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("name", CASES)
+@sweep("name", CASES, ["everything", "bfloat16"])
 def test_agrees_with_float64(name: str) -> None:
     case = CASES[name]
     arrays, options = case.make()
@@ -88,12 +98,12 @@ def test_agrees_with_float64(name: str) -> None:
 
 @pytest.mark.usefixtures("interpreted")
 def test_early_exit_stays_within_its_bounds() -> None:
-    case, tolerance = Case(1, 400, 400, 1, 1), 0.1
+    case, tolerance = Case(1, 300, 300, 1, 1), 0.1
     arrays, options = case.make()
     # Each key takes a twentieth, so that what is passed over shows.
     arrays[0][..., 0], arrays[1][..., 0] = 1.0, -12.0
     actual = run("tpu", arrays, options | {"tolerance": tolerance}, np.float32)
-    exact = exactly(arrays, options)
+    exact = exact_attention.stickbreaking(arrays, options)
     differences = []
     for label, mine, expected, bound in zip(
         NAMES, actual, exact, early_exit_bounds(arrays, options, tolerance), strict=True
@@ -127,7 +137,9 @@ def test_extreme_logits() -> None:
     arrays = (query, key.astype(np.float32), value, d_output, random.standard_normal((1, 100, 1)))
     options = {"attend_current": True, "scale": 1.0}
     actual = run("tpu", arrays, options, jnp.float32, optimised=True)
-    for label, mine, expected in zip(NAMES, actual, exactly(arrays, options), strict=True):
+    for label, mine, expected in zip(
+        NAMES, actual, exact_attention.stickbreaking(arrays, options), strict=True
+    ):
         assert np.isfinite(mine).all(), label
         if label != "d_query":  # A rounding error of 1e-7 times such a key is no small number.
             assert_close(mine, expected, 1e-5, label)
@@ -135,7 +147,7 @@ def test_extreme_logits() -> None:
 
 @pytest.mark.usefixtures("interpreted")
 def test_logits_that_take_the_whole_stick_have_no_gradient() -> None:
-    assert_saturated(functools.partial(run, "tpu", dtype=jnp.bfloat16), 20.3)
+    assert_saturated(functools.partial(run, "tpu", dtype=jnp.bfloat16), LOGIT)
 
 
 @pytest.mark.verify
@@ -164,7 +176,9 @@ def test_kernels_may_have_blocks_of_their_own(tolerance: float) -> None:
         bounds = early_exit_bounds(arrays, options, tolerance)
     else:
         bounds = [np.zeros(()) for _ in NAMES]
-    exact = exactly(arrays, {k: v for k, v in options.items() if k != "tolerance"})
+    exact = exact_attention.stickbreaking(
+        arrays, {k: v for k, v in options.items() if k != "tolerance"}
+    )
     for label, mine, expected, bound in zip(NAMES, actual, exact, bounds, strict=True):
         assert (np.abs(mine - expected) <= bound + 2e-5 * np.abs(expected).max()).all(), label
 
@@ -181,7 +195,7 @@ def test_long_rows(dtype: str, tolerance: float, shift: float) -> None:
     arrays[0][..., 0], arrays[1][..., 0] = 1.0, shift * np.sqrt(width)
     arrays = [np.asarray(jnp.asarray(a, dtype), np.float64) for a in arrays]
     arrays.append(random.standard_normal((1, queries, 1)))
-    exact = exactly(arrays, {})
+    exact = exact_attention.stickbreaking(arrays, {})
     with compiling_for(blocks=TpuBlockSizes(BlockSizes(128, 512), BlockSizes(128, 512))):
         actual = run("tpu", arrays, {}, jnp.dtype(dtype))
     for label, mine, expected in zip(NAMES, actual, exact, strict=True):
