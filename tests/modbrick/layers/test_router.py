@@ -190,8 +190,9 @@ def expected_statistics(logits, indices, gates, counted) -> dict[str, np.ndarray
 def test_statistics_are_sums_over_counted_tokens():
     logits = np.random.default_rng(2).normal(size=(2 * ROWS, EXPERTS))
     counted = np.resize(np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1], bool), 2 * ROWS)
+    none = np.zeros((2 * ROWS, 2))
     assert {f.name for f in dataclasses.fields(RouterStatistics)} == set(
-        expected_statistics(logits, *np.zeros((2, 2 * ROWS, 2)), counted * 1.0)
+        expected_statistics(logits, none, none, counted * 1.0)
     )
     for mask in (None, counted):
         routing, statistics = routed_by(logits, counted=None if mask is None else mask[None])

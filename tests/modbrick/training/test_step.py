@@ -73,7 +73,7 @@ def initial() -> dict[str, np.ndarray]:
     """Random parameters of the model, the same whether its routers sample or not."""
     rng = np.random.default_rng(1)
     return {
-        path: np.float32(rng.normal(1.0 if path.endswith("scale") else 0.0, 0.1, leaf.shape))
+        path: rng.normal(path.endswith("scale"), 0.1, leaf.shape).astype(np.float32)
         for path, leaf in functional_decoder(model()).abstract_parameters().items()
     }
 
@@ -146,25 +146,30 @@ def run(
     return partition.join(state.trainable, state.frozen), losses, state
 
 
+# One program for most of what follows: its routers sample, and some parameters do not move.
+FROZEN = ("layer.1.feed_forward.expert.2", "layer.*.attention.router", "embedding")
+SAMPLED: Any = {"sample": 1, "frozen": FROZEN}
+
+
 @pytest.mark.parametrize(
-    "execution",
-    [PLAIN, pytest.param(ExecutionConfig(), marks=pytest.mark.verify)],
-    ids=["plain", "as users run it"],
+    "options",
+    [
+        SAMPLED,
+        pytest.param({}, marks=pytest.mark.verify),
+        pytest.param({"execution": ExecutionConfig()}, marks=pytest.mark.verify),
+    ],
+    ids=["sampled", "plain", "as users run it"],
 )
-def test_learns_a_batch_by_heart(execution: ExecutionConfig) -> None:
-    _, losses, state = run(40, execution=execution)
+def test_learns_a_batch_by_heart(options: Any) -> None:
+    _, losses, state = run(40, **options)
     assert losses[-1] < losses[0] - 0.5
     assert int(state.step) == 40
 
 
-FROZEN = ("layer.1.feed_forward.expert.2", "layer.*.attention.router", "embedding")
-
-
 def test_sampled_routing_is_a_function_of_seed_and_step() -> None:
-    options: Any = {"sample": 1, "frozen": FROZEN}  # the program of the next test
-    first, losses, _ = run(3, **options)
-    again, losses_again, _ = run(3, **options)
-    other, losses_other, _ = run(3, **options, seed=1)
+    first, losses, _ = run(3, **SAMPLED)
+    again, losses_again, _ = run(3, **SAMPLED)
+    other, losses_other, _ = run(3, **SAMPLED, seed=1)
     assert losses == losses_again
     assert losses[1:] != losses_other[1:]
     for path, value in first.items():
@@ -174,7 +179,7 @@ def test_sampled_routing_is_a_function_of_seed_and_step() -> None:
 
 def test_frozen_bricks_do_not_move_and_all_others_do() -> None:
     start = initial()
-    trained, _, state = run(3, frozen=FROZEN, sample=1)
+    trained, _, state = run(3, **SAMPLED)
     for path, value in trained.items():
         moved = np.asarray(value) != np.asarray(start[path])
         if path == "embedding" or "attention.router" in path:
