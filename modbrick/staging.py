@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Directories and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -66,6 +66,28 @@ def staging(target: Path) -> Iterator[Path]:
         raise
     finally:
         os.close(held)
+
+
+@contextlib.contextmanager
+def staged_file(target: Path) -> Iterator[Path]:
+    """Yields a hidden name beside `target`, of a file that takes the target's name at the end.
+
+    If the body raises, what it wrote is removed.
+
+    Raises:
+      InputError: the target is there already, or cannot be written.
+    """
+    if target.exists():
+        raise InputError(f"{target} is there already: name a new file")
+    path = target.parent / f".{target.name}.{secrets.token_hex(4)}.unfinished"
+    try:
+        yield path
+        path.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror or error})") from error
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _make_above(directory: Path) -> list[Path]:
