@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from modbrick import checkpoints
@@ -21,7 +20,7 @@ from modbrick.checkpoints.metadata import model_fingerprint
 from modbrick.checkpoints.workdir.directory import CHECKPOINTS, as_path, is_local
 from modbrick.config import ModelConfig
 from modbrick.convert import OpenedSource, open_checkpoint
-from modbrick.convert.finite import NotFinite
+from modbrick.convert.placing import read_onto_devices
 from modbrick.convert.tokenizer import read_tokenizer
 from modbrick.data import Tokenizer, TokenizerIdentity
 from modbrick.decoder.decoder import Decoder
@@ -201,9 +200,7 @@ class StoredModel:
         except InputError as error:
             raise InputError(f"the model of the bricks in {self.origin}: {error}") from None
         if found.fingerprint() != base.fingerprint:
-            raise InputError(
-                f"{base.origin} is not the model that the bricks in {self.origin} were trained on"
-            )
+            raise InputError(f"{base.origin} is not the model of the bricks in {self.origin}")
         return found
 
     @property
@@ -281,7 +278,7 @@ class StoredModel:
         if isinstance(self.contents, OpenedSource):
             if config is not None:
                 self._require_same(config)
-            return _read_foreign(self.contents, wanted, dtypes, shardings)
+            return read_onto_devices(self.contents, wanted, dtypes, shardings)
         return checkpoints.load_checkpoint(
             self.contents, config=config, paths=paths, dtype=dtypes, shardings=shardings
         )[0]
@@ -323,37 +320,6 @@ def open_model(path: epath.PathLike, step: int | None = None) -> StoredModel:
     origin = f"{path}, a checkpoint of the format {opened.form.name}"
     paths = tuple(info.path for info in opened.correspondence.parameters)
     return StoredModel(opened.model, origin, paths, opened)
-
-
-def _read_foreign(
-    checkpoint: OpenedSource,
-    paths: Collection[str],
-    dtypes: Mapping[str, jax.typing.DTypeLike | None],
-    shardings: Shardings,
-) -> dict[str, jax.Array]:
-    """Reads parameters onto devices, each device's share only, slice by slice."""
-    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    broken = NotFinite(checkpoint)
-    parameters: dict[str, jax.Array] = {}
-    for path in paths:
-        shape = checkpoint.correspondence.parameters[path].shape
-        chosen = dtypes.get(path)
-        dtype = checkpoint.dtype(path) if chosen is None else chosen
-
-        def read(
-            index: tuple[slice, ...] | None, path: str = path, dtype: Any = dtype
-        ) -> np.ndarray:
-            assert index is not None, "None stands for all of an array without shape"
-            values = checkpoint.read(path, index, dtype=dtype)
-            if not np.isfinite(values).all():
-                broken.add(path, index, values)
-            return values
-
-        sharding = shardings[path] if isinstance(shardings, Mapping) else shardings or default
-        parameters[path] = jax.make_array_from_callback(shape, sharding, read, dtype=dtype)
-    if broken:
-        raise InputError(broken.complaint())
-    return parameters
 
 
 def _is_foreign(path: epath.Path) -> bool:

@@ -22,8 +22,8 @@ from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache
 from modbrick.parallel import make_mesh, process_flags
 from modbrick.parallel.processes import ending_by_itself, everywhere, say, start_processes
-from modbrick.training.base_model import run_metadata
 from modbrick.training.loop import TrainingLoop
+from modbrick.training.metadata import run_metadata
 from modbrick.training.observe.observer import FINISHED
 from modbrick.training.observe.profile import ProfiledSteps
 from modbrick.training.observe.standard import standard_observers

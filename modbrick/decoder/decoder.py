@@ -7,15 +7,14 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.config import ModelConfig
+from modbrick.decoder.arguments import BrickIds, check_values, count_positions, spread
 from modbrick.decoder.captures import by_router, gather_captures, recorded_names
 from modbrick.decoder.output import DecoderOutput, Features
 from modbrick.decoder.segment import run_segment, stacked_block
-from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.block import Block
 from modbrick.layers.cache import Cache
@@ -25,8 +24,6 @@ from modbrick.layers.parameters import Initialiser, normal, parameter, uniform_f
 from modbrick.layers.projections import Projection, matmul
 from modbrick.parallel import constrain, gathered
 from modbrick.parallel.choice import Choice
-
-BrickIds = Int[Array, "B"] | Int[Array, "B S"] | Int[Array, "B S K"]
 
 
 class Decoder(nnx.Module):
@@ -139,7 +136,7 @@ class Decoder(nnx.Module):
             capture=[name for name in capture if name != "head"],
             random_keys=random_keys,
         )
-        choice = _choice(brick_ids, brick_weights, features.hidden)
+        choice = spread(brick_ids, brick_weights, features.hidden)
         context = self._head_context(bricks, choice, names)
         logits = self._logits(features.hidden, context)
         captured = features.captured
@@ -168,7 +165,7 @@ class Decoder(nnx.Module):
         """Runs everything but the head; arguments as in a call."""
         capture = tuple(capture)
         config, bricks = self.config, self._attached(bricks)
-        _check_values(tokens, config.vocabulary, cache)
+        check_values(tokens, config.vocabulary, cache)
         visibility, counted, positions, cache = self._visible(
             tokens, attention_mask, segment_ids, positions, cache
         )
@@ -177,7 +174,7 @@ class Decoder(nnx.Module):
             visibility,
             counted,
             random_keys,
-            choice=_choice(brick_ids, brick_weights, tokens),
+            choice=spread(brick_ids, brick_weights, tokens),
             execution=self.execution,
             capture=recorded_names(capture),
         )
@@ -215,7 +212,7 @@ class Decoder(nnx.Module):
         brick_weights: Float[Array, "B S K"] | None = None,
     ) -> Float[Array, "B S V"]:
         """Applies the head to final hidden states; float32."""
-        choice = _choice(brick_ids, brick_weights, hidden)
+        choice = spread(brick_ids, brick_weights, hidden)
         return self._logits(hidden, self._head_context(bricks, choice))
 
     def plug(self, bricks: Bricks) -> Decoder:
@@ -264,7 +261,7 @@ class Decoder(nnx.Module):
             mask = segment_ids != 0 if mask is None else mask & (segment_ids != 0)
         counted = None if self.config.router_statistics == "all" else mask
         if positions is None:
-            positions = _positions(tokens, mask, cache)
+            positions = count_positions(tokens, mask, cache)
         if cache is None:
             return Visibility(0, mask, segment_ids, segment_ids), counted, positions, None
         real = jnp.ones(tokens.shape, bool) if mask is None else mask
@@ -274,45 +271,3 @@ class Decoder(nnx.Module):
         )
         cache = dataclasses.replace(cache, mask=key_mask, segment_ids=documents)
         return visibility, counted, positions, cache
-
-
-def _check_values(tokens: Int[Array, "B S"], vocabulary: int, cache: Cache | None) -> None:
-    """Refuses ids and lengths out of range, where they are known; lookups would clamp them."""
-    if not isinstance(tokens, jax.core.Tracer) and tokens.size:
-        # By numpy: a constant inside a traced function must stay one.
-        least, largest = np.asarray(tokens).min(), np.asarray(tokens).max()
-        if least < 0 or largest >= vocabulary:
-            raise InputError(
-                f"token ids from {least} to {largest} do not fit a vocabulary of {vocabulary}"
-            )
-    if cache is not None and not isinstance(cache.length, jax.core.Tracer):
-        needed = int(np.asarray(cache.length)) + tokens.shape[1]
-        if needed > cache.capacity:
-            raise InputError(f"{needed} tokens do not fit a cache of {cache.capacity}")
-
-
-def _positions(
-    tokens: Int[Array, "B S"], mask: Bool[Array, "B S"] | None, cache: Cache | None
-) -> Int[Array, "B S"]:
-    """Counts real tokens from 0, on from those in the cache."""
-    if mask is None:
-        counts = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    else:
-        counts = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    if cache is not None:
-        counts = counts + cache.mask.sum(1, keepdims=True)
-    return counts.astype(jnp.int32)
-
-
-def _choice(
-    ids: BrickIds | None, weights: Float[Array, "B S K"] | None, tokens: Array
-) -> Choice | None:
-    """Spreads ids and weights given per example over its tokens `[B, S, ...]`."""
-    if ids is None:
-        return None
-    ids = jnp.asarray(ids)
-    ids = ids.reshape(*ids.shape, *(1,) * (3 - ids.ndim))
-    shape = (*tokens.shape[:2], ids.shape[-1])
-    if weights is not None:
-        weights = jnp.broadcast_to(weights, shape)
-    return Choice(jnp.broadcast_to(ids, shape), weights)

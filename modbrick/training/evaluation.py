@@ -70,7 +70,7 @@ class EvaluationResult:
         )
 
 
-BrickIds = Callable[[Batch], Int32[Array, "B S K"]]
+BrickIds = Callable[[Batch], Int32[Array, "B S K"] | None]
 EvaluationStep = Callable[[Any, Batch], tuple[Float[Array, "B S"], dict[str, RouterStatistics]]]
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, Key
 
+from modbrick.bricks.attachment import attachments
 from modbrick.bricks.plugging import set_ids
 from modbrick.checkpoints import Metadata
 from modbrick.data import (
@@ -29,7 +31,6 @@ from modbrick.next_token import head_loss
 from modbrick.objective import Totals
 from modbrick.parallel.batch import check_rows, local_rows
 from modbrick.schema import nearest, to_mapping
-from modbrick.training.base_model import refuse_head
 from modbrick.training.evaluation import evaluate, evaluation_step
 from modbrick.training.run_config import RunConfig
 from modbrick.training.tasks.task import Evaluate, Evaluation, LocalBatch, Work
@@ -80,7 +81,7 @@ class Pretraining:
         Raises:
           InputError: bricks at the head.
         """
-        refuse_head(config)
+        _refuse_head(config)
         self.config = config
 
     @functools.cached_property
@@ -100,17 +101,20 @@ class Pretraining:
         """Returns the sums of the next-token loss."""
         return next_token_totals(model, batch, random_keys, self._brick_ids(batch))
 
-    def _brick_ids(self, batch: Mapping[str, Any]) -> Int32[Array, "B S K"] | None:
-        """Returns the ids of the bricks of each token's domain; None: all use all bricks."""
-        config = self.config
-        if not config.brick_sets:
-            return None
-        domains = self.dataset.documents("train").domains
+    @functools.cached_property
+    def _ids_by_domain(self) -> Int32[np.ndarray, "D K"]:
+        """Ids of the bricks that documents of each domain of the data use."""
+        config, domains = self.config, self.dataset.documents("train").domains
         if unknown := sorted(config.brick_sets.keys() - set(domains)):
             remark = nearest(unknown[0], domains)
             raise InputError(f"brick_sets names the domain {unknown[0]!r}; {remark}")
-        ids = set_ids(tuple(config.bricks), [config.brick_sets.get(name) for name in domains])
-        return jnp.asarray(ids)[batch[DOMAINS]]
+        return set_ids(tuple(config.bricks), [config.brick_sets.get(name) for name in domains])
+
+    def _brick_ids(self, batch: Mapping[str, Any]) -> Int32[Array, "B S K"] | None:
+        """Returns the ids of the bricks of each token's domain; None: all use all bricks."""
+        if not self.config.brick_sets:
+            return None
+        return jnp.asarray(self._ids_by_domain)[batch[DOMAINS]]
 
     def metadata(self) -> Metadata:
         """Returns model, identity of the run, and tokenizer."""
@@ -133,7 +137,8 @@ class Pretraining:
         data = self.config.data
         check_vocabulary(self.dataset, self.config.model.vocabulary)
         rows = local_rows(mesh, data.batch_size)
-        domains = bool(self.config.brick_sets)
+        if domains := bool(self.config.brick_sets):
+            _ = self._ids_by_domain  # refuses what is misspelt
         batches = training_batches(self.dataset, data, rows=rows, domains=domains)
         _require_enough_rows(batches.plan.rows, self.config)
         return batches
@@ -184,3 +189,13 @@ def _require_enough_rows(rows: int | None, config: RunConfig) -> None:
             f"{config.data.epochs} data.epochs are {steps} steps: set training.steps to at most "
             "that, or data.epochs to None"
         )
+
+
+def _refuse_head(config: RunConfig) -> None:
+    """Refuses bricks at the head, whose logits are never made as a whole."""
+    for name, brick in config.bricks.items():
+        if any(place.path == "decoder.head" for place in attachments(config.model, brick)):
+            raise InputError(
+                f"bricks.{name} is attached at the head, where losses are computed in parts that "
+                "no brick sees: attach it at layer.*.residual of the last layer"
+            )

@@ -196,7 +196,7 @@ def test_a_state_that_does_not_fit_is_refused_with_every_name(two, trees):
 
 
 def test_another_format_is_refused_and_not_taken_for_damage(two, trees, tmp_path, monkeypatch):
-    monkeypatch.setattr("modbrick.checkpoints.metadata.FORMAT", 2)
+    monkeypatch.setattr("modbrick.checkpoints.metadata.FORMATS", (2,))
     with CheckpointStore(two) as store, pytest.raises(InputError, match="format 1"):
         restore(store, *map(abstract, trees))
 

@@ -12,6 +12,7 @@ import numpy as np
 from modbrick.checkpoints import CheckpointStore, load_checkpoint
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.training.loop import TrainingLoop
+from modbrick.training.metadata import run_metadata
 from modbrick.training.observe.observer import Observer, Observers
 from modbrick.training.observe.standard import standard_observers
 from modbrick.training.preemption import PreemptionGuard
@@ -41,7 +42,7 @@ def run(
         CheckpointStore(workdir, config.checkpoint) as store,
     ):
         program = train_program(config, task, mesh)
-        metadata = task.metadata()
+        metadata = run_metadata(task, config)
         start = start_run(program, store, metadata, allow_change=allow_change)
         describe_run(workdir, program)
         loop = TrainingLoop(

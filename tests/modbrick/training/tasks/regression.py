@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from modbrick.bricks.functional import plugged_decoder
 from modbrick.checkpoints import Metadata
 from modbrick.decoder.decoder import Decoder
-from modbrick.decoder.functional import functional_decoder
 from modbrick.objective import Mean, Totals
 from modbrick.parallel.batch import local_rows
 from modbrick.schema import to_mapping
@@ -112,7 +112,8 @@ class Regression:
     def evaluation(self, mesh: Mesh) -> Evaluate:
         """On rows that training never sees."""
         del mesh
-        decoder = functional_decoder(self.config.model, self.config.execution)
+        config = self.config
+        decoder = plugged_decoder(config.model, config.bricks, config.execution)
         held_out = Rows(self.config, tuple(range(self.config.data.batch_size)), at=10**6)
         batch = next(held_out)
 

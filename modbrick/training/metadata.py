@@ -1,14 +1,12 @@
-"""The model that a run's customized bricks are trained on."""
+"""What a run's checkpoints say about it: its task, and the model that its bricks are for."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 
-from modbrick.bricks.attachment import attachments
 from modbrick.checkpoints import BaseModel, Metadata
 from modbrick.checkpoints.workdir.directory import as_path, is_local
-from modbrick.errors import InputError
 from modbrick.models import open_model
 from modbrick.training.run_config import RunConfig
 from modbrick.training.tasks.task import Task
@@ -35,17 +33,3 @@ def run_metadata(task: Task, config: RunConfig) -> Metadata:
       InputError: the data or the model cannot be opened.
     """
     return dataclasses.replace(task.metadata(), bricks=config.bricks, base=base_model(config))
-
-
-def refuse_head(config: RunConfig) -> None:
-    """Refuses bricks at the head, whose product with a loss is never made as a whole.
-
-    Raises:
-      InputError: names the brick.
-    """
-    for name, brick in config.bricks.items():
-        if any(place.path == "decoder.head" for place in attachments(config.model, brick)):
-            raise InputError(
-                f"bricks.{name} is attached at the head, where losses are computed in parts that "
-                "no brick sees: attach it at layer.*.residual of the last layer"
-            )

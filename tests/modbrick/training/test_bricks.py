@@ -1,0 +1,278 @@
+"""Runs that train customized bricks on a frozen model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import modbrick
+from modbrick.bricks import IA3, Adapter, BrickConfig, LoRA
+from modbrick.bricks.functional import plugged_decoder
+from modbrick.checkpoints import Metadata, describe, save_model
+from modbrick.config.families import dense
+from modbrick.data import DataConfig
+from modbrick.decoder.functional import initial_parameters, parameter_table
+from modbrick.errors import InputError
+from modbrick.execution import ExecutionConfig
+from modbrick.objective import ObjectiveConfig
+from modbrick.parallel import MeshConfig, make_mesh
+from modbrick.training.observe.metrics import read_metrics
+from modbrick.training.program import train_program
+from modbrick.training.run_config import RunConfig
+from modbrick.training.tasks.pretraining import Pretraining
+from tests.configs import tiny
+from tests.modbrick.data.conftest import random_texts, write_dataset
+from tests.modbrick.training.run_in_process import parameters, run, without_rates
+from tests.modbrick.training.tasks.regression import Regression
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+STEPS = 4
+MODEL = dense(
+    vocabulary=257, width=16, layers=2, heads=2, feed_forward_width=16, dtype="float32", context=16
+)
+BRICKS = {
+    "de": BrickConfig(("layer.*.attention.query", "embedding"), LoRA(rank=2)),
+    "law": BrickConfig(("layer.1.feed_forward",), Adapter(hidden=4)),
+    "gain": BrickConfig(("layer.*.attention.value",), IA3()),
+}
+TINY = tiny.get_config()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model to train bricks on."""
+    directory = tmp_path_factory.mktemp("base") / "model"
+    save_model(directory, initial_parameters(MODEL, jax.random.key(9)), Metadata(MODEL))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def config(base: Path) -> RunConfig:
+    return dataclasses.replace(
+        TINY,
+        model=MODEL,
+        data=DataConfig(path="", sequence_length=16, batch_size=4),
+        training=dataclasses.replace(TINY.training, steps=STEPS, initial_checkpoint=str(base)),
+        execution=ExecutionConfig(attention="reference"),
+        objective=ObjectiveConfig(),
+        logging=dataclasses.replace(TINY.logging, every=1),
+        evaluation=dataclasses.replace(TINY.evaluation, every=0),
+        checkpoint=dataclasses.replace(TINY.checkpoint, every=2, keep_latest=3),
+        bricks=BRICKS,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    run(config, Regression, workdir)
+    return workdir
+
+
+def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
+    record = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **{section: record})
+
+
+def program(config: RunConfig) -> Any:
+    return train_program(config, Regression(config), make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+def test_only_bricks_are_trained_and_saved(whole: Path, base: Path) -> None:
+    described = describe(whole)
+    assert described.bricks["attached"] == list(BRICKS)
+    assert all(path.startswith("bricks.") for path in described.parameters)
+    assert not (whole / "base").exists()
+    trained = parameters(whole)
+    assert trained["bricks.de.segments.0.attention.query.up"].any(), "new ones are zero"
+    # A checkpoint, with its optimizer state, is smaller than the model.
+    assert described.optimizer is not None
+    leaves = (*described.parameters.values(), *described.optimizer.values())
+    assert sum(leaf.bytes for leaf in leaves) < describe(base).parameter_bytes
+
+
+def test_it_begins_where_the_model_is_and_learns(whole: Path, config: RunConfig) -> None:
+    records = read_metrics(str(whole))
+    errors = [record["squared_error"] for record in records if "squared_error" in record]
+    task = Regression(config)
+    batch = next(task.batches(make_mesh(MeshConfig(), jax.devices()[:1])))
+    model = modbrick.load_model(str(config.training.initial_checkpoint))
+    found = task.loss(model, {k: jnp.asarray(v) for k, v in batch.items()}, None)
+    assert errors[0] == pytest.approx(float(found.loss / found.weight), rel=1e-5)
+    assert errors[-1] < errors[0]
+
+
+def test_stopped_and_started_again_the_bits_are_the_same(
+    whole: Path, config: RunConfig, tmp_path: Path
+) -> None:
+    run(changed(config, "training", steps=2), Regression, tmp_path)
+    run(config, Regression, tmp_path, allow_change=["training.steps"])
+    chex.assert_trees_all_equal(parameters(tmp_path), parameters(whole))
+    records = [without_rates(read_metrics(str(place))) for place in (tmp_path, whole)]
+    assert records[0][-1] == records[1][-1]
+
+
+def test_a_model_has_the_bricks_of_its_run(whole: Path, base: Path) -> None:
+    tokens = jnp.arange(12).reshape(2, 6)
+    plain, with_bricks = modbrick.load_model(base), modbrick.load_model(whole)
+    difference = np.abs(with_bricks(tokens).logits - plain(tokens).logits).max()
+    assert difference > 1e-3
+    halves = modbrick.load_model(whole, dtype="bfloat16")
+    assert np.abs(halves(tokens).logits - with_bricks(tokens).logits).max() < 0.1
+
+
+def test_the_model_costs_its_bytes_and_no_more(config: RunConfig) -> None:
+    """Neither optimizer state nor, held in bfloat16, a copy in float32."""
+    state = program(changed(config, "training", frozen_dtype="bfloat16")).state
+    parts = {
+        "trainable": state.trainable,
+        "frozen": state.frozen,
+        "optimizer": state.optimizer,
+    }
+    sizes = {
+        name: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part))
+        for name, part in parts.items()
+    }
+    assert sizes["frozen"] == 2 * sum(info.size for info in parameter_table(MODEL))
+    assert sizes["optimizer"] <= 2 * sizes["trainable"] + 16
+    assert sizes["trainable"] == 4 * sum(x.size for x in state.trainable.values())
+
+
+def test_some_bricks_may_stay_as_they_are(config: RunConfig, tmp_path: Path) -> None:
+    part = changed(config, "optimizer", trainable=("brick.law",))
+    run(changed(part, "training", steps=2), Regression, tmp_path)
+    found = parameters(tmp_path)
+    assert not found["bricks.de.segments.0.attention.query.up"].any()
+    assert found["bricks.law.segments.0.feed_forward.up_bias"].any()
+
+
+def test_another_model_of_the_same_shapes_is_refused(
+    whole: Path, config: RunConfig, tmp_path: Path
+) -> None:
+    other = tmp_path / "model"
+    save_model(other, initial_parameters(MODEL, jax.random.key(10)), Metadata(MODEL))
+    longer = changed(config, "training", steps=6, initial_checkpoint=str(other))
+    with pytest.raises(InputError, match="is not the model that the bricks in"):
+        run(longer, Regression, whole, allow_change=["training"])
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("training", {"initial_checkpoint": None}, "bricks are trained on a model"),
+        ("optimizer", {"trainable": ("layer.0",)}, "with bricks the model is frozen"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    config: RunConfig, section: str, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        program(changed(config, section, **values))
+
+
+def test_bricks_are_no_model_to_start_from(whole: Path, config: RunConfig, tmp_path: Path) -> None:
+    again = changed(config, "training", initial_checkpoint=str(whole))
+    with pytest.raises(InputError, match="holds bricks for a model"):
+        run(again, Regression, tmp_path)
+    with pytest.raises(InputError, match="holds bricks for a model"):
+        run(dataclasses.replace(again, bricks={}), Regression, tmp_path)
+
+
+def test_bricks_at_the_head_are_refused(config: RunConfig) -> None:
+    head = dataclasses.replace(config, bricks={"top": BrickConfig(("head",), LoRA(rank=2))})
+    with pytest.raises(InputError, match=r"bricks\.top is attached at the head"):
+        Pretraining(head)
+
+
+# ------------------------------------------------------------------------- bricks of domains
+
+
+@pytest.fixture(scope="module")
+def domains(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Two domains in one pool, one of which has bricks."""
+    directory = tmp_path_factory.mktemp("domains") / "data"
+    texts = {name: random_texts(seed, 12, 40) for seed, name in enumerate(("english", "german"))}
+    write_dataset(directory, {"train": texts, "held_out": texts})
+    return dataclasses.replace(
+        changed(config, "data", path=str(directory)), brick_sets={"german": "de+law"}
+    )
+
+
+def random_values(config: RunConfig) -> dict[str, Any]:
+    """Values of the model and of its bricks."""
+    random = np.random.default_rng(0)
+    return {
+        path: jnp.asarray(random.normal(0.0, 0.3, leaf.shape), jnp.float32)
+        for path, leaf in program(config).parameters.items()
+    }
+
+
+def test_documents_use_the_bricks_of_their_domain(domains: RunConfig) -> None:
+    task = Pretraining(domains)
+    with task.batches(make_mesh(MeshConfig(), jax.devices()[:1])) as batches:
+        batch = dict(next(batches))
+    assert set(task.batch_shapes()) == set(batch)
+    assert set(np.unique(batch["domains"])) == {0, 1}
+    decoder = plugged_decoder(domains.model, domains.bricks, domains.execution)
+
+    @jax.jit
+    def compute(parameters: Any, batch: Any) -> Any:
+        def loss(parameters: Any) -> jax.Array:
+            return task.loss(decoder.bind(parameters), batch, None).loss
+
+        return jax.value_and_grad(loss)(parameters)
+
+    values = random_values(domains)
+    up = "bricks.de.segments.0.attention.query.up"
+    other = values | {up: 3 * values[up]}
+    loss, gradients = compute(values, batch)
+    assert loss != compute(other, batch)[0]
+    assert np.asarray(gradients[up]).any()
+    unused = gradients["bricks.gain.segments.0.attention.value.factor"]
+    assert not np.asarray(unused).any()
+    # Where no document is of that domain, its bricks make no difference.
+    english = batch | {"domains": np.zeros_like(batch["domains"])}
+    assert compute(values, english)[0] == compute(other, english)[0]
+
+
+def test_evaluation_knows_domains_too(domains: RunConfig) -> None:
+    task, mesh = Pretraining(domains), make_mesh(MeshConfig(), jax.devices()[:1])
+    values = random_values(domains)
+    bias = "bricks.law.segments.0.feed_forward.up_bias"
+    losses = []
+    with jax.set_mesh(mesh):
+        evaluate = task.evaluation(mesh)
+        for changed_bias in (values[bias], values[bias] + 1):
+            found = evaluate(values | {bias: changed_bias}, lambda: False)
+            assert found is not None
+            losses.append(found.record["domains"])
+    assert losses[0]["english"] == losses[1]["english"]
+    assert losses[0]["german"]["loss"] != losses[1]["german"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({"german": "de+laww"}, r"no brick 'laww'.*did you mean 'law'"),
+        ({"german": "de+de"}, "stands twice"),
+    ],
+)
+def test_sets_of_unknown_bricks_are_refused(
+    config: RunConfig, sets: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(config, brick_sets=sets)
+
+
+def test_sets_of_unknown_domains_are_refused(domains: RunConfig) -> None:
+    task = Pretraining(dataclasses.replace(domains, brick_sets={"germann": "de"}))
+    with pytest.raises(InputError, match=r"names the domain 'germann'; did you mean 'german'"):
+        task.batches(make_mesh(MeshConfig(), jax.devices()[:1]))
