@@ -5,7 +5,8 @@ Examples:
     >>> import modbrick
     >>> from modbrick.bricks import Brick, BrickConfig, LoRA, initial_bricks
     >>> from modbrick.library import Manifest, read_brick, write_brick
-    >>> from modbrick.library.manifest import model_sites_of
+    >>> from modbrick.library.library import Library
+from modbrick.library.manifest import model_sites_of
     >>> model = modbrick.load_model("run")
     >>> config = BrickConfig(("layer.*.attention.query",), LoRA(rank=2))
     >>> values = initial_bricks(model.config, {"new": config}, jax.random.key(0))
@@ -19,11 +20,13 @@ Examples:
 
 from modbrick.library.check import check
 from modbrick.library.file import StoredBrick, open_brick, read_brick, write_brick
+from modbrick.library.library import Library
 from modbrick.library.manifest import Base, Manifest, Provenance
 from modbrick.library.saving import brick_of_run
 
 __all__ = [
     "Base",
+    "Library",
     "Manifest",
     "Provenance",
     "StoredBrick",

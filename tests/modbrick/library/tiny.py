@@ -16,7 +16,7 @@ VALUES = random_bricks()
 FINGERPRINT = "0123456789abcdef"
 
 
-def described(name: str, **changes: Any) -> tuple[Brick, Manifest]:
+def described(name: str, /, **changes: Any) -> tuple[Brick, Manifest]:
     """A brick of `tests.modbrick.bricks.tiny.BRICKS`, and its manifest with changes."""
     config = BRICKS[name]
     brick = Brick.of_parameters(name, config, MODEL, VALUES)

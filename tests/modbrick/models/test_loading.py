@@ -39,7 +39,7 @@ from tests.modbrick.layers.tiny import run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 TOKENS = jnp.arange(24).reshape(2, 12) % 32
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests/fixtures/moduleformer"
 HALF, FULL = FIXTURES / "tied_half_identity", FIXTURES / "molm_like"
 UP, QUERY = "segments.0.feed_forward.up.weight", "segments.0.attention.query.weight"
