@@ -4,18 +4,20 @@ Examples:
     >>> import jax
     >>> import modbrick
     >>> from modbrick.bricks import Brick, BrickConfig, LoRA, initial_bricks
-    >>> from modbrick.library import Manifest, read_brick, write_brick
-    >>> from modbrick.library.library import Library
-from modbrick.library.manifest import model_sites_of
-    >>> model = modbrick.load_model("run")
+    >>> from modbrick.library import Library, Manifest, write_brick
+    >>> model = modbrick.load_model("run").config
     >>> config = BrickConfig(("layer.*.attention.query",), LoRA(rank=2))
-    >>> values = initial_bricks(model.config, {"new": config}, jax.random.key(0))
-    >>> brick = Brick.of_parameters("new", config, model.config, values)
-    >>> manifest = Manifest("new", config, model_sites_of(model.config, config))
-    >>> write_brick("new.brick", brick, manifest)
-    >>> sorted(read_brick("new.brick")[1].sites)
-    ['layer.0.attention.query', 'layer.1.attention.query']
-    >>> plugged = modbrick.load_model("run", bricks=["new.brick"])
+    >>> values = initial_bricks(model, {"german": config}, jax.random.key(0))
+    >>> brick = Brick.of_parameters("german", config, model, values)
+    >>> manifest = Manifest.of("german", config, model, tags=("lang:de",))
+    >>> write_brick("german.brick", brick, manifest)
+    >>> plugged = modbrick.load_model("run", bricks=["german.brick"])
+    >>> library = Library.create("library")
+    >>> _ = library.add("german.brick")
+    >>> [entry.name for entry in library.find(tag="lang:de")]
+    ['german']
+    >>> sorted(library["german"].values)[:2]
+    ['layer.0.attention.query.down', 'layer.0.attention.query.up']
 """
 
 from modbrick.library.check import check

@@ -13,7 +13,7 @@ from modbrick.config import ModelConfig
 from modbrick.data import TokenizerIdentity
 from modbrick.errors import InputError
 from modbrick.library.file import StoredBrick, open_brick
-from modbrick.library.manifest import Manifest, model_sites_of
+from modbrick.library.manifest import Manifest, attached_sites
 from modbrick.schema import convert, differences, to_mapping
 
 _BASES = Literal["same", "any"]
@@ -113,7 +113,7 @@ def read_fitting(
 def _sites(manifest: Manifest, model: ModelConfig) -> list[str]:
     """Lists sites where the widths differ, and those that only one of both has."""
     try:
-        theirs = model_sites_of(model, manifest.brick)
+        theirs = attached_sites(model, manifest.brick)
     except InputError as error:
         return [str(error)]
     ours = manifest.sites

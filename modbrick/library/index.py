@@ -103,7 +103,8 @@ def write_index(directory: epath.Path) -> Index:
 
 def brick_files(directory: epath.Path) -> list[epath.Path]:
     """Lists the files of bricks in a directory, by name; not those that are being written."""
-    files = (p for p in directory.iterdir() if p.name.endswith(SUFFIX) and p.name[0] != ".")
+    found = directory.iterdir() if directory.exists() else ()
+    files = (p for p in found if p.name.endswith(SUFFIX) and p.name[0] != ".")
     return sorted(files, key=lambda path: path.name)
 
 

@@ -39,7 +39,7 @@ class Library:
 
     Examples:
         >>> from modbrick.library import Library
-        >>> library = Library.create("library")
+        >>> library = Library.create("empty_library")
         >>> len(library)
         0
     """
@@ -62,21 +62,13 @@ class Library:
 
     @classmethod
     def create(cls, path: epath.PathLike) -> Library:
-        """Opens a library; makes one of a directory that is empty or not there.
+        """Opens a library, or one that is made when its first brick comes.
 
         Raises:
-          InputError: the directory holds something else, or cannot be written.
+          InputError: the directory holds something else.
         """
         directory = as_path(path)
-        if not directory.exists():
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                reason = error.strerror or error
-                raise InputError(f"{directory} cannot be made ({reason})") from error
-        elif (others := cls(directory)._others()) is not None:
-            raise InputError(f"{path} is no library, {others}: name another directory")
-        return cls(directory)
+        return cls.open(path) if directory.exists() else cls(directory)
 
     def __iter__(self) -> Iterator[str]:
         return iter([file.name.removesuffix(SUFFIX) for file in brick_files(self.path)])
@@ -177,6 +169,11 @@ class Library:
         """Writes a brick under a name; then deletes the one that it takes the place of."""
         brick = stored.read()
         manifest = dataclasses.replace(stored.manifest, name=name, tags=tags)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{self.path} cannot be made ({reason})") from error
         with held(self.path):
             replaced = None if instead_of is None else self._existing(instead_of)
             if self._file(name).exists():

@@ -102,6 +102,21 @@ class Manifest:
             if not math.isfinite(value):
                 raise InputError(f"{where.lstrip('.')}: must be finite, got {value}")
 
+    @classmethod
+    def of(cls, name: str, brick: BrickConfig, model: ModelConfig, **more: Any) -> Manifest:
+        """Describes a brick on a model, whose sites tell where it has values.
+
+        Args:
+          name: of the brick.
+          brick: its config.
+          model: that it is attached to.
+          more: other attributes.
+
+        Raises:
+          InputError: a pattern covers no site, or the name is none.
+        """
+        return cls(name, brick, attached_sites(model, brick), **more)
+
     @staticmethod
     def upgrade(data: dict[str, Any]) -> dict[str, Any]:
         """Returns data of an older format as those of today."""
@@ -126,7 +141,7 @@ class Manifest:
         return json.dumps(to_mapping(self), allow_nan=False)
 
 
-def model_sites_of(model: ModelConfig, config: BrickConfig) -> dict[str, Site]:
+def attached_sites(model: ModelConfig, config: BrickConfig) -> dict[str, Site]:
     """Returns the sites of a model where a brick is attached, by address.
 
     Raises:

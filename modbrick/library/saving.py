@@ -12,7 +12,7 @@ from modbrick.bricks.table import BRICKS
 from modbrick.checkpoints import describe, load_checkpoint, locate
 from modbrick.data import TokenizerIdentity
 from modbrick.errors import InputError
-from modbrick.library.manifest import Base, Manifest, Provenance, model_sites_of
+from modbrick.library.manifest import Base, Manifest, Provenance
 from modbrick.schema import from_mapping, nearest
 
 
@@ -56,10 +56,10 @@ def brick_of_run(
     brick = Brick.of_parameters(name, config, metadata.model, parameters)
     assert metadata.base is not None, "bricks have a base"
     tokenizer = metadata.tokenizer
-    manifest = Manifest(
+    manifest = Manifest.of(
         name,
         config,
-        model_sites_of(metadata.model, config),
+        metadata.model,
         base=Base(metadata.model, metadata.base.fingerprint),
         tokenizer=from_mapping(TokenizerIdentity, tokenizer, "tokenizer") if tokenizer else None,
         provenance=Provenance(

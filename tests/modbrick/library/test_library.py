@@ -46,6 +46,10 @@ def test_bricks_come_and_go(place: Any, files: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="there is no library"):
         Library.open(place)
     library = Library.create(place)
+    assert list(library) == []
+    with pytest.raises(InputError, match=r"nowhere\.brick: cannot be read"):
+        library.add("nowhere.brick")
+    assert not library.path.exists()
     for name in ("law", "de", "gain"):
         library.add(files[name])
     library.add(files["tone"], tags=["x", "all"])

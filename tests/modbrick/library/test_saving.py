@@ -12,7 +12,7 @@ from modbrick.checkpoints import BaseModel, Metadata, save_model
 from modbrick.data import ByteTokenizer
 from modbrick.errors import InputError
 from modbrick.library import Base, brick_of_run, read_brick, write_brick
-from modbrick.library.manifest import model_sites_of
+from modbrick.library.manifest import attached_sites
 from modbrick.parameters import nest
 from tests.modbrick.bricks.tiny import BRICKS, MODEL
 from tests.modbrick.library.tiny import FINGERPRINT, VALUES, described
@@ -41,7 +41,7 @@ def test_values_and_what_is_known_of_them(run: Path, name: str, tmp_path: Path) 
     for address, value in brick.values.items():
         assert np.array_equal(value, wanted.values[address])
     assert manifest.name == name
-    assert manifest.sites == model_sites_of(MODEL, BRICKS[name])
+    assert manifest.sites == attached_sites(MODEL, BRICKS[name])
     assert manifest.base == Base(MODEL, FINGERPRINT)
     assert manifest.tokenizer == ByteTokenizer().identity
     assert manifest.provenance.steps == 0

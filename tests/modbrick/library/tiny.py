@@ -9,7 +9,6 @@ from modbrick.bricks import Brick
 from modbrick.config import ModelConfig
 from modbrick.data import ByteTokenizer, TokenizerIdentity
 from modbrick.library import Base, Manifest, Provenance
-from modbrick.library.manifest import model_sites_of
 from tests.modbrick.bricks.tiny import BRICKS, MODEL, random_bricks
 
 VALUES = random_bricks()
@@ -20,10 +19,10 @@ def described(name: str, /, **changes: Any) -> tuple[Brick, Manifest]:
     """A brick of `tests.modbrick.bricks.tiny.BRICKS`, and its manifest with changes."""
     config = BRICKS[name]
     brick = Brick.of_parameters(name, config, MODEL, VALUES)
-    manifest = Manifest(
+    manifest = Manifest.of(
         name,
         config,
-        model_sites_of(MODEL, config),
+        MODEL,
         base=Base(MODEL, FINGERPRINT),
         tokenizer=ByteTokenizer().identity,
         provenance=Provenance(12, {"loss": 1.5}, {"dataset": "ab", "seed": 0}, {"jax": "1"}),
