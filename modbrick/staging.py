@@ -13,6 +13,9 @@ from pathlib import Path
 
 from modbrick.errors import InputError
 
+UNFINISHED = ".unfinished"
+"""Ending of the names of what is being written."""
+
 
 def require_new(target: Path) -> None:
     """Checks that a directory is absent or empty.
@@ -38,7 +41,7 @@ def staging(target: Path) -> Iterator[Path]:
     """
     target = Path(os.path.abspath(target))
     require_new(target)
-    prefix, suffix = f".{target.name}.", ".unfinished"
+    prefix, suffix = f".{target.name}.", UNFINISHED
     made_above = _make_above(target.parent)
     try:
         for left in target.parent.glob(f"{prefix}*{suffix}"):
@@ -79,7 +82,7 @@ def staged_file(target: Path) -> Iterator[Path]:
     """
     if target.exists():
         raise InputError(f"{target} is there already: name a new file")
-    path = target.parent / f".{target.name}.{secrets.token_hex(4)}.unfinished"
+    path = target.parent / f".{target.name}.{secrets.token_hex(4)}{UNFINISHED}"
     try:
         yield path
         path.rename(target)

@@ -26,6 +26,7 @@ from modbrick.library.index import (
     write_index,
 )
 from modbrick.schema import nearest
+from modbrick.staging import UNFINISHED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +176,8 @@ class Library:
             reason = error.strerror or error
             raise InputError(f"{self.path} cannot be made ({reason})") from error
         with held(self.path):
+            for left in self.path.glob(f".*{UNFINISHED}"):  # by a process that was killed
+                left.unlink()
             replaced = None if instead_of is None else self._existing(instead_of)
             if self._file(name).exists():
                 raise InputError(

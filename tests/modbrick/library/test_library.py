@@ -110,8 +110,9 @@ def forget(index: Path) -> None:
 
 
 def come_from_a_newer_version(index: Path) -> None:
-    data = json.loads(index.read_text())
-    index.write_text(json.dumps(data | {"format": 2}))
+    data = json.loads(index.read_text()) | {"format": 2}
+    data["bricks"]["de"]["kind"] = "what this version calls otherwise"
+    index.write_text(json.dumps(data))
 
 
 @pytest.mark.parametrize("act", [os.unlink, spoil, forget, come_from_a_newer_version])
@@ -196,6 +197,16 @@ def test_a_library_that_must_not_be_written(
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert names(Library.open(tmp_path).entries()) == ["de"]
     assert os.listdir(tmp_path) == ["de.brick"]
+
+
+def test_what_killed_writers_left_is_no_brick_and_goes(
+    tmp_path: Path, files: dict[str, Path]
+) -> None:
+    library = Library.create(tmp_path)
+    (tmp_path / ".de.brick.0011aabb.unfinished").write_text("x")
+    assert Library.open(tmp_path).entries() == []
+    library.add(files["de"])
+    assert sorted(os.listdir(tmp_path)) == ["de.brick", "index.json"]
 
 
 ADD = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -124,6 +125,10 @@ def test_bricks_that_do_not_belong_together(saved: tuple[Decoder, Path], files: 
     _, directory = saved
     with pytest.raises(InputError, match=r"two bricks are named low, in .*run, step 0 and in"):
         modbrick.load_model(files / "run", bricks=[files / "low.brick"])
+    brick, manifest = brick_of_run(files / "run", "gain")
+    write_brick(files / "more.brick", brick, dataclasses.replace(manifest, name="more"))
+    stored = open_model(files / "run").with_bricks([files / "more.brick"])
+    assert list(stored.bricks) == ["low", "gain", "more"]
     plugged = open_model(directory).with_bricks([files / "low.brick"])
     with pytest.raises(InputError, match="two bricks are named low"):
         plugged.with_bricks([files / "low.brick"])
