@@ -36,9 +36,10 @@ from modbrick.planning.rates import KNOWN_RATES
 from modbrick.planning.search import compiled, search
 from modbrick.planning.table import describe, describe_candidates, watched_plan
 from modbrick.planning.topology import find_topology
+from modbrick.training.adaptation import with_model
 from modbrick.training.run_config import RunConfig
 
-CONFIG = DEFINE_config("config", RunConfig)
+CONFIG = DEFINE_config("config", RunConfig, complete=with_model)
 TOPOLOGY = flags.DEFINE_string("topology", None, "Generation and chips, such as v5p:4x4x4.")
 SEARCH = flags.DEFINE_bool("search", False, "Try meshes, rematerialisation and microbatches.")
 COMPILE = flags.DEFINE_integer("compile", 2, "Compile until so many plans fit.", lower_bound=1)

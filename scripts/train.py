@@ -22,6 +22,7 @@ from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache
 from modbrick.parallel import make_mesh, process_flags
 from modbrick.parallel.processes import ending_by_itself, everywhere, say, start_processes
+from modbrick.training.adaptation import with_model
 from modbrick.training.loop import TrainingLoop
 from modbrick.training.metadata import run_metadata
 from modbrick.training.observe.observer import FINISHED
@@ -33,7 +34,7 @@ from modbrick.training.run_config import RunConfig
 from modbrick.training.start import check_settings, describe_run, start_run
 from modbrick.training.tasks.pretraining import Pretraining
 
-CONFIG = DEFINE_config("config", RunConfig)
+CONFIG = DEFINE_config("config", RunConfig, complete=with_model)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, local or remote.")
 ALLOW_CHANGE = flags.DEFINE_list("allow_change", [], "What may differ: names such as optimizer.")
 PROFILE_STEPS = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, to WORKDIR/profile.")

@@ -10,6 +10,7 @@ text becomes a value is said by the record (`files`, `overrides`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -26,10 +27,17 @@ flags.disclaim_key_flags()  # a flag belongs to the script that defines it
 class ConfigFlag[T]:
     """A config of type `record`, as the command line names and changes it."""
 
-    def __init__(self, name: str, record: type[T], values: flags.FlagValues) -> None:
+    def __init__(
+        self,
+        name: str,
+        record: type[T],
+        values: flags.FlagValues,
+        complete: Callable[[Any], Any],
+    ) -> None:
         self.name = name
         self._record = record
         self._values = values
+        self._complete = complete
 
     @property
     def value(self) -> T | None:
@@ -45,13 +53,14 @@ class ConfigFlag[T]:
         changes = config_flags.get_override_values(self._values[self.name])
         if changes:
             found = override(self._record, to_mapping(found), changes)
-        return from_mapping(self._record, found)
+        return from_mapping(self._record, self._complete(found))
 
 
 def DEFINE_config[T](
     name: str,
     record: type[T],
     *,
+    complete: Callable[[Any], Any] = lambda config: config,
     flag_values: flags.FlagValues = flags.FLAGS,
     argv: list[str] | None = None,
 ) -> ConfigFlag[T]:
@@ -60,6 +69,8 @@ def DEFINE_config[T](
     Args:
       name: of the flag.
       record: what the file's `get_config` returns, or what its ConfigDict is read as.
+      complete: is handed the record, or plain data, with the values of all flags, and fills in what
+        the file left open.
       flag_values: where to define it.
       argv: the command line, if it is not that of the process.
     """
@@ -71,7 +82,7 @@ def DEFINE_config[T](
         name, None, help_text, flag_values=flag_values, lock_config=False, sys_argv=argv
     )
     flag_values[name].parser = _FileParser(record)
-    return ConfigFlag(name, record, flag_values)
+    return ConfigFlag(name, record, flag_values, complete)
 
 
 class _Root(Names):

@@ -39,6 +39,7 @@ class FeedForward(nnx.Module):
             hidden = activation(gate) * hidden
         else:
             hidden = activation(hidden)
+        hidden = context.at("feed_forward.hidden", hidden, hidden)
         return context.at("feed_forward.down", hidden, self.down(hidden))
 
 

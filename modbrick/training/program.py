@@ -130,7 +130,7 @@ def _partitions(config: RunConfig, table: ParameterTable) -> tuple[Partition, Pa
     """Returns the partition of all parameters, and that of those which checkpoints hold.
 
     Raises:
-      InputError: a pattern that covers nothing, or, of a run with bricks, parts of the model.
+      InputError: a pattern that covers nothing; a run with bricks has no model, or trains it.
     """
     trainable, frozen = config.optimizer.trainable, config.optimizer.frozen
     if not config.bricks:
@@ -138,6 +138,8 @@ def _partitions(config: RunConfig, table: ParameterTable) -> tuple[Partition, Pa
             table, trainable=trainable, frozen=frozen, frozen_dtype=config.training.frozen_dtype
         )
         return partition, partition
+    if config.training.initial_checkpoint is None:
+        raise InputError("bricks are trained on a model: set training.initial_checkpoint")
     if trainable == OptimizerConfig.trainable:
         trainable = ("brick",)
     partition = Partition(

@@ -145,8 +145,6 @@ class RunConfig:
                 f"{self.training.microbatches} training.microbatches"
             )
         self.checkpoint.require_evaluations(self.evaluation.every)
-        if self.bricks and self.training.initial_checkpoint is None:
-            raise InputError("bricks are trained on a model: set training.initial_checkpoint")
         set_ids(tuple(self.bricks), tuple(self.brick_sets.values()))
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:

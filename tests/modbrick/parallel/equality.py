@@ -1,6 +1,6 @@
 """Run in a process of its own: one step's loss and gradients on a mesh of 8, against one device.
 
-    python equality.py DISPATCH MESH...     as reference data=2,expert=4
+    python equality.py DISPATCH[+bricks] MESH...     as reference data=2,expert=4
 
 Prints for each mesh and each way of expert parallelism a line of JSON: the relative errors of the
 loss, of each of its parts and of each gradient.
@@ -12,14 +12,18 @@ import dataclasses
 import itertools
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modbrick.bricks import Adapter, BrickConfig, LoRA, initial_bricks
+from modbrick.bricks.config import NO_BRICKS
+from modbrick.bricks.functional import plugged_decoder
 from modbrick.config.families import moduleformer
-from modbrick.decoder.functional import initial_parameters, parameter_table
+from modbrick.decoder.functional import initial_parameters
 from modbrick.execution import ExecutionConfig, ExpertParallelism
 from modbrick.objective import ObjectiveConfig
 from modbrick.parallel import MeshConfig, make_mesh, parameter_shardings
@@ -49,6 +53,12 @@ CONFIG = dataclasses.replace(
 )
 
 
+BRICKS = {
+    "de": BrickConfig(("layer.*.attention.query", "layer.*.attention.output"), LoRA(rank=2)),
+    "law": BrickConfig(("layer.*.feed_forward", "embedding"), Adapter(hidden=4)),
+}
+
+
 def batch() -> dict[str, np.ndarray]:
     """Packed rows, some with padding."""
     rng = np.random.default_rng(0)
@@ -64,9 +74,20 @@ def batch() -> dict[str, np.ndarray]:
     }
 
 
-def values(parameters: Any, data: Any, execution: ExecutionConfig) -> dict[str, np.ndarray]:
+def values(
+    parameters: Any,
+    data: Any,
+    execution: ExecutionConfig,
+    bricks: Mapping[str, BrickConfig],
+) -> dict[str, np.ndarray]:
     """Loss, its parts, dropped choices and gradients of one step, by name."""
-    loss = loss_function(next_token_totals, CONFIG, execution, OBJECTIVE)
+
+    def brick_totals(model: Any, batch: Any, random_keys: Any) -> Any:
+        # Documents of a row use bricks of their own: the second of a row two, the first none.
+        ids = jnp.asarray([[-1, -1], [-1, -1], [0, 1], [1, -1]])[batch["segment_ids"]]
+        return next_token_totals(model, batch, random_keys, ids if bricks else None)
+
+    loss = loss_function(brick_totals, CONFIG, execution, OBJECTIVE, bricks=bricks)
     # The compiler's effort would be most of the time.
     options = {"xla_backend_optimization_level": 0}
     function = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options)
@@ -81,27 +102,34 @@ def error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
-def on_mesh(sizes: str, parameters: Any, execution: ExecutionConfig) -> dict[str, np.ndarray]:
+def on_mesh(
+    sizes: str, parameters: Any, execution: ExecutionConfig, bricks: Mapping[str, BrickConfig]
+) -> dict[str, np.ndarray]:
     """The same on a mesh of all devices."""
     axes = {name: int(size) for name, _, size in (x.partition("=") for x in sizes.split(","))}
     mesh = make_mesh(MeshConfig(**{"data": 1, **axes}))
-    shardings = parameter_shardings(parameter_table(CONFIG), mesh)
+    shardings = parameter_shardings(plugged_decoder(CONFIG, bricks).table, mesh)
     placed = {p: jax.device_put(x, shardings[p]) for p, x in parameters.items()}
     with jax.set_mesh(mesh):
         data = jax.device_put(batch(), batch_sharding(mesh))
-        return values(placed, data, execution)
+        return values(placed, data, execution, bricks)
 
 
 def main() -> None:
     parameters = initial_parameters(CONFIG, jax.random.key(1))
     dispatch, *meshes = sys.argv[1:]
-    alone = values(parameters, batch(), ExecutionConfig(dispatch=dispatch))
+    dispatch, _, with_bricks = dispatch.partition("+")
+    bricks = BRICKS if with_bricks else NO_BRICKS
+    random = np.random.default_rng(3)
+    for path, value in initial_bricks(CONFIG, bricks, jax.random.key(2)).items():
+        parameters[path] = value + random.normal(0.0, 0.1, value.shape).astype(np.float32)
+    alone = values(parameters, batch(), ExecutionConfig(dispatch=dispatch), bricks)
     ways: tuple[ExpertParallelism, ...] = ("gather", "exchange")
     for sizes, way in itertools.product(meshes, ways):
         if way == "exchange" and dispatch == "reference" and "expert" not in sizes:
             continue  # the same program as the other way; `make verify` compares it too
         execution = ExecutionConfig(dispatch=dispatch, expert_parallelism=way)
-        together = on_mesh(sizes, parameters, execution)
+        together = on_mesh(sizes, parameters, execution, bricks)
         dropped = float(together.pop("dropped"))
         errors = {name: error(x, alone[name]) for name, x in together.items()}
         print(json.dumps({"mesh": sizes, "way": way, "dropped": dropped, "errors": errors}))

@@ -1,6 +1,6 @@
 """In a process of its own, with 8 devices: parts of the network over meshes, against one device.
 
-    python on_devices.py dispatch|attention CASE...     all cases of attention if none is named
+    python on_devices.py dispatch|attention|bricks CASE...  all cases of attention if none is named
 
 Prints a line of JSON for each case: its name, and the worst relative error of values and gradients;
 what a case counts beside that stands in the line too.
@@ -18,9 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from modbrick.bricks import IA3, Adapter, Bias, LoRA, Settings
+from modbrick.decoder.sites import Site
 from modbrick.execution import ExecutionConfig
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.parallel.attention import Keys, Offset, attend_over_mesh
+from modbrick.parallel.choice import Choice
 from modbrick.parallel.dispatch import make_dispatch
 from pallas_kernels.softmax_attention import softmax_attention
 from pallas_kernels.stickbreaking_attention import stickbreaking_attention
@@ -169,5 +172,45 @@ def attention_cases(*names: str) -> None:
         compare(f"attention: {name}", alone, together)
 
 
+# -------------------------------------------------------------------------------------- bricks
+
+
+def brick_cases() -> None:
+    """Bricks of every kind at one site, chosen token by token."""
+    random = np.random.default_rng(2)
+    rows, length, width = 4, 6, 8
+    draw = functools.partial(random.standard_normal, dtype=np.float32)
+    x, y, cotangent = (draw((rows, length, width)) for _ in range(3))
+    ids = jnp.asarray(random.integers(-1, 3, (rows, length, 2)), jnp.int32)
+    choice = Choice(ids, jnp.asarray(draw((rows, length, 2))))
+    site = Site("feed_forward", width, width)
+    mesh = make_mesh(MeshConfig(data=2, sequence=2, tensor=2))
+    for settings in (LoRA(rank=3), Adapter(hidden=3, activation="tanh"), IA3(), Bias()):
+        leaves = {
+            name: np.abs(draw((3, *info.shape))) for name, info in settings.leaves(site).items()
+        }
+        constants = settings.constants(site)
+        scales = {name: jnp.full(3, value, jnp.float32) for name, value in constants.items()}
+        run = compiled(brick_run(settings, scales, choice))
+        alone = run((leaves, x, y), cotangent)
+        with jax.set_mesh(mesh):
+            together = compiled(brick_run(settings, scales, choice))((leaves, x, y), cotangent)
+        compare(f"bricks: {settings.kind}", alone, together)
+
+
+def brick_run(settings: Settings, scales: Any, choice: Choice) -> Callable[..., Any]:
+    """Outputs of a site with bricks, and their gradients."""
+
+    def apply(leaves: Any, x: Any, y: Any) -> Any:
+        return settings.form({**leaves, **scales}, x, y, choice)
+
+    def run(arrays: Any, cotangent: Any) -> Any:
+        out, pull = jax.vjp(apply, *arrays)
+        return out, pull(cotangent)
+
+    return run
+
+
 if __name__ == "__main__":
-    {"dispatch": dispatch_cases, "attention": attention_cases}[sys.argv[1]](*sys.argv[2:])
+    cases = {"dispatch": dispatch_cases, "attention": attention_cases, "bricks": brick_cases}
+    cases[sys.argv[1]](*sys.argv[2:])

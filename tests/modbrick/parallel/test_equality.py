@@ -13,14 +13,19 @@ from tests.modbrick.parallel.device_process import reports_of
 @pytest.mark.parametrize(
     ("dispatch", "meshes"),
     [
-        ("reference", ["sequence=4,data=2", "fsdp=2,tensor=2,expert=2"]),
+        ("reference+bricks", ["sequence=4,data=2", "fsdp=2,tensor=2,expert=2"]),
         *(
             pytest.param(dispatch, meshes, marks=pytest.mark.verify)
             for dispatch in ("reference", "xla")
             for meshes in (["data=8", "expert=8"], ["fsdp=8", "data=2,expert=4"])
         ),
-        pytest.param(
-            "xla", ["sequence=4,data=2", "fsdp=2,tensor=2,expert=2"], marks=pytest.mark.verify
+        *(
+            pytest.param(
+                dispatch,
+                ["sequence=4,data=2", "fsdp=2,tensor=2,expert=2"],
+                marks=pytest.mark.verify,
+            )
+            for dispatch in ("reference", "xla", "xla+bricks")
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
@@ -31,7 +36,7 @@ def test_a_step_on_a_mesh_is_that_of_one_device(dispatch: str, meshes: list[str]
         (mesh, way)
         for mesh in meshes
         for way in ("gather", "exchange")
-        if way == "gather" or "expert" in mesh or dispatch != "reference"
+        if way == "gather" or "expert" in mesh or "reference" not in dispatch
     ]
     for report in reports:
         assert report["dropped"] == 0
