@@ -34,16 +34,13 @@ def test_a_pattern_covers_layers_of_every_segment_that_has_the_site() -> None:
         "segments.1.attention.key": ["layer.2.attention.key"],
         "segments.2.attention.key": ["layer.3.attention.key"],
     }
-    assert covered("layer.*.feed_forward.up").keys() == {
-        "segments.0.feed_forward.up",
-        "segments.2.feed_forward.up",
-    }
+    assert covered("layer.*.feed_forward.router").keys() == {"segments.1.feed_forward.router"}
     assert covered("head") == {"decoder.head": []}
 
 
 def test_a_site_as_a_whole_comes_before_those_inside() -> None:
     assert covered("layer.0.feed_forward").keys() == {"segments.0.feed_forward"}
-    inside = {f"segments.0.feed_forward.{name}" for name in ("up", "down")}
+    inside = {f"segments.0.feed_forward.{name}" for name in ("up", "hidden", "down")}
     assert covered("layer.0.feed_forward.*").keys() == inside
 
 
