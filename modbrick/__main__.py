@@ -45,8 +45,8 @@ def config_sections(path: str) -> Mapping[str, Any]:
     if not path.split(":")[0].endswith(".py"):
         return {"model": describe(path).metadata.model}
     sections: Mapping[str, Any] = to_mapping(read_config_file(path, RunConfig))
-    if "model" not in sections:
-        raise InputError(f"{path}: its config has no section model")
+    if sections.get("model") is None:
+        raise InputError(f"{path}: its config has no section model, or leaves it open")
     return sections
 
 

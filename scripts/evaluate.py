@@ -64,7 +64,8 @@ def main(argv: Sequence[str]) -> None:
         context=CONTEXT.value,
         max_tokens=MAX_TOKENS.value,
     )
-    step = evaluation_step(stored.config, execution, bricks=stored.bricks)
+    sets = stored.brick_sets(batches.domains)
+    step = evaluation_step(stored.config, execution, bricks=stored.bricks, brick_sets=sets)
     parameters = stored.read_all()
     with command_line.progress_bars() as bar:
         result = evaluate(step, parameters, batches, progress=bar("evaluating", len(batches)))

@@ -19,11 +19,10 @@ from absl import flags
 
 from modbrick import command_line
 from modbrick.analysis.early_exit import savings_on_text, single_documents
-from modbrick.checkpoints import describe, locate
 from modbrick.data import Dataset
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache
-from modbrick.models import load_parameters
+from modbrick.models import open_model
 from pallas_kernels.benchmarks.early_exit import times_on_random_data
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's or a model's directory.")
@@ -54,12 +53,13 @@ def main(argv: Sequence[str]) -> None:
         "random": [times_on_random_data(s, tolerances, ROUNDS.value) for s in lengths],
     }
     if CHECKPOINT.value and DATA.value:
-        found = locate(CHECKPOINT.value)
-        description, parameters = describe(found), load_parameters(found)
-        dataset, model = Dataset.open(DATA.value), description.metadata.model
+        stored = open_model(CHECKPOINT.value)
+        if stored.bricks:
+            raise InputError(f"{stored.origin} holds bricks for a model: name the model")
+        dataset, model, parameters = Dataset.open(DATA.value), stored.config, stored.read()
         texts = [single_documents(dataset, length, ROWS.value) for length in lengths]
         results["model"] = {
-            "trained_steps": description.step,
+            "trained_steps": stored.step,
             "trained_context": model.context,
             "lengths": [
                 savings_on_text(model, parameters, rows, tolerances, ROUNDS.value) for rows in texts

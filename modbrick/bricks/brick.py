@@ -53,6 +53,11 @@ class Brick:
             return [str(error)]
         remarks = [f"missing: {address}" for address in wanted if address not in self.values]
         remarks += [f"unexpected: {address}" for address in self.values if address not in wanted]
+        remarks += [
+            f"{address}: holds NaN or infinity"
+            for address, value in self.values.items()
+            if not np.isfinite(np.asarray(value, np.float32)).all()
+        ]
         for address, info in wanted.items():
             if address in self.values and self.values[address].shape != info.shape:
                 have, want = self.values[address].shape, info.shape

@@ -35,6 +35,9 @@ class BrickConfig:
     settings: Settings
 
     def __post_init__(self) -> None:
+        if isinstance(self.at, str):
+            raise InputError(f"`at` is a list of patterns, got {self.at!r}")
+        object.__setattr__(self, "at", tuple(self.at))
         if not self.at:
             raise InputError("a brick is attached somewhere: `at` names no site")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 from modbrick.bricks.attachment import Attachment, attachments
 from modbrick.bricks.bank import Bank
 from modbrick.bricks.config import BrickConfig
-from modbrick.bricks.kinds.kind import Form
+from modbrick.bricks.kinds.kind import Form, LeafInfo
 from modbrick.bricks.table import leaf_path
 from modbrick.config import ModelConfig
 from modbrick.errors import InputError
@@ -22,48 +22,57 @@ from modbrick.layers.context import Bricks, SiteBrick, SiteBricks
 from modbrick.schema import nearest
 
 
-class Names(tuple[str, ...]):
-    """Names of bricks, which make no difference between two pytrees: nothing compiles again."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Names)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plugged(Bricks):
     """Bricks plugged into a model, an argument of its call.
+
+    As a pytree it is its arrays: names make no difference to a compiled function, and what comes
+    out of one has none.
 
     Attributes:
       names: of the bricks; the index of a name is its id.
     """
 
-    names: Names = dataclasses.field(default=Names(), metadata={"static": True})
+    names: tuple[str, ...] = ()
 
-    def ids(self, sets: Sequence[str | None]) -> Int[np.ndarray, "B 1 K"]:
+    def ids(
+        self, sets: Sequence[str | None], places: int | None = None
+    ) -> Int[np.ndarray, "B 1 K"]:
         """Returns the ids of one set of bricks an example.
 
         Args:
-          sets: names with `+` between them (`de+law`), which apply in that order; None: none.
+          sets: names with `+` between them (`de+law`); None: none. Their order matters among serial
+            adapters; kinds apply one after another in an order of their own.
+          places: K, so that longer sets compile nothing again; None: as many as the longest has.
 
         Raises:
-          InputError: a name that is not plugged in, or stands twice in a set.
+          InputError: a name that is not plugged in, or stands twice in a set; or too few places.
         """
-        return set_ids(self.names, sets)[:, None]
+        return set_ids(self.names, sets, places)[:, None]
 
 
-def set_ids(names: Sequence[str], sets: Sequence[str | None]) -> Int[np.ndarray, "B K"]:
+jax.tree_util.register_pytree_with_keys(
+    Plugged,
+    lambda plug: (
+        (
+            (jax.tree_util.GetAttrKey("segments"), plug.segments),
+            (jax.tree_util.GetAttrKey("decoder"), plug.decoder),
+        ),
+        None,
+    ),
+    lambda _, children: Plugged(*children),
+)
+
+
+def set_ids(
+    names: Sequence[str], sets: Sequence[str | None], places: int | None = None
+) -> Int[np.ndarray, "B K"]:
     """Returns the ids of sets of bricks, see `Plugged.ids`.
 
     Args:
       names: of the bricks that are plugged in, in the order of their ids.
       sets: names with `+` between them; None: none.
+      places: K; None: as many as the longest set has.
     """
     parts = [[] if given is None else given.split("+") for given in sets]
     for members in parts:
@@ -72,10 +81,26 @@ def set_ids(names: Sequence[str], sets: Sequence[str | None]) -> Int[np.ndarray,
                 raise InputError(f"no brick {name!r} is plugged in; {nearest(name, names)}")
             if members.count(name) > 1:
                 raise InputError(f"brick {name!r} stands twice in {'+'.join(members)}")
-    ids = np.full((len(sets), max([1, *map(len, parts)])), -1, np.int32)
+    longest = max([1, *map(len, parts)])
+    if places is not None and places < longest:
+        raise InputError(f"a set of {longest} bricks does not fit {places} places")
+    ids = np.full((len(sets), places or longest), -1, np.int32)
     for row, members in zip(ids, parts, strict=True):
         row[: len(members)] = [names.index(name) for name in members]
     return ids
+
+
+def sets_of_domains(
+    bricks: Iterable[str], sets: Mapping[str, str], domains: Sequence[str]
+) -> Int[np.ndarray, "D K"] | None:
+    """Returns the ids of the bricks that documents of each domain use; None: all use all.
+
+    Args:
+      bricks: names, in the order of their ids.
+      sets: of bricks by domain, see `set_ids`; documents of other domains use none.
+      domains: of the data, in the order of their indices.
+    """
+    return set_ids(tuple(bricks), [sets.get(name) for name in domains]) if sets else None
 
 
 def plugged(
@@ -109,11 +134,11 @@ def plugged(
     for place, forms in at.items():
         banks = tuple(
             _bank(form, members, parameters, len(bricks), repeats.get(place.segment))
-            for form, members in forms.items()
+            for form, members in sorted(forms.items(), key=lambda item: repr(item[0]))
         )
         into = segments.setdefault(place.segment, {}) if place.segment else decoder
         into[place.site.name] = banks
-    found = Plugged(segments, decoder, Names(bricks))
+    found = Plugged(segments, decoder, tuple(bricks))
     return found if like is None else _fitted(found, like)
 
 
@@ -179,7 +204,7 @@ def _bank(
     for row, (number, name, config, place) in enumerate(members):
         rows[list(place.layers) or [0], number] = row
         for leaf, info in config.settings.leaves(place.site).items():
-            values = parameters[leaf_path(name, place, leaf)]
+            values = _checked(parameters, leaf_path(name, place, leaf), info, len(place.layers))
             values = values if place.layers else values[None]
             values = _padded(values, shapes[leaf], info.padding)
             if layers is not None and len(place.layers) < layers:
@@ -192,6 +217,17 @@ def _bank(
     stacked = {leaf: jnp.stack(values, axis=1) for leaf, values in leaves.items()}
     bank = Bank(stacked, jnp.asarray(rows), form)
     return bank if layers is not None else jax.tree.map(lambda x: x[0], bank)
+
+
+def _checked(parameters: Mapping[str, Array], path: str, info: LeafInfo, layers: int) -> Array:
+    """Returns a brick's array, which must be there and of its shape."""
+    if path not in parameters:
+        raise InputError(f"{path} is missing among the parameters of the bricks")
+    shape = (layers, *info.shape) if layers else info.shape
+    if parameters[path].shape != shape:
+        have = list(parameters[path].shape)
+        raise InputError(f"{path}: has shape {have}, the brick on this model needs {list(shape)}")
+    return parameters[path]
 
 
 def _padded(values: Array, shape: tuple[int, ...], padding: float) -> Array:

@@ -40,8 +40,8 @@ def brick_infos(model: ModelConfig, bricks: Mapping[str, BrickConfig]) -> list[P
             if place.layers:
                 shape, axes = (len(place.layers), *shape), ("layer", *axes)
                 template = f"brick.{name}.layer.{{layer}}.{place.site.name}.{leaf}"
-            first = place.first_layer + place.layers[0] if place.layers else 0
-            infos.append(ParameterInfo(path, shape, axes, template, first))
+            layers = tuple(place.first_layer + layer for layer in place.layers)
+            infos.append(ParameterInfo(path, shape, axes, template, layers=layers))
     return infos
 
 

@@ -59,6 +59,7 @@ class Metadata:
       extra: anything else that is JSON-able.
       bricks: configs of customized bricks, by name, whose values are all that the checkpoint holds;
         empty: it holds the model's parameters.
+      brick_sets: by domain of the data, which bricks its documents use (`de+law`); empty: all.
       base: the model that the bricks are for.
     """
 
@@ -68,6 +69,7 @@ class Metadata:
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     bricks: Mapping[str, BrickConfig] = dataclasses.field(default_factory=dict)
+    brick_sets: Mapping[str, str] = dataclasses.field(default_factory=dict)
     base: BaseModel | None = None
 
     def table(self, model: ModelConfig | None = None) -> ParameterTable:
@@ -192,7 +194,8 @@ def seal(description: Description) -> dict[str, Any]:
     if record["split"] is None:
         del record["split"]  # nothing that versions before it would not know
     if not record["metadata"]["bricks"]:
-        del record["metadata"]["bricks"], record["metadata"]["base"]
+        for name in ("bricks", "brick_sets", "base"):
+            del record["metadata"][name]
     return {"sha256": _digest(record), "description": record}
 
 

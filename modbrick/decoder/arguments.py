@@ -9,10 +9,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from modbrick.errors import InputError
 from modbrick.layers.cache import Cache
+from modbrick.layers.context import Bricks
 from modbrick.parallel.choice import Choice
 
 BrickIds = Int[Array, "B"] | Int[Array, "B S"] | Int[Array, "B S K"]
 """Bricks that each example, each token uses, or which several; -1 none."""
+BrickWeights = Float[Array, "B"] | Float[Array, "B S"] | Float[Array, "B S K"]
 
 
 def check_values(tokens: Int[Array, "B S"], vocabulary: int, cache: Cache | None) -> None:
@@ -43,15 +45,49 @@ def count_positions(
     return counts.astype(jnp.int32)
 
 
-def spread(
-    ids: BrickIds | None, weights: Float[Array, "B S K"] | None, tokens: Array
-) -> Choice | None:
-    """Spreads ids and weights given per example over its tokens `[B, S, ...]`."""
+def check_ids(ids: BrickIds | None, bricks: Bricks) -> None:
+    """Refuses ids of bricks that are not there, where they are known; they would choose none."""
+    if ids is None or isinstance(ids, jax.core.Tracer) or not np.size(ids):
+        return
+    sites = [*bricks.decoder.values(), *(b for s in bricks.segments.values() for b in s.values())]
+    counts = [bank.rows.shape[-1] for banks in sites for bank in banks if hasattr(bank, "rows")]
+    least, largest, count = np.min(ids), np.max(ids), max(counts, default=0)
+    if sites and not counts:
+        return  # bricks of somebody's own, with ids of their own
+    if least < -1 or largest >= count:
+        raise InputError(f"brick ids from {least} to {largest} do not fit {count} bricks")
+
+
+def spread(ids: BrickIds | None, weights: BrickWeights | None, tokens: Array) -> Choice | None:
+    """Spreads ids and weights given per example over its tokens `[B, S, ...]`.
+
+    Raises:
+      InputError: shapes that do not fit the tokens or each other, ids that are no integers, or
+        weights without ids.
+    """
     if ids is None:
+        if weights is not None:
+            raise InputError("brick_weights stand beside brick_ids: give both")
         return None
     ids = jnp.asarray(ids)
-    ids = ids.reshape(*ids.shape, *(1,) * (3 - ids.ndim))
-    shape = (*tokens.shape[:2], ids.shape[-1])
-    if weights is not None:
-        weights = jnp.broadcast_to(weights, shape)
-    return Choice(jnp.broadcast_to(ids, shape), weights)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise InputError(f"brick_ids are integers, got {ids.dtype}")
+    ids = _over_tokens("brick_ids", ids, tokens)
+    if weights is None:
+        return Choice(ids)
+    weights = _over_tokens("brick_weights", jnp.asarray(weights), tokens)
+    if weights.shape != ids.shape:
+        raise InputError(
+            f"brick_weights for {weights.shape[-1]} bricks a token do not fit brick_ids for "
+            f"{ids.shape[-1]}"
+        )
+    return Choice(ids, weights)
+
+
+def _over_tokens(name: str, values: Array, tokens: Array) -> Array:
+    """Returns `[B]`, `[B, S]` or `[B, S, K]` as `[B, S, K]`; an axis S of 1 is repeated."""
+    batch, length = tokens.shape[:2]
+    shape = (*values.shape, *(1,) * (3 - values.ndim))
+    if values.ndim > 3 or shape[0] != batch or shape[1] not in (1, length):
+        raise InputError(f"{name} of shape {values.shape} do not fit tokens {(batch, length)}")
+    return jnp.broadcast_to(values.reshape(shape), (batch, length, shape[2]))

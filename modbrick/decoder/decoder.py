@@ -11,7 +11,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.config import ModelConfig
-from modbrick.decoder.arguments import BrickIds, check_values, count_positions, spread
+from modbrick.decoder.arguments import (
+    BrickIds,
+    BrickWeights,
+    check_ids,
+    check_values,
+    count_positions,
+    spread,
+)
 from modbrick.decoder.captures import by_router, gather_captures, recorded_names
 from modbrick.decoder.output import DecoderOutput, Features
 from modbrick.decoder.segment import run_segment, stacked_block
@@ -96,7 +103,7 @@ class Decoder(nnx.Module):
         cache: Cache | None = None,
         bricks: Bricks | None = None,
         brick_ids: BrickIds | None = None,
-        brick_weights: Float[Array, "B S K"] | None = None,
+        brick_weights: BrickWeights | None = None,
         capture: Iterable[str] = (),
         random_keys: Key[Array, "B"] | None = None,
     ) -> DecoderOutput:
@@ -112,7 +119,7 @@ class Decoder(nnx.Module):
           bricks: what is attached; None: what is plugged in, see `plug`.
           brick_ids: which of the bricks each example `[B]` or token `[B, S]` uses, or which several
             `[B, S, K]`, -1 none; an axis S of 1 stands for all tokens. None: all, in their order.
-          brick_weights: by which the change of each is multiplied; None: 1.
+          brick_weights: by which the change of each is multiplied, shaped alike; None: 1.
           capture: intermediate values to return: names of `CAPTURES`, or of sites
             (`modbrick.decoder.sites.model_sites` lists them).
           random_keys: one for each sequence, for sampled top-k routing; None (evaluation): plain
@@ -120,7 +127,8 @@ class Decoder(nnx.Module):
 
         Raises:
           ValueError: an unknown capture, or shapes that disagree.
-          InputError: ids beyond the vocabulary or a full cache, where values are not traced.
+          InputError: ids beyond the vocabulary or of no brick, or a full cache, where values are
+            not traced; ids or weights of bricks whose shapes do not fit.
         """
         capture = tuple(capture)
         names = recorded_names(capture)
@@ -158,7 +166,7 @@ class Decoder(nnx.Module):
         cache: Cache | None = None,
         bricks: Bricks | None = None,
         brick_ids: BrickIds | None = None,
-        brick_weights: Float[Array, "B S K"] | None = None,
+        brick_weights: BrickWeights | None = None,
         capture: Iterable[str] = (),
         random_keys: Key[Array, "B"] | None = None,
     ) -> Features:
@@ -166,6 +174,7 @@ class Decoder(nnx.Module):
         capture = tuple(capture)
         config, bricks = self.config, self._attached(bricks)
         check_values(tokens, config.vocabulary, cache)
+        check_ids(brick_ids, bricks)
         visibility, counted, positions, cache = self._visible(
             tokens, attention_mask, segment_ids, positions, cache
         )
@@ -209,7 +218,7 @@ class Decoder(nnx.Module):
         *,
         bricks: Bricks | None = None,
         brick_ids: BrickIds | None = None,
-        brick_weights: Float[Array, "B S K"] | None = None,
+        brick_weights: BrickWeights | None = None,
     ) -> Float[Array, "B S V"]:
         """Applies the head to final hidden states; float32."""
         choice = spread(brick_ids, brick_weights, hidden)

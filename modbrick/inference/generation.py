@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from modbrick.decoder.arguments import check_ids
 from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.inference.result import GenerationResult
@@ -78,6 +79,8 @@ def generate(
         raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if brick_ids is not None and len(brick_ids) != len(prompts):
         raise InputError(f"{len(brick_ids)} brick_ids do not fit {len(prompts)} prompts")
+    attached = bricks if bricks is not None else nnx.merge(graph, parameters).plugged
+    check_ids(None if brick_ids is None else jnp.asarray(brick_ids), attached or Bricks())
     request = _Request(
         parameters=nnx.as_pure(parameters),
         random_keys=_random_keys(seed, len(prompts)),

@@ -20,6 +20,7 @@ def load_model(
     *,
     bricks: Sequence[epath.PathLike] = (),
     allow_base: str = "same",
+    base: epath.PathLike | None = None,
     dtype: str | None = None,
     execution: ExecutionConfig = ExecutionConfig(),
     shardings: Shardings = None,
@@ -34,6 +35,7 @@ def load_model(
       bricks: files of bricks, see `modbrick.library`; all apply, in their order.
       allow_base: on which weights these may have been trained: `same`, those of the model, or
         `any` of the same shapes.
+      base: as for `open_model`.
       dtype: of the computation and of the weights in memory (`float32`, `bfloat16`); None: the
         computation is as the model's config says, the weights as stored.
       execution: how to run it.
@@ -53,7 +55,7 @@ def load_model(
         >>> sorted(output.router_statistics)
         ['segments.0.attention', 'segments.0.feed_forward']
     """
-    stored = open_model(path, step).with_bricks(bricks, allow_base=allow_base)
+    stored = open_model(path, step, base=base).with_bricks(bricks, allow_base=allow_base)
     return stored.load(dtype=dtype, execution=execution, shardings=shardings)
 
 
@@ -66,7 +68,7 @@ def load_parameters(
     dtype: Dtypes = None,
     shardings: Shardings = None,
 ) -> dict[str, jax.Array]:
-    """Loads a model's parameters, or some of them, by path.
+    """Loads a model's parameters, or some of them, by path; of a run of bricks, these alone.
 
     Args:
       path: as for `open_model`.

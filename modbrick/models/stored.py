@@ -7,12 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from jaxtyping import Int
 
 from modbrick import checkpoints
 from modbrick.bricks.brick import Brick
 from modbrick.bricks.config import BrickConfig
 from modbrick.bricks.functional import plugged_decoder
+from modbrick.bricks.plugging import sets_of_domains
 from modbrick.checkpoints.files import METADATA
 from modbrick.checkpoints.leaves import Leaf, checksums
 from modbrick.checkpoints.loading import Dtypes
@@ -55,6 +58,7 @@ class StoredModel:
       contents: the path of a checkpoint, or an opened foreign one.
       description: what the checkpoint says about itself; None: a foreign one.
       plugged: bricks that do not lie with it, by name.
+      base_path: where the model of its bricks lies; None: where it lay.
     """
 
     config: ModelConfig
@@ -63,6 +67,7 @@ class StoredModel:
     contents: epath.Path | OpenedSource
     description: checkpoints.Description | None = None
     plugged: Mapping[str, Brick] = dataclasses.field(default_factory=dict)
+    base_path: epath.PathLike | None = None
 
     def fingerprint(self) -> str:
         """Returns the fingerprint of its parameters; of a foreign checkpoint, reads them all.
@@ -77,7 +82,8 @@ class StoredModel:
         if self.description is not None:
             return model_fingerprint(self.description.parameters)
         leaves = {}
-        for path, value in self.read().items():
+        for path in self.paths:  # one after another: the whole model need not fit a device
+            (value,) = self.read(paths=[path]).values()
             (checksum,) = checksums({path: value}).values()
             leaves[path] = Leaf(tuple(value.shape), str(value.dtype), checksum)
         return model_fingerprint(dict(sorted(leaves.items())))
@@ -91,6 +97,18 @@ class StoredModel:
     def _held(self) -> Mapping[str, BrickConfig]:
         """Configs of the bricks that lie in it, and are all that does; empty: a model."""
         return self.description.metadata.bricks if self.description else {}
+
+    def brick_sets(self, domains: Sequence[str]) -> Int[np.ndarray, "D K"] | None:
+        """Returns ids of the bricks that documents of these domains used in training; None: all.
+
+        Bricks that were plugged in from files apply to all documents.
+        """
+        sets = self.description.metadata.brick_sets if self.description else {}
+        if not sets:
+            return None
+        named = {name: [*filter(None, [sets.get(name)]), *self.plugged] for name in domains}
+        whole = {name: "+".join(found) for name, found in named.items() if found}
+        return sets_of_domains(self.bricks, whole, domains)
 
     def with_bricks(
         self, files: Sequence[epath.PathLike], *, allow_base: str = "same"
@@ -108,19 +126,22 @@ class StoredModel:
         return dataclasses.replace(self, plugged={**self.plugged, **found})
 
     def base(self) -> StoredModel:
-        """Opens the model that its bricks are for.
+        """Opens the model that its bricks are for, where it was or at `base_path`.
 
         Raises:
-          InputError: it is not where it was, or another one.
+          InputError: it is not there, or another one.
         """
         base = self.description.metadata.base if self.description else None
         assert base is not None, "bricks have a base"
+        path = base.origin if self.base_path is None else self.base_path
         try:
-            found = open_model(base.origin)
+            found = open_model(path)
         except InputError as error:
-            raise InputError(f"the model of the bricks in {self.origin}: {error}") from None
+            raise InputError(
+                f"the model of the bricks in {self.origin}: {error}; name it with base="
+            ) from None
         if found.fingerprint() != base.fingerprint:
-            raise InputError(f"{base.origin} is not the model of the bricks in {self.origin}")
+            raise InputError(f"{path} is not the model of the bricks in {self.origin}")
         return found
 
     @property
@@ -216,7 +237,9 @@ class StoredModel:
             )
 
 
-def open_model(path: epath.PathLike, step: int | None = None) -> StoredModel:
+def open_model(
+    path: epath.PathLike, step: int | None = None, *, base: epath.PathLike | None = None
+) -> StoredModel:
     """Finds a model on disk and reads what it says about itself, no values.
 
     Foreign checkpoints (see `modbrick.convert`) are read in place, without a second copy on disk.
@@ -225,6 +248,7 @@ def open_model(path: epath.PathLike, step: int | None = None) -> StoredModel:
       path: a run's or model's directory, its `checkpoints`, a single checkpoint, or a foreign
         checkpoint: a directory with `config.json` and weights, or a GGUF file.
       step: which checkpoint of a run; None: the newest complete one.
+      base: where the model lies that a run trained bricks for; None: where it lay.
 
     Raises:
       InputError: there is no model, it is damaged, or of a format that is not read.
@@ -233,7 +257,8 @@ def open_model(path: epath.PathLike, step: int | None = None) -> StoredModel:
         found = checkpoints.locate(path, step)  # once: a run may save another meanwhile
         description = checkpoints.describe(found)
         origin, paths = f"{path}, step {description.step}", tuple(description.parameters)
-        return StoredModel(description.metadata.model, origin, paths, found, description)
+        model = description.metadata.model
+        return StoredModel(model, origin, paths, found, description, base_path=base)
     if step is not None:
         raise InputError(f"{path} is a single checkpoint, without steps: ask for none")
     opened = open_checkpoint(path)

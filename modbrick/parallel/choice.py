@@ -39,10 +39,8 @@ class Choice:
         """Tokens that use any variant."""
         return (self.ids >= 0).any(-1)
 
-    def of(self, rows: Int[Array, "M"] | None) -> Choice:
+    def of(self, rows: Int[Array, "M"]) -> Choice:
         """Returns the choice among rows of a table: variant m is in row `rows[m]`, -1: in none."""
-        if rows is None:
-            return self
         known = (self.ids >= 0) & (self.ids < len(rows))
         return Choice(jnp.where(known, rows[jnp.where(known, self.ids, 0)], -1), self.weights)
 

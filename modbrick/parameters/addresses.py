@@ -37,7 +37,7 @@ def fill(template: str, *, layer: int | None, expert: int | None) -> str:
     )
 
 
-def covered(pattern: str, template: str, numbers: Mapping[str, range]) -> np.ndarray:
+def covered(pattern: str, template: str, numbers: Mapping[str, Sequence[int]]) -> np.ndarray:
     """Returns which members of a bank a pattern covers.
 
     Args:

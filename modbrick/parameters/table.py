@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -35,6 +35,7 @@ class ParameterInfo:
       axes: a logical name for each axis; those of `BANK_AXES` come first.
       template: its address, with `{layer}` and `{expert}` where it has these axes; "": the path.
       first_layer: absolute index of the first of its layers.
+      layers: absolute indices of its layers, where they do not follow one another; else empty.
       role: what it serves; None: a weight of a layer.
     """
 
@@ -44,6 +45,7 @@ class ParameterInfo:
     template: str = ""
     first_layer: int = 0
     role: Role | None = None
+    layers: tuple[int, ...] = ()
 
     @classmethod
     def of_segment(
@@ -76,17 +78,22 @@ class ParameterInfo:
           layer: index in the stack (not absolute).
           expert: index in the bank.
         """
-        absolute = None if layer is None else self.first_layer + layer
+        absolute = None if layer is None else self._numbers("layer", layer + 1)[layer]
         return fill(self.template or self.path, layer=absolute, expert=expert)
 
     def covered_by(self, pattern: str) -> np.ndarray:
         """Returns which members a pattern covers: bool, over the layers and experts."""
-        first = {"layer": self.first_layer, "expert": 0}
         numbers = {
-            axis: range(first[axis], first[axis] + size)
+            axis: self._numbers(axis, size)
             for axis, size in zip(self.axes, self.bank_shape, strict=False)
         }
         return covered(pattern, self.template or self.path, numbers)
+
+    def _numbers(self, axis: str, size: int) -> Sequence[int]:
+        """Returns by which numbers addresses name the members along an axis."""
+        if axis == "expert":
+            return range(size)
+        return self.layers or range(self.first_layer, self.first_layer + size)
 
 
 class ParameterTable:

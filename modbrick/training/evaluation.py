@@ -70,7 +70,6 @@ class EvaluationResult:
         )
 
 
-BrickIds = Callable[[Batch], Int32[Array, "B S K"] | None]
 EvaluationStep = Callable[[Any, Batch], tuple[Float[Array, "B S"], dict[str, RouterStatistics]]]
 
 
@@ -80,7 +79,7 @@ def evaluation_step(
     mesh: Mesh | None = None,
     *,
     bricks: Mapping[str, BrickConfig] = NO_BRICKS,
-    brick_ids: BrickIds | None = None,
+    brick_sets: Int32[np.ndarray, "D K"] | None = None,
 ) -> EvaluationStep:
     """Returns the compiled `step(parameters, batch) -> (losses of targets, router statistics)`.
 
@@ -89,7 +88,7 @@ def evaluation_step(
       execution: how to run it.
       mesh: on which losses lie like the batch, and statistics everywhere; None: as it comes.
       bricks: customized ones on the model, whose parameters are among the others.
-      brick_ids: maps a batch to the ids of the bricks that its tokens use; None: all.
+      brick_sets: ids of the bricks that documents of each of the batches' domains use; None: all.
     """
     decoder = plugged_decoder(config, bricks, execution)
     replicated = mesh and NamedSharding(mesh, PartitionSpec())
@@ -101,7 +100,7 @@ def evaluation_step(
             batch["tokens"],
             segment_ids=batch["segment_ids"],
             positions=batch["positions"],
-            brick_ids=None if brick_ids is None else brick_ids(batch),
+            brick_ids=None if brick_sets is None else jnp.asarray(brick_sets)[batch["domains"]],
         )
         losses = head_token_losses(
             features.hidden,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 
+from etils import epath
+
 from modbrick.checkpoints import BaseModel, Metadata
 from modbrick.checkpoints.workdir.directory import as_path, is_local
 from modbrick.models import open_model
@@ -21,8 +23,10 @@ def base_model(config: RunConfig) -> BaseModel | None:
     origin = config.training.initial_checkpoint
     if not config.bricks or origin is None:
         return None
-    fingerprint = open_model(origin).fingerprint()
-    path = as_path(origin)
+    stored = open_model(origin)
+    fingerprint = stored.fingerprint()
+    # Of a run, the checkpoint that is read now: it may be trained on.
+    path = stored.contents if isinstance(stored.contents, epath.Path) else as_path(origin)
     return BaseModel(os.path.abspath(path) if is_local(path) else str(path), fingerprint)
 
 
@@ -32,4 +36,9 @@ def run_metadata(task: Task, config: RunConfig) -> Metadata:
     Raises:
       InputError: the data or the model cannot be opened.
     """
-    return dataclasses.replace(task.metadata(), bricks=config.bricks, base=base_model(config))
+    return dataclasses.replace(
+        task.metadata(),
+        bricks=config.bricks,
+        brick_sets=config.brick_sets,
+        base=base_model(config),
+    )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from modbrick.bricks import BrickConfig
+from modbrick.bricks.config import check_name
 from modbrick.bricks.plugging import set_ids
 from modbrick.checkpoints import CheckpointConfig
 from modbrick.config import ModelConfig
@@ -145,7 +146,13 @@ class RunConfig:
                 f"{self.training.microbatches} training.microbatches"
             )
         self.checkpoint.require_evaluations(self.evaluation.every)
-        set_ids(tuple(self.bricks), tuple(self.brick_sets.values()))
+        for name in self.bricks:
+            check_name(name)
+        for domain, given in self.brick_sets.items():
+            try:
+                set_ids(tuple(self.bricks), [given])
+            except InputError as error:
+                raise InputError(f"brick_sets.{domain}: {error}") from None
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """Returns, as JSON-able data, what decides the parameters after each step.
@@ -166,7 +173,11 @@ class RunConfig:
             "execution": self.execution.identity(),
         }
         if self.bricks:
-            identity |= {"bricks": to_mapping(self.bricks), "brick_sets": dict(self.brick_sets)}
+            identity |= {
+                "bricks": to_mapping(self.bricks),
+                "brick_order": list(self.bricks),
+                "brick_sets": dict(self.brick_sets),
+            }
         return identity
 
 

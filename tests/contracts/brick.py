@@ -123,6 +123,12 @@ class BrickContract:
             assert actual.dtype == y.dtype
             assert np.array_equal(actual, y)
 
+    def test_a_weight_of_nothing_changes_nothing(self) -> None:
+        bank = self.bank([self.values(0), self.values(1)])
+        x, y = self.tokens()
+        choice = Choice(jnp.asarray(IDS), jnp.zeros(IDS.shape))
+        np.testing.assert_allclose(applied(bank, x, y, choice), y, rtol=1e-6, atol=1e-6)
+
     def test_slots_of_experts_are_changed_alike(self) -> None:
         bank = self.bank([self.values(0), self.values(1)])
         x, y = self.tokens()

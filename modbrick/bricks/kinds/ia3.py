@@ -16,7 +16,10 @@ from modbrick.parallel.choice import Choice
 
 @dataclasses.dataclass(frozen=True)
 class IA3:
-    """y · factor. Several of a token multiply, in any order; a weight w stands for factor^w."""
+    """y · factor. Several of a token multiply, in any order.
+
+    A weight w stands for a factor of 1 + w (factor - 1).
+    """
 
     kind: Literal["ia3"] = "ia3"
 
@@ -54,7 +57,7 @@ class Rescaling:
         else:
             chosen = choice.take(leaves["factor"], 1.0)
             if choice.weights is not None:
-                chosen = jnp.sign(chosen) * jnp.abs(chosen) ** choice.weights[..., None]
+                chosen = 1.0 + choice.weights[..., None] * (chosen - 1.0)
             factor = chosen.prod(-2)
             slots = (1,) * (outputs.ndim - factor.ndim)
             factor = factor.reshape(*factor.shape[:2], *slots, factor.shape[-1])

@@ -94,6 +94,8 @@ def added(
     outputs: Float[Array, "B S *K O"], change: Float[Array, "B S O"]
 ) -> Float[Array, "B S *K O"]:
     """Returns the outputs with a change of each token added in float32, to every slot alike."""
+    if change.ndim == outputs.ndim:
+        return (outputs.astype(jnp.float32) + change).astype(outputs.dtype)
     slots = (1,) * (outputs.ndim - change.ndim)
     change = change.reshape(*change.shape[:2], *slots, change.shape[-1])
     return (outputs.astype(jnp.float32) + change).astype(outputs.dtype)

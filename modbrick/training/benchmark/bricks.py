@@ -91,7 +91,12 @@ def mixing_cost(case: Case, *, rows: int, length: int, rounds: int) -> dict[str,
 
     tokens = jnp.asarray(random.integers(0, case.vocabulary, (rows, length)), jnp.int32)
     mixed, alone = run(parameters, tokens, many, ids), run(parameters, tokens, one, None)
-    error = float(jnp.abs(mixed[0] - alone[0]).max() / jnp.abs(alone[0]).max())
+    name = f"lora{rows - 1}"
+    last = run(parameters, tokens, plugged(config, {name: lora}, values), None)
+    error = max(
+        float(jnp.abs(mixed[row] - whole[row]).max() / jnp.abs(whole[row]).max())
+        for row, whole in ((0, alone), (rows - 1, last))
+    )
     if not error < 1e-4:
         raise RuntimeError(f"a row in a mixed batch differs from itself alone by {error:.1e}")
 

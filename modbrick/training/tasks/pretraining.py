@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int32, Key
 
 from modbrick.bricks.attachment import attachments
-from modbrick.bricks.plugging import set_ids
+from modbrick.bricks.plugging import sets_of_domains
 from modbrick.checkpoints import Metadata
 from modbrick.data import (
     Dataset,
@@ -99,22 +99,19 @@ class Pretraining:
         self, model: Decoder, batch: Mapping[str, Any], random_keys: Key[Array, "B"] | None
     ) -> Totals:
         """Returns the sums of the next-token loss."""
-        return next_token_totals(model, batch, random_keys, self._brick_ids(batch))
+        ids = None
+        if self.config.brick_sets:
+            ids = jnp.asarray(self._training_sets)[batch[DOMAINS]]
+        return next_token_totals(model, batch, random_keys, ids)
 
     @functools.cached_property
-    def _ids_by_domain(self) -> Int32[np.ndarray, "D K"]:
-        """Ids of the bricks that documents of each domain of the data use."""
-        config, domains = self.config, self.dataset.documents("train").domains
-        if unknown := sorted(config.brick_sets.keys() - set(domains)):
+    def _training_sets(self) -> Int32[np.ndarray, "D K"] | None:
+        """Ids of the bricks that documents of each training domain use; None: all use all."""
+        domains = self.dataset.documents("train").domains
+        if unknown := sorted(self.config.brick_sets.keys() - set(domains)):
             remark = nearest(unknown[0], domains)
             raise InputError(f"brick_sets names the domain {unknown[0]!r}; {remark}")
-        return set_ids(tuple(config.bricks), [config.brick_sets.get(name) for name in domains])
-
-    def _brick_ids(self, batch: Mapping[str, Any]) -> Int32[Array, "B S K"] | None:
-        """Returns the ids of the bricks of each token's domain; None: all use all bricks."""
-        if not self.config.brick_sets:
-            return None
-        return jnp.asarray(self._ids_by_domain)[batch[DOMAINS]]
+        return sets_of_domains(self.config.bricks, self.config.brick_sets, domains)
 
     def metadata(self) -> Metadata:
         """Returns model, identity of the run, and tokenizer."""
@@ -138,7 +135,7 @@ class Pretraining:
         check_vocabulary(self.dataset, self.config.model.vocabulary)
         rows = local_rows(mesh, data.batch_size)
         if domains := bool(self.config.brick_sets):
-            _ = self._ids_by_domain  # refuses what is misspelt
+            _ = self._training_sets  # refuses what is misspelt
         batches = training_batches(self.dataset, data, rows=rows, domains=domains)
         _require_enough_rows(batches.plan.rows, self.config)
         return batches
@@ -167,7 +164,7 @@ class Pretraining:
             config.execution,
             mesh,
             bricks=config.bricks,
-            brick_ids=self._brick_ids,
+            brick_sets=sets_of_domains(config.bricks, config.brick_sets, held_out.domains),
         )
 
         def run(parameters: Any, should_stop: Callable[[], bool]) -> Evaluation | None:

@@ -70,6 +70,12 @@ def test_a_kind_may_not_fit_a_site() -> None:
         attachments(model, BrickConfig(("layer.*.attention.query",), Adapter(hidden=2)))
 
 
+def test_patterns_are_a_list() -> None:
+    assert BrickConfig(["head"], LoRA()) == BrickConfig(("head",), LoRA())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="is a list of patterns, got 'head'"):
+        BrickConfig("head", LoRA())  # type: ignore[arg-type]
+
+
 def test_a_brick_is_somewhere() -> None:
     with pytest.raises(InputError, match="`at` names no site"):
         BrickConfig((), LoRA())

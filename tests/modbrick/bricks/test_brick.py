@@ -63,3 +63,10 @@ def test_a_model_without_the_site_is_named() -> None:
     shallow = MODEL.replace(segments=(SegmentConfig(MODEL.segments[0].layer, 1),))
     (remark,) = brick.mismatches(shallow)
     assert "no site 'layer.1-2.attention.key'" in remark
+
+
+def test_values_are_finite() -> None:
+    brick = Brick.of_parameters("gain", BRICKS["gain"], MODEL, VALUES)
+    address = "layer.1.attention.value.factor"
+    broken = {**brick.values, address: np.full(8, np.nan, np.float32)}
+    assert Brick(brick.config, broken).mismatches(MODEL) == [f"{address}: holds NaN or infinity"]

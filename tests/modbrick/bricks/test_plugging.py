@@ -5,13 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modbrick.bricks import IA3, BrickConfig, LoRA, Plugged, initial_bricks, plugged
+from modbrick.bricks import (
+    IA3,
+    Adapter,
+    Bias,
+    BrickConfig,
+    LoRA,
+    Plugged,
+    Settings,
+    initial_bricks,
+    plugged,
+)
+from modbrick.decoder.arguments import spread
 from modbrick.decoder.decoder import Decoder
 from modbrick.decoder.functional import functional_decoder, initial_parameters
 from modbrick.errors import InputError
+from modbrick.layers.context import Context
+from modbrick.parallel.choice import Choice
 from tests.compilation import max_traces
 from tests.modbrick.bricks.tiny import BRICKS, MODEL, random_bricks
 
@@ -129,6 +143,114 @@ def test_a_model_has_what_is_plugged_in(parameters: Any, trained: Plugged) -> No
     np.testing.assert_allclose(
         jax.jit(lambda t: model(t).logits)(TOKENS), want, rtol=1e-5, atol=1e-6
     )
+
+
+KINDS: dict[str, Settings] = {
+    "lora": LoRA(rank=2),
+    "adapter": Adapter(hidden=3),
+    "ia3": IA3(),
+    "bias": Bias(),
+}
+
+
+@pytest.mark.parametrize("second", KINDS)
+@pytest.mark.parametrize("first", KINDS)
+def test_two_kinds_at_one_site_are_what_they_are_alone(first: str, second: str) -> None:
+    """In one batch with all others, and in either order of their names."""
+    site, names = "layer.*.attention.key", [f"{kind}{i}" for kind in KINDS for i in (1, 2)]
+    bricks = {name: BrickConfig((site,), KINDS[name[:-1]]) for name in names}
+    values = random_bricks(bricks)
+    a, b = f"{first}1", f"{second}2"
+    random = np.random.default_rng(1)
+    x = jnp.asarray(random.normal(size=(2, 3, 16)), jnp.float32)
+    y = jnp.asarray(random.normal(size=(2, 3, 8)), jnp.float32)
+
+    def chosen(*sets: str) -> Choice | None:
+        return spread(jnp.asarray(together.ids(sets)), None, x)
+
+    def at_site(plug: Plugged, ids: Any) -> np.ndarray:
+        banks = jax.tree.map(lambda array: array[1], plug.segments["0"]["attention.key"])
+        return np.asarray(Context(bricks={"key": banks}, choice=ids).at("key", x, y))
+
+    together = plugged(MODEL, bricks, values)
+    mixed = at_site(together, chosen(f"{a}+{b}", f"{b}+{a}"))
+    for row, order in enumerate(((a, b), (b, a))):
+        alone = at_site(plugged(MODEL, {n: bricks[n] for n in order}, values), None)
+        np.testing.assert_allclose(mixed[row], alone[row], rtol=1e-5, atol=1e-5)
+    if (first, second) != ("adapter", "adapter"):
+        same = at_site(together, chosen(f"{a}+{b}", f"{a}+{b}"))
+        np.testing.assert_allclose(same[1], mixed[1], rtol=1e-5, atol=1e-6)
+
+
+def test_names_do_not_pass_through_compiled_functions(trained: Plugged) -> None:
+    """They would be those of the first call."""
+    out = jax.jit(lambda plug: plug)(trained)
+    assert out.names == ()
+    with pytest.raises(InputError, match="no brick 'de' is plugged in"):
+        out.ids(["de"])
+
+
+def test_longer_sets_have_room() -> None:
+    plug = plugged(MODEL, {"de": BRICKS["de"]}, random_bricks())
+    assert plug.ids(["de"], places=3).tolist() == [[[0, -1, -1]]]
+    with pytest.raises(InputError, match="a set of 1 bricks does not fit 0 places"):
+        plug.ids(["de"], places=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: None, "is missing among the parameters"),
+        (lambda x: x[:1], r"has shape \[1, 16, 4\], the brick on this model needs \[3, 16, 4\]"),
+        (lambda x: x[:, :8], r"has shape \[3, 8, 4\]"),
+        (lambda x: x[..., :2], r"has shape \[3, 16, 2\]"),
+    ],
+    ids=["missing", "fewer layers", "narrower", "lower rank"],
+)
+def test_values_that_do_not_fit_are_refused(change: Any, message: str) -> None:
+    values = random_bricks()
+    down = "bricks.law.segments.0.attention.query.down"
+    if (changed := change(values.pop(down))) is not None:
+        values[down] = changed
+    with pytest.raises(InputError, match=message):
+        plugged(MODEL, {"law": BRICKS["law"]}, values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"brick_ids": [5] * 5}, "brick ids from 5 to 5 do not fit 5 bricks"),
+        ({"brick_ids": [-2] * 5}, "do not fit 5 bricks"),
+        ({"brick_ids": [0] * 4}, r"brick_ids of shape \(4,\) do not fit tokens \(5, 7\)"),
+        ({"brick_ids": [0.0] * 5}, "brick_ids are integers"),
+        ({"brick_weights": [1.0] * 5}, "brick_weights stand beside brick_ids"),
+        (
+            {"brick_ids": [0] * 5, "brick_weights": [[[1.0, 1.0]]] * 5},
+            "brick_weights for 2 bricks a token do not fit brick_ids for 1",
+        ),
+    ],
+)
+def test_ids_and_weights_that_cannot_be_are_refused(
+    parameters: Any, trained: Plugged, arguments: dict[str, Any], message: str
+) -> None:
+    model = DECODER.bind(parameters)
+    given: Any = {name: jnp.asarray(value) for name, value in arguments.items()}
+    with pytest.raises(InputError, match=message):
+        model.features(jnp.asarray(TOKENS), bricks=trained, **given)
+
+
+def test_without_bricks_there_are_no_ids(parameters: Any) -> None:
+    with pytest.raises(InputError, match="do not fit 0 bricks"):
+        DECODER.bind(parameters).features(jnp.asarray(TOKENS), brick_ids=jnp.zeros(5, jnp.int32))
+
+
+def test_weights_are_shaped_as_ids() -> None:
+    """An example's weight is that of all its tokens, also where as many tokens as examples are."""
+    tokens = jnp.zeros((3, 3), jnp.int32)
+    choice = spread(jnp.zeros(3, jnp.int32), jnp.array([0.0, 1.0, 2.0]), tokens)
+    assert choice is not None
+    assert choice.weights is not None
+    np.testing.assert_array_equal(choice.weights[..., 0], [[0] * 3, [1] * 3, [2] * 3])
 
 
 def test_ids_name_sets(trained: Plugged) -> None:

@@ -27,6 +27,20 @@ def test_addresses_are_absolute() -> None:
     assert infos["bricks.de.decoder.head.up"].address() == "brick.de.head.up"
 
 
+def test_layers_need_not_follow_one_another() -> None:
+    brick = {"odd": BrickConfig(("layer.[02].attention.query",), LoRA(rank=2))}
+    (info, _) = brick_infos(MODEL, brick)
+    assert [info.address(layer=layer) for layer in (0, 1)] == [
+        "brick.odd.layer.0.attention.query.down",
+        "brick.odd.layer.2.attention.query.down",
+    ]
+    table = plugged_decoder(MODEL, brick).table
+    (mask, _) = table.select(["brick.odd.layer.2"]).values()
+    assert mask.tolist() == [False, True]
+    with pytest.raises(InputError, match="covers no parameter"):
+        table.select(["brick.odd.layer.1"])
+
+
 def test_a_brick_can_be_trained_alone() -> None:
     table = plugged_decoder(MODEL, BRICKS).table
     partition = Partition(table, trainable=["brick.de", "brick.gain"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from modbrick.objective import ObjectiveConfig
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.training.observe.metrics import read_metrics
 from modbrick.training.program import train_program
-from modbrick.training.run_config import RunConfig
+from modbrick.training.run_config import RunConfig, check_identity
 from modbrick.training.tasks.pretraining import Pretraining
 from tests.configs import tiny
 from tests.modbrick.data.conftest import random_texts, write_dataset
@@ -127,6 +128,26 @@ def test_a_model_has_the_bricks_of_its_run(whole: Path, base: Path) -> None:
     assert difference > 1e-3
     halves = modbrick.load_model(whole, dtype="bfloat16")
     assert np.abs(halves(tokens).logits - with_bricks(tokens).logits).max() < 0.1
+
+
+def test_a_model_that_was_moved_can_be_named(
+    whole: Path, base: Path, config: RunConfig, tmp_path: Path
+) -> None:
+    moved, run_of_it = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(base, tmp_path / "model")
+    run(
+        changed(config, "training", initial_checkpoint=str(tmp_path / "model"), steps=2),
+        Regression,
+        run_of_it,
+    )
+    (tmp_path / "model").rename(moved)
+    with pytest.raises(InputError, match="name it with base="):
+        modbrick.load_model(run_of_it)
+    assert modbrick.load_model(run_of_it, base=moved).plugged is not None
+    other = tmp_path / "other"
+    save_model(other, initial_parameters(MODEL, jax.random.key(10)), Metadata(MODEL))
+    with pytest.raises(InputError, match="is not the model of the bricks"):
+        modbrick.load_model(run_of_it, base=other)
 
 
 def test_the_model_costs_its_bytes_and_no_more(config: RunConfig) -> None:
@@ -243,6 +264,24 @@ def test_documents_use_the_bricks_of_their_domain(domains: RunConfig) -> None:
     assert compute(values, english)[0] == compute(other, english)[0]
 
 
+def test_evaluation_knows_the_domains_of_its_split(domains: RunConfig, tmp_path: Path) -> None:
+    """Held-out text is of one of the two domains of training."""
+    texts = {name: random_texts(seed, 12, 40) for seed, name in enumerate(("english", "german"))}
+    write_dataset(tmp_path / "data", {"train": texts, "held_out": {"german": texts["german"]}})
+    task = Pretraining(changed(domains, "data", path=str(tmp_path / "data")))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    values = random_values(domains)
+    bias = "bricks.law.segments.0.feed_forward.up_bias"
+    losses = []
+    with jax.set_mesh(mesh):
+        evaluate = task.evaluation(mesh)
+        for changed_bias in (values[bias], values[bias] + 1):
+            found = evaluate(values | {bias: changed_bias}, lambda: False)
+            assert found is not None
+            losses.append(found.metrics["loss"])
+    assert losses[0] != losses[1]
+
+
 def test_evaluation_knows_domains_too(domains: RunConfig) -> None:
     task, mesh = Pretraining(domains), make_mesh(MeshConfig(), jax.devices()[:1])
     values = random_values(domains)
@@ -256,6 +295,13 @@ def test_evaluation_knows_domains_too(domains: RunConfig) -> None:
             losses.append(found.record["domains"])
     assert losses[0]["english"] == losses[1]["english"]
     assert losses[0]["german"]["loss"] != losses[1]["german"]["loss"]
+
+
+def test_the_order_of_bricks_belongs_to_a_run(domains: RunConfig) -> None:
+    dataset = Pretraining(domains).dataset
+    turned = dataclasses.replace(domains, bricks=dict(reversed(BRICKS.items())))
+    with pytest.raises(InputError, match="brick_order"):
+        check_identity(domains.identity(dataset), turned.identity(dataset), (), "RUN")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,6 +24,21 @@ class TestSerialAdapter(BrickContract):
     def test_slots_of_experts_are_changed_alike(self) -> None:
         with pytest.raises(InputError, match="query has 2 a token here"):
             self.settings[0].leaves(dataclasses.replace(SITE, slots=2))
+
+
+def test_a_single_expert_is_one_output() -> None:
+    """Of attention experts with one a token, outputs are [B, S, 1, O]."""
+    adapter = Adapter(hidden=3)
+    random = np.random.default_rng(0)
+    leaves = {
+        name: jnp.asarray(random.normal(size=(1, *info.shape)), jnp.float32)
+        for name, info in adapter.leaves(SQUARE).items()
+    } | {"scale": jnp.ones(1)}
+    y = jnp.asarray(random.normal(size=(2, 3, 1, 6)), jnp.float32)
+    inputs = jnp.zeros((2, 3, 6))
+    found = adapter.form(leaves, inputs, y, None)
+    wanted = adapter.form(leaves, inputs, y[:, :, 0], None)
+    np.testing.assert_allclose(found[:, :, 0], wanted, rtol=1e-6)
 
 
 class TestParallelAdapter(BrickContract):
