@@ -43,7 +43,7 @@ def test_a_pattern_covers_layers_of_every_segment_that_has_the_site() -> None:
 
 def test_a_site_as_a_whole_comes_before_those_inside() -> None:
     assert covered("layer.0.feed_forward").keys() == {"segments.0.feed_forward"}
-    inside = {f"segments.0.feed_forward.{name}" for name in ("up", "down")}
+    inside = {f"segments.0.feed_forward.{name}" for name in ("up", "hidden", "down")}
     assert covered("layer.0.feed_forward.*").keys() == inside
 
 

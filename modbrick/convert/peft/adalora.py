@@ -1,0 +1,78 @@
+"""AdaLoRA in PEFT's format (arXiv 2303.10512), read as LoRA.
+
+A module `[out, in]` has `lora_A` `[rank, in]`, `lora_B` `[out, rank]` and singular values `lora_E`
+`[rank, 1]`; the change is `alpha / (init_r + 1e-5) · lora_B (lora_E lora_A)`, whatever rank is
+left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from modbrick.bricks.kinds.lora import LoRA
+from modbrick.convert.peft.lora import Shapes, low_rank_pieces
+from modbrick.convert.peft.module import Module
+from modbrick.convert.peft.piece import Piece
+from modbrick.convert.peft.settings import Targets
+from modbrick.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaLoRASettings(Targets):
+    """Settings of `AdaLoraConfig` that change what an adapter computes.
+
+    Attributes:
+      init_r: rank at first.
+      lora_alpha: of the scale.
+      rank_pattern: which singular values are left, by `NAME.lora_E`.
+    """
+
+    aside: ClassVar = (
+        "lora_dropout", "r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2",
+        "orth_reg_weight", "total_step",
+    )  # fmt: skip
+    neutral: ClassVar = {"init_lora_weights": (True,)}
+
+    init_r: int = 12
+    lora_alpha: float = 8.0
+    rank_pattern: Mapping[str, tuple[bool, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_r < 1 or not math.isfinite(self.lora_alpha):
+            raise InputError(f"init_r {self.init_r} and lora_alpha {self.lora_alpha} give no scale")
+
+    def rank(self, module: Module) -> int:
+        """Returns how many singular values of a module are left."""
+        kept = (self.rank_pattern or {}).get(f"{module.name}.lora_E")
+        return self.init_r if kept is None else sum(kept)
+
+    def shapes(self, module: Module) -> Shapes:
+        """Returns the shapes of a module's tensors, by the end of their names."""
+        rank = self.rank(module)
+        return {
+            ".lora_A": (rank, module.input_width),
+            ".lora_B": (module.output_width, rank),
+            ".lora_E": (rank, 1),
+        }
+
+    def shared(self, modules: Sequence[Module]) -> Shapes:
+        """Returns the shapes of tensors that all modules share, by name."""
+        del modules
+        return {}
+
+    def pieces(
+        self, module: Module, tensors: Mapping[str, np.ndarray], name: str
+    ) -> Iterator[Piece]:
+        """Yields a LoRA for each site of a module; of a module without singular values, nothing."""
+        if rank := self.rank(module):
+            alpha = self.lora_alpha if self.lora_alpha > 0 else float(self.init_r)
+            settings = LoRA(rank, alpha * rank / (self.init_r + 1e-5))
+            name = name if rank == self.init_r else f"{name}-r{rank}"
+            down = tensors[".lora_A"] * tensors[".lora_E"]
+            yield from low_rank_pieces(module, settings, down, tensors[".lora_B"], name)
