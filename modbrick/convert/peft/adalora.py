@@ -12,10 +12,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
-import numpy as np
-
 from modbrick.bricks.kinds.lora import LoRA
-from modbrick.convert.peft.lora import Shapes, low_rank_pieces
+from modbrick.convert.peft.lora import Shapes, Tensors, brick_names, low_rank_pieces
 from modbrick.convert.peft.module import Module
 from modbrick.convert.peft.piece import Piece
 from modbrick.convert.peft.settings import Targets
@@ -66,13 +64,13 @@ class AdaLoRASettings(Targets):
         del modules
         return {}
 
-    def pieces(
-        self, module: Module, tensors: Mapping[str, np.ndarray], name: str
-    ) -> Iterator[Piece]:
-        """Yields a LoRA for each site of a module; of a module without singular values, nothing."""
-        if rank := self.rank(module):
-            alpha = self.lora_alpha if self.lora_alpha > 0 else float(self.init_r)
+    def pieces(self, tensors: Tensors, name: str) -> Iterator[Piece]:
+        """Yields a LoRA for each site of each module of which singular values are left."""
+        alpha = self.lora_alpha if self.lora_alpha > 0 else float(self.init_r)
+        ranks = {module: (rank, alpha) for module in tensors if (rank := self.rank(module))}
+        names = brick_names(name, ranks, (self.init_r, alpha)) if ranks else {}
+        for module, brick in names.items():
+            rank, own = ranks[module][0], tensors[module]
             settings = LoRA(rank, alpha * rank / (self.init_r + 1e-5))
-            name = name if rank == self.init_r else f"{name}-r{rank}"
-            down = tensors[".lora_A"] * tensors[".lora_E"]
-            yield from low_rank_pieces(module, settings, down, tensors[".lora_B"], name)
+            down = own[".lora_A"] * own[".lora_E"]
+            yield from low_rank_pieces(module, settings, down, own[".lora_B"], brick)

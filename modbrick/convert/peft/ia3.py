@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from modbrick.bricks.kinds.ia3 import IA3
-from modbrick.convert.peft.lora import Shapes
+from modbrick.convert.peft.lora import Shapes, Tensors
 from modbrick.convert.peft.module import Module
 from modbrick.convert.peft.piece import Piece
 from modbrick.convert.peft.settings import Names, Targets, names
@@ -53,16 +53,16 @@ class IA3Settings(Targets):
         del modules
         return {}
 
-    def pieces(
-        self, module: Module, tensors: Mapping[str, np.ndarray], name: str
-    ) -> Iterator[Piece]:
-        """Yields factors for each site of a module, or for the one before it."""
-        factors = tensors[FACTORS].reshape(-1)
-        if self._before(module):
-            yield Piece(module.inputs, IA3(), {"factor": factors}, name)
-            return
-        for share in module.shares:
-            yield Piece(share.address, IA3(), {"factor": factors[share.start : share.stop]}, name)
+    def pieces(self, tensors: Tensors, name: str) -> Iterator[Piece]:
+        """Yields factors for each site of each module, or for the one before it."""
+        for module, own in tensors.items():
+            factors = own[FACTORS].reshape(-1)
+            if self._before(module):
+                yield Piece(module.inputs, IA3(), {"factor": factors}, name)
+                continue
+            for share in module.shares:
+                part = factors[share.start : share.stop]
+                yield Piece(share.address, IA3(), {"factor": part}, name)
 
     def _before(self, module: Module) -> bool:
         if self.feedforward_modules is None:

@@ -22,6 +22,9 @@ from modbrick.errors import InputError
 
 Shapes = dict[str, tuple[int, ...]]
 
+Tensors = Mapping[Module, Mapping[str, np.ndarray]]
+"""Tensors of each module, by the end of their names, or by the whole of those that all share."""
+
 DOWN, UP, SHIFT = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias"
 
 
@@ -75,19 +78,36 @@ class LoRASettings(Targets):
         del modules
         return {}
 
-    def pieces(
-        self, module: Module, tensors: Mapping[str, np.ndarray], name: str
-    ) -> Iterator[Piece]:
-        """Yields a LoRA, and a bias if there is one, for each site of a module."""
-        settings = self.of(module)
-        differs = [] if settings.rank == self.r else [f"r{settings.rank}"]
-        differs += [] if settings.alpha == self.lora_alpha else [f"a{_spelt(settings.alpha)}"]
-        name = "-".join([name, *differs])
-        yield from low_rank_pieces(module, settings, tensors[DOWN], tensors[UP], name)
-        if self.lora_bias:
-            for share in module.shares:
-                bias = tensors[SHIFT][share.start : share.stop]
-                yield Piece(share.address, Bias(settings.scale), {"bias": bias}, f"{name}-bias")
+    def pieces(self, tensors: Tensors, name: str) -> Iterator[Piece]:
+        """Yields a LoRA, and a bias if there is one, for each site of each module."""
+        settings = {module: self.of(module) for module in tensors}
+        scales = {module: (of.rank, of.alpha or 0.0) for module, of in settings.items()}
+        names = brick_names(name, scales, (self.r, self.lora_alpha))
+        for module, own in tensors.items():
+            of, brick = settings[module], names[module]
+            yield from low_rank_pieces(module, of, own[DOWN], own[UP], brick)
+            for share in module.shares if self.lora_bias else ():
+                bias = own[SHIFT][share.start : share.stop]
+                yield Piece(share.address, Bias(of.scale), {"bias": bias}, f"{brick}-bias")
+
+
+def brick_names(
+    name: str, scales: Mapping[Module, tuple[int, float]], usual: tuple[int, float]
+) -> dict[Module, str]:
+    """Returns the name of each module's brick, which says in what it is unlike the usual one.
+
+    Args:
+      name: of the usual one.
+      scales: rank and alpha of each module.
+      usual: rank and alpha; if no module has them, the first one's are.
+    """
+    rank, alpha = usual if usual in scales.values() else next(iter(scales.values()))
+    found = {}
+    for module, (own_rank, own_alpha) in scales.items():
+        differs = [] if own_rank == rank else [f"r{own_rank}"]
+        differs += [] if own_alpha == alpha else [f"a{_spelt(own_alpha)}"]
+        found[module] = "-".join([name, *differs])
+    return found
 
 
 def low_rank_pieces(
@@ -227,7 +247,6 @@ def _plain(alpha: float) -> int | float:
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
-def _spelt(alpha: float | None) -> str:
+def _spelt(alpha: float) -> str:
     """Returns a number in letters that a brick's name may have."""
-    assert alpha is not None, "PEFT's always have one"
     return str(_plain(alpha)).replace(".", "_").replace("+", "")

@@ -61,7 +61,8 @@ def family_modules(form: Format, model: ModelConfig) -> dict[str, Module]:
     sites = site_addresses(model)
     modules = {}
     for name, place in table.places.items():
-        if name.endswith(_WEIGHT):
+        by_expert = len(place.parts[0].index) > 1  # in files only, the library has them as one
+        if name.endswith(_WEIGHT) and not by_expert:
             module = _module(name.removesuffix(_WEIGHT), place, table.parameters, sites)
             biased = f"{module.name}.bias" in table.places
             modules[module.name] = dataclasses.replace(module, biased=biased)

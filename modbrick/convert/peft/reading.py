@@ -16,7 +16,7 @@ from modbrick.convert.peft.adalora import AdaLoRASettings
 from modbrick.convert.peft.family import PREFIX, modules_of
 from modbrick.convert.peft.ia3 import IA3Settings
 from modbrick.convert.peft.lora import LoRASettings, Shapes
-from modbrick.convert.peft.piece import Piece, bricks_of
+from modbrick.convert.peft.piece import bricks_of
 from modbrick.convert.peft.settings import read_settings
 from modbrick.convert.peft.vera import VeRASettings
 from modbrick.errors import InputError, located
@@ -81,13 +81,12 @@ def read_adapter(
         shared = settings.shared(chosen)
     with located(str(directory / WEIGHTS)):
         tensors = _read(stored, shapes | shared)
-    pieces: list[Piece] = []
-    for module in chosen:
-        front = PREFIX + module.name
-        own = {end: tensors[front + end] for end in settings.shapes(module)}
-        own |= {key: tensors[key] for key in shared}
-        pieces += settings.pieces(module, own, name)
-    return bricks_of(pieces, model)
+    common = {key: tensors[key] for key in shared}
+    by_module = {
+        module: common | {e: tensors[PREFIX + module.name + e] for e in settings.shapes(module)}
+        for module in chosen
+    }
+    return bricks_of(settings.pieces(by_module, name), model)
 
 
 def _stored(directory: Path) -> dict[str, StoredTensor]:

@@ -42,7 +42,7 @@ class Targets:
     Attributes:
       target_modules: names of modules or ends of them; a text is a regular expression.
       exclude_modules: the same, of modules that are not.
-      layers_to_transform: the only layers.
+      layers_to_transform: the only layers of ends of names; a module named whole is in any.
       layers_pattern: what stands in front of the layer's index in a name.
     """
 
@@ -82,6 +82,8 @@ class Targets:
         if self.exclude_modules and names(self.exclude_modules, name):
             return False
         assert self.target_modules is not None, "checked at first"
+        if not isinstance(self.target_modules, str) and name in self.target_modules:
+            return True  # whatever the layers
         return names(self.target_modules, name) and self._in_layers(name)
 
     def _targets(self, name: str, entry: str) -> bool:

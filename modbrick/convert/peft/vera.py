@@ -8,13 +8,11 @@ which each takes the front; a module has two vectors, and the change is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-import numpy as np
-
 from modbrick.bricks.kinds.lora import LoRA
-from modbrick.convert.peft.lora import Shapes, low_rank_pieces
+from modbrick.convert.peft.lora import Shapes, Tensors, low_rank_pieces
 from modbrick.convert.peft.module import Module
 from modbrick.convert.peft.piece import Piece
 from modbrick.convert.peft.settings import Targets
@@ -56,10 +54,9 @@ class VeRASettings(Targets):
         outputs = max(module.output_width for module in modules)
         return {FIRST: (self.r, inputs), SECOND: (outputs, self.r)}
 
-    def pieces(
-        self, module: Module, tensors: Mapping[str, np.ndarray], name: str
-    ) -> Iterator[Piece]:
-        """Yields a LoRA of scale 1 for each site of a module."""
-        down = tensors[FIRST][:, : module.input_width] * tensors[".vera_lambda_d"][:, None]
-        up = tensors[SECOND][: module.output_width] * tensors[".vera_lambda_b"][:, None]
-        yield from low_rank_pieces(module, LoRA(self.r), down, up, name)
+    def pieces(self, tensors: Tensors, name: str) -> Iterator[Piece]:
+        """Yields a LoRA of scale 1 for each site of each module."""
+        for module, own in tensors.items():
+            down = own[FIRST][:, : module.input_width] * own[".vera_lambda_d"][:, None]
+            up = own[SECOND][: module.output_width] * own[".vera_lambda_b"][:, None]
+            yield from low_rank_pieces(module, LoRA(self.r), down, up, name)

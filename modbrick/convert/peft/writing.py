@@ -73,6 +73,7 @@ def _adapter(
     common = {"task_type": "CAUSAL_LM"}
     if all(isinstance(of, LoRA | Bias) for of in settings.values()):
         placed = _placed(bricks, model, modules)
+        _check_dense_layers(placed, model)
         written, tensors = lora.written(placed)
         return common | written | _targets(placed, modules), tensors
     if all(isinstance(of, IA3) for of in settings.values()):
@@ -101,6 +102,16 @@ def _placed(
             at = found.setdefault(owners[piece.address], {})
             at.setdefault(piece.address, []).append(piece)
     return {module: found[module] for module in modules.values() if module in found}
+
+
+def _check_dense_layers(placed: Iterable[Module], model: ModelConfig) -> None:
+    """Refuses dense feed-forwards between banks, whose names PEFT takes for the experts'."""
+    banks = any(segment.layer.feed_forward.experts for segment in model.segments)
+    dense = [m.name for m in placed if any(".feed_forward." in s.address for s in m.shares)]
+    if banks and dense:
+        raise InputError(
+            f"PEFT takes a LoRA at {', '.join(dense)} for one of the experts of other layers"
+        )
 
 
 def _targets(chosen: Iterable[Module], modules: Mapping[str, Module]) -> dict[str, Any]:

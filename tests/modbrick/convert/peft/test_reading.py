@@ -41,6 +41,13 @@ def test_one_brick_has_one_rank_and_one_scale() -> None:
     assert bricks["german-a7"].config.at == ("layer.0.attention.query",)
 
 
+def test_a_usual_rank_that_no_module_has_names_no_brick(tmp_path: Path) -> None:
+    path = changed(LORA, tmp_path / "a", {"r": 9, "rank_pattern": {".*": 3}})
+    assert read_adapter(path, model("llama")).keys() == {"default"}
+    path = changed(LORA, tmp_path / "b", {"alpha_pattern": {"k_proj": 2, ".*": 1.5}})
+    assert read_adapter(path, model("llama")).keys() == {"default", "default-a2"}
+
+
 def test_scales_and_biases() -> None:
     stable = read_adapter(ROOT / "llama" / "rslora_patterns", model("llama"))
     assert stable["default"].config.settings == LoRA(3, 5.0, "root")

@@ -54,6 +54,9 @@ def test_layers_are_counted_by_the_first_number() -> None:
     for pattern in ("layers", ["blocks", "layers"]):
         settings = {"layers_to_transform": [2], "layers_pattern": pattern}
         assert chosen(target_modules=["q_proj"], **settings) == ["2.attn.q_proj"]
+    whole = ["w1", "model.layers.5.attn.q_proj"]  # a whole name counts in any layer
+    both = ["5.attn.q_proj", "3.mlp.experts.3.w1"]
+    assert sorted(chosen(target_modules=whole, layers_to_transform=[3])) == sorted(both)
     with pytest.raises(InputError, match="match nothing in these layers"):
         chosen(target_modules=["q_proj"], layers_to_transform=[2], layers_pattern="blocks")
     with pytest.raises(InputError, match="no effect without layers_to_transform"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from modbrick.bricks import IA3, Adapter, Bias, Brick, BrickConfig, LoRA
+from modbrick.convert import open_checkpoint
 from modbrick.convert.peft import read_adapter, write_adapter
 from modbrick.errors import InputError
 from tests.modbrick.convert.peft.adapters import ROOT, WRITTEN, bits, label, random_brick, tensors
@@ -158,6 +159,18 @@ def test_what_the_library_does_not_have_is_refused(
     with pytest.raises(InputError, match=message):
         write_adapter(tmp_path / "a", bricks, model("llama"), "llama")
     assert not any(tmp_path.iterdir())
+
+
+def test_dense_layers_between_banks_are_refused(tmp_path: Path) -> None:
+    """For a LoRA the library makes targets of that name into targets among the experts."""
+    dense_between = open_checkpoint(ROOT.parent / "qwen3_moe" / "dense_between").model
+    for settings in (IA3(), LoRA(2)):
+        of = random_brick(BrickConfig(("layer.1.feed_forward.up",), settings), dense_between)
+        if isinstance(settings, IA3):
+            write_adapter(tmp_path / "ia3", {"de": of}, dense_between, "qwen3_moe")
+            continue
+        with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj for one of the experts"):
+            write_adapter(tmp_path / "lora", {"de": of}, dense_between, "qwen3_moe")
 
 
 def test_models_and_families_that_do_not_fit_are_refused(tmp_path: Path) -> None:
