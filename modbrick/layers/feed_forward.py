@@ -14,7 +14,8 @@ from modbrick.layers.context import Context
 from modbrick.layers.parameters import Initialiser, constant, normal, parameter
 from modbrick.layers.projections import ExpertProjections, Projection
 from modbrick.layers.routed import routed
-from modbrick.layers.router import Router
+from modbrick.layers.router import Router, Routing
+from modbrick.parallel.dispatch import Dispatch
 
 
 class FeedForward(nnx.Module):
@@ -41,6 +42,10 @@ class FeedForward(nnx.Module):
             hidden = activation(hidden)
         hidden = context.at("feed_forward.hidden", hidden, hidden)
         return context.at("feed_forward.down", hidden, self.down(hidden))
+
+
+INSIDE = tuple(f"feed_forward.{name}" for name in ("up", "gate", "hidden", "down"))
+"""Sites between the products of a layer."""
 
 
 class ExpertFeedForward(nnx.Module):
@@ -70,15 +75,43 @@ class ExpertFeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B S D"], context: Context) -> Float[Array, "B S D"]:
         """Routes every token and combines what its experts return."""
-        dtype = x.dtype
-        _, dispatch = routed(self.router, x, "feed_forward", context)
-        y = dispatch.feed_forward(
-            x,
-            self.up.weight[...].astype(dtype),
-            self.down.weight[...].astype(dtype),
-            self.gate.weight[...].astype(dtype) if self.config.gated else None,
-            ACTIVATIONS[self.config.activation],
-        )
+        routing, dispatch = routed(self.router, x, "feed_forward", context)
+        changed = any(site in context.bricks for site in INSIDE)
+        # Experts run as one operation, unless a brick sits inside or somebody looks.
+        if changed or any(map(context.looks_at, INSIDE)):
+            y = self._by_parts(x, routing, dispatch, context)
+        if not changed:
+            y = dispatch.feed_forward(
+                x,
+                self.up.weight[...].astype(x.dtype),
+                self.down.weight[...].astype(x.dtype),
+                self.gate.weight[...].astype(x.dtype) if self.config.gated else None,
+                ACTIVATIONS[self.config.activation],
+            )
         if self.experts.output_bias:
             y = y + self.output_bias[...].astype(jnp.float32)
-        return y.astype(dtype)
+        return y.astype(x.dtype)
+
+    def _by_parts(
+        self, x: Float[Array, "B S D"], routing: Routing, dispatch: Dispatch, context: Context
+    ) -> Float[Array, "B S D"]:
+        """Runs the experts product by product, with the sites in between.
+
+        Each of a token's slots has outputs of its own at `up`, `gate` and `hidden`, whose bricks
+        see the layer's input; at `down` they see the sum of the slots, weighted by their gates.
+        """
+        activation = ACTIVATIONS[self.config.activation]
+
+        def projected(name: str, bank: ExpertProjections) -> Float[Array, "B S K F"]:
+            y = dispatch.map(x, bank.weight[...].astype(x.dtype))
+            return context.at(f"feed_forward.{name}", x, y).astype(jnp.float32)
+
+        hidden = projected("up", self.up)
+        if self.config.gated:
+            hidden = activation(projected("gate", self.gate)) * hidden
+        else:
+            hidden = activation(hidden)
+        hidden = context.at("feed_forward.hidden", x, hidden.astype(x.dtype))
+        y = dispatch.reduce(hidden, self.down.weight[...].astype(x.dtype))
+        weighted = (hidden.astype(jnp.float32) * routing.gates[..., None]).sum(-2)
+        return context.at("feed_forward.down", weighted.astype(x.dtype), y)

@@ -83,7 +83,7 @@ def site_addresses(model: ModelConfig) -> list[str]:
 
 def _module(name: str, place: Place, parameters: ParameterTable, sites: list[str]) -> Module:
     if any("expert" in parameters[part.path].axes for part in place.parts):
-        return Module(name, obstacle="a bank of experts, inside which there are no sites yet")
+        return Module(name, obstacle="a bank of experts, each of which would need one of its own")
     if place.transform != TRANSPOSED or any(len(part.shape) != 2 for part in place.parts):
         return Module(name, obstacle="no linear map")
     if name == "lm_head":

@@ -10,13 +10,17 @@ import dataclasses
 import resource
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modbrick.decoder.functional import initial_parameters, parameter_table
+from modbrick.bricks import BrickConfig, initial_bricks
+from modbrick.bricks.config import NO_BRICKS
+from modbrick.bricks.functional import plugged_decoder
+from modbrick.decoder.functional import initial_parameters
 from modbrick.execution import ExecutionConfig
 from modbrick.flops import training_flops
 from modbrick.hardware import measured_flops
@@ -39,19 +43,38 @@ class CaseTraining:
       parameters: how many the model has.
     """
 
-    def __init__(self, case: Case, execution: ExecutionConfig = ExecutionConfig()):
-        """Makes new parameters; the first step compiles."""
+    def __init__(
+        self,
+        case: Case,
+        execution: ExecutionConfig = ExecutionConfig(),
+        bricks: Mapping[str, BrickConfig] = NO_BRICKS,
+    ):
+        """Makes new parameters; the first step compiles.
+
+        Args:
+          case: the model and its batches.
+          execution: how to run it.
+          bricks: customized ones, which are trained instead of the model.
+        """
         config = case.model()
-        partition = Partition(parameter_table(config))
+        table = plugged_decoder(config, bricks).table
+        partition = Partition(table, trainable=("brick",) if bricks else ("*",))
         self.optimizer = Optimizer(OptimizerConfig(learning_rate=3e-4), partition, total_steps=1000)
-        loss = loss_function(
-            next_token_totals, config, execution, ObjectiveConfig(load_balancing=0.01)
-        )
+        objective = ObjectiveConfig(load_balancing=0.0 if bricks else 0.01)
+        loss = loss_function(next_token_totals, config, execution, objective, bricks=bricks)
         self._step = jax.jit(train_step(loss, self.optimizer, partition), donate_argnums=0)
         parameters = initial_parameters(config, jax.random.key(0))
+        parameters |= initial_bricks(config, bricks, jax.random.key(1))
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(parameters))
         self.state: TrainState = initial_state(parameters, partition, self.optimizer)
         self._case, self._rng = case, np.random.default_rng(0)
+
+    def memory_bytes(self) -> int:
+        """Returns what the compiler says a step needs: its state, batch and temporary values."""
+        batch = self._case.random_batch(self._rng)
+        needed = self._step.lower(self.state, batch).compile().memory_analysis()
+        assert needed is not None, "compilers of this library's backends say it"
+        return int(needed.argument_size_in_bytes + needed.temp_size_in_bytes)
 
     def train(self, steps: int) -> float:
         """Returns the seconds that each of some steps took.

@@ -32,3 +32,25 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     for label, cell in rows:
         table.add_row(label, *(cell(result) for result in results.values()))
     return table
+
+
+def brick_costs(training: Mapping[str, Any], mixing: Mapping[str, Any]) -> Table:
+    """Returns what `training_cost` and `mixing_cost` found."""
+    table = Table(title="Customized bricks, float32")
+    for name in ("", "seconds", "GiB"):
+        table.add_column(name, justify="right" if name else "left")
+    seconds, memory = training["seconds_per_step"], training["memory_bytes"]
+    for name, label in (("whole", "training the whole model"), ("lora", "training a LoRA")):
+        table.add_row(label, f"{seconds[name]:.3f}", f"{memory[name] / 2**30:.2f}")
+    ratios = training["time_ratio"], training["memory_ratio"]
+    table.add_row("ratio", *(f"{ratio:.2f}" for ratio in ratios), end_section=True)
+    seconds, memory = mixing["seconds"], mixing["memory_bytes"]
+    for name, label in (
+        ("none", "a batch without bricks"),
+        ("one", "with one LoRA for all rows"),
+        ("many", f"with {mixing['rows']} LoRAs, one a row"),
+    ):
+        size = f"{memory[name] / 2**30:.2f}" if name in memory else ""
+        table.add_row(label, f"{seconds[name]:.3f}", size)
+    table.add_row("ratio to one", f"{mixing['time_ratio_to_one']:.2f}", "")
+    return table

@@ -34,10 +34,7 @@ def test_a_pattern_covers_layers_of_every_segment_that_has_the_site() -> None:
         "segments.1.attention.key": ["layer.2.attention.key"],
         "segments.2.attention.key": ["layer.3.attention.key"],
     }
-    assert covered("layer.*.feed_forward.up").keys() == {
-        "segments.0.feed_forward.up",
-        "segments.2.feed_forward.up",
-    }
+    assert covered("layer.*.feed_forward.router").keys() == {"segments.1.feed_forward.router"}
     assert covered("head") == {"decoder.head": []}
 
 

@@ -27,9 +27,9 @@ BRICKS = {
     "de": BrickConfig(
         ("layer.*.attention.query", "layer.1-2.attention.key", "head"), LoRA(rank=2, alpha=4.0)
     ),
-    "law": BrickConfig(("layer.*.attention.query",), LoRA(rank=4)),
+    "law": BrickConfig(("layer.*.attention.query", "layer.*.feed_forward.up"), LoRA(rank=4)),
     "tone": BrickConfig(("layer.0.feed_forward", "layer.2.attention"), Adapter(hidden=4)),
-    "gain": BrickConfig(("layer.*.attention.value",), IA3()),
+    "gain": BrickConfig(("layer.*.attention.value", "layer.*.feed_forward.hidden"), IA3()),
     "drift": BrickConfig(("layer.*.residual", "embedding"), Bias(strength=0.5)),
 }
 

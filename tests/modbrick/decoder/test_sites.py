@@ -12,7 +12,7 @@ from modbrick.bricks import BrickConfig, LoRA, initial_bricks, plugged
 from modbrick.bricks.bank import Bank
 from modbrick.config import ExpertsConfig, LayerConfig, RouterConfig
 from modbrick.decoder.decoder import Decoder
-from modbrick.decoder.sites import model_sites
+from modbrick.decoder.sites import Site, model_sites
 from modbrick.layers.context import Bricks
 from tests.compilation import max_traces
 from tests.modbrick.layers.tiny import (
@@ -211,9 +211,12 @@ def test_widths_of_sites():
     assert widths["feed_forward.down"] == (24, WIDTH)
     assert widths["feed_forward.hidden"] == (24, 24)
     assert "attention.router" not in widths
-    sparse = {s.name for s in model_sites(model_config(LAYERS["experts"])).layers["0"]}
-    assert {"attention.router", "feed_forward.router"} <= sparse
-    assert "feed_forward.up" not in sparse
+    sparse = {s.name: s for s in model_sites(model_config(LAYERS["experts"])).layers["0"]}
+    assert {"attention.router", "feed_forward.router"} <= set(sparse)
+    # Each of a token's experts has outputs of its own.
+    hidden = EXPERT_FEED_FORWARD.hidden
+    assert sparse["feed_forward.up"] == Site("feed_forward.up", WIDTH, hidden, slots=2)
+    assert sparse["feed_forward.down"] == Site("feed_forward.down", hidden, WIDTH)
     assert {s.name: s.output_width for s in dense.decoder} == {
         "embedding": WIDTH,
         "head": VOCABULARY,

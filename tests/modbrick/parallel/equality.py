@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modbrick.bricks import Adapter, BrickConfig, LoRA, initial_bricks
+from modbrick.bricks import IA3, Adapter, BrickConfig, LoRA, initial_bricks
 from modbrick.bricks.config import NO_BRICKS
 from modbrick.bricks.functional import plugged_decoder
 from modbrick.config.families import moduleformer
@@ -54,7 +54,8 @@ CONFIG = dataclasses.replace(
 
 
 BRICKS = {
-    "de": BrickConfig(("layer.*.attention.query", "layer.*.attention.output"), LoRA(rank=2)),
+    "de": BrickConfig(("layer.*.attention.query", "layer.*.feed_forward.up"), LoRA(rank=2)),
+    "gain": BrickConfig(("layer.*.feed_forward.hidden",), IA3()),
     "law": BrickConfig(("layer.*.feed_forward", "embedding"), Adapter(hidden=4)),
 }
 
@@ -84,7 +85,9 @@ def values(
 
     def brick_totals(model: Any, batch: Any, random_keys: Any) -> Any:
         # Documents of a row use bricks of their own: the second of a row two, the first none.
-        ids = jnp.asarray([[-1, -1], [-1, -1], [0, 1], [1, -1]])[batch["segment_ids"]]
+        ids = jnp.asarray([[-1, -1, -1], [-1, -1, -1], [0, 1, 2], [2, -1, -1]])[
+            batch["segment_ids"]
+        ]
         return next_token_totals(model, batch, random_keys, ids if bricks else None)
 
     loss = loss_function(brick_totals, CONFIG, execution, OBJECTIVE, bricks=bricks)
