@@ -38,8 +38,8 @@ def test_patterns_cover_runs_of_layers() -> None:
         "layer.5.attention.key",
     )
     # All layers that have one.
-    downs = [f"layer.{layer}.feed_forward.down" for layer in range(4)]
-    assert site_patterns([*downs, "head"], longer()) == ("head", "layer.*.feed_forward.down")
+    routers = [f"layer.{layer}.feed_forward.router" for layer in (4, 5)]
+    assert site_patterns([*routers, "head"], longer()) == ("head", "layer.*.feed_forward.router")
 
 
 def test_a_brick_that_does_not_fit_is_refused() -> None:

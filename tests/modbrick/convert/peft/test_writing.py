@@ -175,8 +175,9 @@ def test_dense_layers_between_banks_are_refused(tmp_path: Path) -> None:
 
 def test_models_and_families_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     de = {"de": at("feed_forward.down", LoRA(2))}
+    other = Brick(BrickConfig(("layer.*.feed_forward.down",), LoRA(3)), de["de"].values)
     with pytest.raises(InputError, match="brick de does not fit the model"):
-        write_adapter(tmp_path / "a", de, model("mixtral"), "mixtral")
+        write_adapter(tmp_path / "a", {"de": other}, model("llama"), "llama")
     with pytest.raises(InputError, match="no format 'lama'"):
         write_adapter(tmp_path / "a", de, model("llama"), "lama")
     (tmp_path / "full").mkdir()
