@@ -8,12 +8,11 @@ left.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from modbrick.bricks.kinds.lora import LoRA
-from modbrick.convert.peft.lora import Shapes, Tensors, brick_names, low_rank_pieces
+from modbrick.convert.peft.lora import Shapes, Tensors, brick_names, check_alpha, low_rank_pieces
 from modbrick.convert.peft.module import Module
 from modbrick.convert.peft.piece import Piece
 from modbrick.convert.peft.settings import Targets
@@ -42,8 +41,9 @@ class AdaLoRASettings(Targets):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init_r < 1 or not math.isfinite(self.lora_alpha):
-            raise InputError(f"init_r {self.init_r} and lora_alpha {self.lora_alpha} give no scale")
+        check_alpha(self.lora_alpha)
+        if self.init_r < 1:
+            raise InputError(f"init_r must be at least 1, got {self.init_r}")
 
     def rank(self, module: Module) -> int:
         """Returns how many singular values of a module are left."""

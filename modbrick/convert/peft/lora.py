@@ -7,7 +7,6 @@ A module `[out, in]` has `lora_A` `[rank, in]` and `lora_B` `[out, rank]`; the c
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -47,8 +46,7 @@ class LoRASettings(Targets):
     def __post_init__(self) -> None:
         super().__post_init__()
         for alpha in (self.lora_alpha, *(self.alpha_pattern or {}).values()):
-            if not math.isfinite(alpha):
-                raise InputError(f"an alpha is {alpha}, which is not finite")
+            check_alpha(alpha)
 
     def chosen(self, modules: Mapping[str, Module]) -> list[Module]:
         """Lists the modules that are adapted; see `Targets`."""
@@ -89,6 +87,16 @@ class LoRASettings(Targets):
             for share in module.shares if self.lora_bias else ():
                 bias = own[SHIFT][share.start : share.stop]
                 yield Piece(share.address, Bias(of.scale), {"bias": bias}, f"{brick}-bias")
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuses what gives no scale in float32.
+
+    Raises:
+      InputError: no number, or beyond any reasonable one.
+    """
+    if not abs(alpha) <= 1e30:  # NaN too
+        raise InputError(f"lora_alpha is {alpha}, beyond any reasonable number")
 
 
 def brick_names(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,9 @@ import pytest
 
 from modbrick.bricks import IA3, Bias, LoRA
 from modbrick.convert.peft import read_adapter
+from modbrick.convert.peft.reading import KINDS
 from modbrick.errors import InputError
-from tests.contracts.transformers_parity import relative_error
+from tests.contracts.transformers_parity import HOSTILE, relative_error
 from tests.modbrick.convert.peft.adapters import ADAPTERS, ROOT, changed, expected, label, logits
 from tests.modbrick.convert.peft.adapters import model_of as model
 
@@ -151,7 +155,7 @@ def test_all_unsupported_settings_are_named(tmp_path: Path) -> None:
         ({"r": 0}, "rank of a LoRA must be at least 1"),
         ({"r": 1 << 60}, "28 tensors do not fit"),
         ({"r": "many"}, "r: expected int"),
-        ({"lora_alpha": float("nan")}, "not finite"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan, beyond"),
         ({"lora_bias": True}, "lora_B.bias is missing"),
         ({"target_modules": ["q_proj"]}, r"lora_A.weight is not expected"),
         ({"task_type": "SEQ_CLS"}, r"task_type \('SEQ_CLS'\)"),
@@ -216,3 +220,23 @@ def test_biases_that_no_module_has_are_no_obstacle(tmp_path: Path) -> None:
     path = changed(LORA, tmp_path / "b", {"bias": "all"})
     with pytest.raises(InputError, match=r"bias \('all'\), which replaces those of the base"):
         read_adapter(path, model("llama"))
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3_feed_forward", "adalora", "vera"])
+def test_whatever_stands_in_the_settings_ends_in_bricks_or_a_clean_error(
+    name: str, tmp_path: Path
+) -> None:
+    path = changed(ROOT / "llama" / name, tmp_path / "a")
+    settings = json.loads((path / "adapter_config.json").read_text())
+    values = (*HOSTILE, {"q_proj": None}, {"(": 3}, {"q_proj": -1}, ["("], "(?P<layer>.*)", [[1]])
+    known = {field.name for field in dataclasses.fields(KINDS[settings["peft_type"]])}
+    for key in sorted(known | {"peft_type", "use_dora"}):
+        for value in values:
+            (path / "adapter_config.json").write_text(json.dumps(settings | {key: value}))
+            try:
+                bricks = read_adapter(path, model("llama"), family="llama")
+            except InputError:
+                continue
+            for brick in bricks.values():
+                assert math.isfinite(getattr(brick.config.settings, "scale", 1.0))
+                assert not brick.mismatches(model("llama"))
