@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modbrick import bricks, families
+    from modbrick import bricks, families, library
     from modbrick.analysis.summary import summarise
     from modbrick.checkpoints import save_model
     from modbrick.config import ModelConfig
@@ -58,6 +58,7 @@ _HOMES = {
     "families": "modbrick",
     "generate": "modbrick.inference",
     "import_checkpoint": "modbrick.convert",
+    "library": "modbrick",
     "load_model": "modbrick.models",
     "load_parameters": "modbrick.models",
     "open_checkpoint": "modbrick.convert",
@@ -84,6 +85,7 @@ __all__ = [
     "families",
     "generate",
     "import_checkpoint",
+    "library",
     "load_model",
     "load_parameters",
     "open_checkpoint",
@@ -97,7 +99,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in ("bricks", "families"):  # modules
+    if name in ("bricks", "families", "library"):  # modules
         return importlib.import_module(f"{_HOMES[name]}.{name}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Directories and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from modbrick.errors import InputError
+
+UNFINISHED = ".unfinished"
+"""Ending of the names of what is being written."""
 
 
 def require_new(target: Path) -> None:
@@ -38,7 +41,7 @@ def staging(target: Path) -> Iterator[Path]:
     """
     target = Path(os.path.abspath(target))
     require_new(target)
-    prefix, suffix = f".{target.name}.", ".unfinished"
+    prefix, suffix = f".{target.name}.", UNFINISHED
     made_above = _make_above(target.parent)
     try:
         for left in target.parent.glob(f"{prefix}*{suffix}"):
@@ -66,6 +69,28 @@ def staging(target: Path) -> Iterator[Path]:
         raise
     finally:
         os.close(held)
+
+
+@contextlib.contextmanager
+def staged_file(target: Path) -> Iterator[Path]:
+    """Yields a hidden name beside `target`, of a file that takes the target's name at the end.
+
+    If the body raises, what it wrote is removed.
+
+    Raises:
+      InputError: the target is there already, or cannot be written.
+    """
+    if target.exists():
+        raise InputError(f"{target} is there already: name a new file")
+    path = target.parent / f".{target.name}.{secrets.token_hex(4)}{UNFINISHED}"
+    try:
+        yield path
+        path.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror or error})") from error
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _make_above(directory: Path) -> list[Path]:

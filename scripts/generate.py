@@ -2,7 +2,7 @@
 
     python scripts/generate.py --checkpoint=DIR --prompt=TEXT [--prompt=TEXT ...]
     [--prompt_file=FILE] [--max_new_tokens=N --temperature=T --top_k=K --top_p=P | --greedy]
-    [--seed=N --stop=TEXT --attention_tolerance=T --json]
+    [--seed=N --stop=TEXT --attention_tolerance=T --bricks=FILE,FILE --json]
 
 Several prompts run as one batch. Prompt i is drawn with seed + i, so that what it gets does not
 depend on the others; it may be empty where documents have a start token. A continuation also ends
@@ -29,6 +29,8 @@ from modbrick.models import open_model
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of a model, or a GGUF file.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint of a run; none: the newest.")
+BRICKS = flags.DEFINE_list("bricks", [], "Files of bricks to plug in; all apply, in order.")
+BASE = flags.DEFINE_enum("allow_base", "same", ["same", "any"], "Weights that bricks are for.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; may be repeated.")
 PROMPT_FILE = flags.DEFINE_multi_string("prompt_file", [], "A file: its text is one more prompt.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "At most so many for each prompt.")
@@ -36,9 +38,7 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Divides the logits; 0: as 
 TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k likeliest tokens only.")
 TOP_P = flags.DEFINE_float("top_p", None, "Draw from the likeliest that reach this probability.")
 GREEDILY = flags.DEFINE_bool("greedy", False, "Always take the likeliest token.")
-TOLERANCE = flags.DEFINE_float(
-    "attention_tolerance", 0.0, "Early exit of stick-breaking attention, below 1; 0: off, exact."
-)
+TOLERANCE = flags.DEFINE_float("attention_tolerance", 0.0, "Early exit, below 1; 0: off, exact.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 STOP = flags.DEFINE_multi_string("stop", [], "Text that ends a continuation and is left out.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
     draw = SamplingConfig(TEMPERATURE.value, TOP_K.value, TOP_P.value)
     enable_compilation_cache()
     stored = open_model(CHECKPOINT.value, STEP.value)
+    stored = stored.with_bricks(BRICKS.value, allow_base=BASE.value)
     tokenizer = stored.tokenizer()
     model = stored.load(execution=ExecutionConfig(attention_tolerance=TOLERANCE.value))
     continuation = continue_texts(
@@ -69,8 +70,7 @@ def main(argv: Sequence[str]) -> None:
         on_text=None if JSON.value else Printer(texts).write,
     )
     if JSON.value:
-        record = {"sequences": continuation.to_mapping(), "seconds": continuation.seconds}
-        print(json.dumps(record))
+        print(json.dumps({"sequences": continuation.to_mapping(), "seconds": continuation.seconds}))
     else:
         print(continuation.summary(), file=sys.stderr)
 

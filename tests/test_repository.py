@@ -45,6 +45,7 @@ FLOORS = [
     "inference",
     "operations",
     "convert",
+    "library",
     "models",
     "training",
     "analysis",

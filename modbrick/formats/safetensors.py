@@ -22,9 +22,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from modbrick.errors import InputError
-from modbrick.formats.stored_tensor import FileBytes, StoredTensor, open_file
+from modbrick.formats.stored_tensor import StoredBytes, StoredTensor, open_bytes
 from modbrick.formats.strict_json import parse_object
 
 LARGEST_HEADER = 100_000_000
@@ -52,7 +53,7 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+def read_safetensors(path: Path | epath.Path) -> dict[str, StoredTensor]:
     """Returns the tensors of a safetensors file by name, none of them read yet.
 
     Raises:
@@ -61,14 +62,18 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     return read_with_metadata(path)[0]
 
 
-def read_with_metadata(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def read_with_metadata(
+    path: Path | epath.Path,
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Returns the tensors of a safetensors file by name, none of them read yet, and its metadata.
+
+    A file on a remote store (`gs://`) is held in memory while one of them is.
 
     Raises:
       InputError: a file that is no safetensors file, truncated, or whose header contradicts itself
         or the file's size, or names a dtype that is not in `DTYPES`.
     """
-    header, body = _header(open_file(path), path)
+    header, body = _header(open_bytes(path), path)
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise InputError(f"{path}: {METADATA} must hold texts by name")
@@ -171,7 +176,7 @@ class SafetensorsWriter:
             self._file.close()
 
 
-def _header(data: FileBytes, path: Path) -> tuple[dict[str, Any], FileBytes]:
+def _header(data: StoredBytes, path: Path | epath.Path) -> tuple[dict[str, Any], StoredBytes]:
     if len(data) < 8:
         raise InputError(f"{path}: {len(data)} bytes are no safetensors file")
     size = int.from_bytes(data.part(0, 8).map().tobytes(), "little")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 import mmap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import numpy as np
+from etils import epath
 
 from modbrick.errors import InputError
 
@@ -45,8 +48,45 @@ class StoredTensor:
         return self.load(start, self.shape[0] if stop is None else stop)
 
 
+class StoredBytes(abc.ABC):
+    """Bytes of a file, which can be divided and read as tensors."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def _divided(self, start: int, stop: int) -> Self: ...
+
+    def part(self, start: int, stop: int) -> Self:
+        """Returns the bytes `[start:stop]` of these, which must have that many."""
+        if not 0 <= start <= stop <= len(self):
+            raise ValueError(f"[{start}:{stop}] is not within {len(self)} bytes")
+        return self._divided(start, stop)
+
+    @abc.abstractmethod
+    def map(self) -> np.ndarray:
+        """Returns a read-only array of the bytes.
+
+        Raises:
+          InputError: the file cannot be read, or has become shorter.
+        """
+
+    def values(self, dtype: np.dtype, shape: tuple[int, ...]) -> StoredTensor:
+        """Returns the tensor whose values these bytes are, in C order.
+
+        `shape` and `dtype` must have been checked to have this size.
+        """
+        size = math.prod(shape[1:]) * dtype.itemsize
+
+        def load(start: int, stop: int) -> np.ndarray:
+            rows = shape and (stop - start, *shape[1:])
+            return self.part(start * size, stop * size).map().view(dtype).reshape(rows)
+
+        return StoredTensor(shape, dtype, load)
+
+
 @dataclasses.dataclass(frozen=True)
-class FileBytes:
+class FileBytes(StoredBytes):
     """The bytes `[start:stop]` of a file, mapped into memory for as long as an array of them lives.
 
     Mapped pages count as the process's memory until they are unmapped; one map of a whole file
@@ -60,18 +100,11 @@ class FileBytes:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def part(self, start: int, stop: int) -> FileBytes:
-        """Returns the bytes `[start:stop]` of these, which must have that many."""
-        if not 0 <= start <= stop <= len(self):
-            raise ValueError(f"[{start}:{stop}] is not within {len(self)} bytes")
+    def _divided(self, start: int, stop: int) -> FileBytes:
         return FileBytes(self.path, self.start + start, self.start + stop)
 
     def map(self) -> np.ndarray:
-        """Returns a read-only array of the bytes.
-
-        Raises:
-          InputError: the file cannot be read, or has become shorter.
-        """
+        """Returns a read-only array of the bytes; errors as `StoredBytes.map`."""
         if not len(self):
             return np.frombuffer(b"", np.uint8)
         first = self.start - self.start % mmap.ALLOCATIONGRANULARITY
@@ -89,18 +122,36 @@ class FileBytes:
             raise _unreadable(self.path, error) from None
         return np.frombuffer(mapped, np.uint8, len(self), self.start - first)
 
-    def values(self, dtype: np.dtype, shape: tuple[int, ...]) -> StoredTensor:
-        """Returns the tensor whose values these bytes are, in C order.
 
-        `shape` and `dtype` must have been checked to have this size.
-        """
-        size = math.prod(shape[1:]) * dtype.itemsize
+@dataclasses.dataclass(frozen=True)
+class HeldBytes(StoredBytes):
+    """Bytes in memory, of a file on a remote store, which cannot be mapped."""
 
-        def load(start: int, stop: int) -> np.ndarray:
-            rows = shape and (stop - start, *shape[1:])
-            return self.part(start * size, stop * size).map().view(dtype).reshape(rows)
+    content: memoryview
 
-        return StoredTensor(shape, dtype, load)
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def _divided(self, start: int, stop: int) -> HeldBytes:
+        return HeldBytes(self.content[start:stop])
+
+    def map(self) -> np.ndarray:
+        """Returns a read-only array of the bytes."""
+        return np.frombuffer(self.content, np.uint8)
+
+
+def open_bytes(path: Path | epath.Path) -> StoredBytes:
+    """Returns all bytes of a file; one on a remote store (`gs://`) is read as a whole.
+
+    Raises:
+      InputError: a file that is missing, no file, or cannot be read.
+    """
+    if "://" not in str(path):
+        return open_file(Path(path))
+    try:
+        return HeldBytes(memoryview(path.read_bytes()))
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def open_file(path: Path) -> FileBytes:
@@ -129,6 +180,6 @@ def map_file(path: Path) -> np.ndarray:
     return data.map()
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: Path | epath.Path, error: Exception) -> InputError:
     reason = getattr(error, "strerror", None) or str(error)
     return InputError(f"{path}: cannot be read ({reason})")

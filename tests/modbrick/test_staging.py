@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modbrick.errors import InputError
-from modbrick.staging import staging
+from modbrick.staging import staged_file, staging
 
 
 def test_everything_appears_at_the_end(tmp_path: Path) -> None:
@@ -68,3 +68,23 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
             assert living.exists()
         (tmp_path / "out").rmdir()
     assert other.exists()
+
+
+def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with staged_file(target) as path:
+        path.write_text("x")
+        assert not target.exists()
+    assert target.read_text() == "x"
+    with pytest.raises(InputError, match="out is there already"), staged_file(target):
+        raise AssertionError("not reached")
+    for name, error in (("other", RuntimeError), ("nowhere/out", InputError)):
+
+        def fail(name: str = name) -> None:
+            with staged_file(tmp_path / name) as path:
+                path.touch()
+                raise RuntimeError
+
+        with pytest.raises(error):
+            fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -7,13 +7,14 @@ another one the file is seen not to be touched any more; clocks are not compared
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import filelock
@@ -102,6 +103,34 @@ class RunLock:
             f"{self._directory} is in use by {self._lock.owner()}: wait until that has ended, or "
             "name another directory"
         )
+
+
+@contextlib.contextmanager
+def held(directory: epath.Path) -> Iterator[None]:
+    """Holds a directory that is changed by one process at a time, each of them for a moment.
+
+    Waits for whoever has it, and for `SILENCE` seconds for one that may be gone.
+
+    Args:
+      directory: which is there.
+
+    Raises:
+      InputError: another process does not let go of it, or it cannot be written.
+    """
+    lock: _Lock = (_LocalLock if is_local(directory) else _RemoteLock)(directory / LOCK)
+    end = time.monotonic() + SILENCE + 4 * BEAT
+    try:
+        while not lock.take():
+            if time.monotonic() > end:
+                raise InputError(f"{directory} is in use by {lock.owner()}: try again later")
+            time.sleep(0.02 if is_local(directory) else BEAT / 10)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{directory} cannot be written ({reason})") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Lock(Protocol):

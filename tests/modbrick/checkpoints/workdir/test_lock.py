@@ -46,9 +46,11 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def holder(directory: Path, host: str = "") -> Iterator[subprocess.Popen[str]]:
+def holder(
+    directory: Path, host: str = "", silence: str = "2.0"
+) -> Iterator[subprocess.Popen[str]]:
     """Another start that has the directory."""
-    command = [sys.executable, "-c", HOLDER, str(directory), "2.0", "0.2", host]
+    command = [sys.executable, "-c", HOLDER, str(directory), silence, "0.2", host]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
         try:
@@ -134,10 +136,10 @@ def test_on_a_remote_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_signal_ends_a_run_that_waits(tmp_path: Path) -> None:
-    with holder(tmp_path, "elsewhere") as child:
+    with holder(tmp_path, "elsewhere", "60") as child:
         child.send_signal(signal.SIGKILL)
         child.wait()
-    command = [sys.executable, "-c", HOLDER, str(tmp_path), "60", "3", ""]
+    command = [sys.executable, "-c", HOLDER, str(tmp_path), "60", "0.2", ""]
     waiting = subprocess.Popen(command, stdin=subprocess.PIPE)
     time.sleep(2)
     waiting.terminate()

@@ -1,15 +1,16 @@
-"""Models and parameters from a directory, of this library's checkpoints and of others' alike."""
+"""A model on disk, of this library's checkpoints and of others' alike; its bricks with it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 
 from modbrick import checkpoints
+from modbrick.bricks.brick import Brick
 from modbrick.bricks.config import BrickConfig
 from modbrick.bricks.functional import plugged_decoder
 from modbrick.checkpoints.files import METADATA
@@ -26,6 +27,7 @@ from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.inference.continuation import checkpoint_tokenizer
+from modbrick.library.check import read_fitting
 from modbrick.schema import differences, from_mapping, nearest, to_mapping
 
 TRAINING_ONLY = (
@@ -42,80 +44,6 @@ Shardings = jax.sharding.Sharding | Mapping[str, Any] | None
 """One for all, or by path; None: the first device."""
 
 
-def load_model(
-    path: epath.PathLike,
-    step: int | None = None,
-    *,
-    dtype: str | None = None,
-    execution: ExecutionConfig = ExecutionConfig(),
-    shardings: Shardings = None,
-) -> Decoder:
-    """Loads a model with its weights.
-
-    Calling it with token ids `[B, S]` returns logits `[B, S, V]` and more, see `Decoder`.
-
-    Args:
-      path: as for `open_model`.
-      step: as for `open_model`.
-      dtype: of the computation and of the weights in memory (`float32`, `bfloat16`); None: the
-        computation is as the model's config says, the weights as stored.
-      execution: how to run it.
-      shardings: of the weights, one for all, or by path; None: the first device.
-
-    Raises:
-      InputError: there is no model, it is damaged, does not fit its own config, or has weights that
-        are not finite in a foreign format.
-
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> import modbrick
-        >>> model = modbrick.load_model("run")
-        >>> output = model(jnp.asarray([[1, 2, 3]]), capture=["routing"])
-        >>> output.logits.shape  # [B, S, V]
-        (1, 3, 256)
-        >>> sorted(output.router_statistics)
-        ['segments.0.attention', 'segments.0.feed_forward']
-    """
-    return open_model(path, step).load(dtype=dtype, execution=execution, shardings=shardings)
-
-
-def load_parameters(
-    path: epath.PathLike,
-    step: int | None = None,
-    *,
-    config: ModelConfig | None = None,
-    paths: Collection[str] | None = None,
-    dtype: Dtypes = None,
-    shardings: Shardings = None,
-) -> dict[str, jax.Array]:
-    """Loads a model's parameters, or some of them, by path.
-
-    Args:
-      path: as for `open_model`.
-      step: as for `open_model`.
-      config: the model that they must fit; None: their own.
-      paths: of the parameters to read; None: all.
-      dtype: one for all, or by path; None: each as stored.
-      shardings: one for all, or by path; None: the first device. Each device reads its share only.
-
-    Returns:
-      The parameters `segments.0.feed_forward.up.weight` and so on, stacked over layers and experts.
-
-    Raises:
-      InputError: as `load_model`; a path that the model does not have; or it is another model.
-
-    Examples:
-        >>> import modbrick
-        >>> parameters = modbrick.load_parameters("run", paths=["embedding"])
-        >>> parameters["embedding"].shape
-        (256, 16)
-        >>> len(modbrick.load_parameters("their_llama", dtype="bfloat16")) > 10
-        True
-    """
-    stored = open_model(path, step)
-    return stored.read(config=config, paths=paths, dtype=dtype, shardings=shardings)
-
-
 @dataclasses.dataclass(frozen=True)
 class StoredModel:
     """A model on disk; its values are read when they are asked for.
@@ -126,6 +54,7 @@ class StoredModel:
       paths: of its parameters.
       contents: the path of a checkpoint, or an opened foreign one.
       description: what the checkpoint says about itself; None: a foreign one.
+      plugged: bricks that do not lie with it, by name.
     """
 
     config: ModelConfig
@@ -133,6 +62,7 @@ class StoredModel:
     paths: tuple[str, ...]
     contents: epath.Path | OpenedSource
     description: checkpoints.Description | None = None
+    plugged: Mapping[str, Brick] = dataclasses.field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """Returns the fingerprint of its parameters; of a foreign checkpoint, reads them all.
@@ -142,7 +72,7 @@ class StoredModel:
         Raises:
           InputError: it is no model by itself, but bricks for one.
         """
-        if self.bricks:
+        if self._held:
             raise InputError(f"{self.origin} holds bricks for a model: name the model")
         if self.description is not None:
             return model_fingerprint(self.description.parameters)
@@ -154,8 +84,28 @@ class StoredModel:
 
     @property
     def bricks(self) -> Mapping[str, BrickConfig]:
-        """Configs of the bricks that it holds, by name; empty: a model."""
+        """Configs of the bricks that it has, by name, in the order in which they apply."""
+        return {**self._held, **{name: brick.config for name, brick in self.plugged.items()}}
+
+    @property
+    def _held(self) -> Mapping[str, BrickConfig]:
+        """Configs of the bricks that lie in it, and are all that does; empty: a model."""
         return self.description.metadata.bricks if self.description else {}
+
+    def with_bricks(
+        self, files: Sequence[epath.PathLike], *, allow_base: str = "same"
+    ) -> StoredModel:
+        """Returns it with bricks from files plugged in behind those that it has.
+
+        Raises:
+          InputError: a brick does not fit (every mismatch is named), or two have one name.
+        """
+        if not files:
+            return self
+        model = self.base() if self._held else self
+        taken = dict.fromkeys(self.bricks, self.origin)
+        found = read_fitting(files, model, allow_base=allow_base, taken=taken)
+        return dataclasses.replace(self, plugged={**self.plugged, **found})
 
     def base(self) -> StoredModel:
         """Opens the model that its bricks are for.
@@ -213,17 +163,23 @@ class StoredModel:
     def read_all(
         self, *, dtype: str | None = None, shardings: Shardings = None
     ) -> dict[str, jax.Array]:
-        """Returns all parameters by path: of a run that trained bricks, the model's too.
+        """Returns all parameters by path: of the model and of its bricks.
 
         Args:
           dtype: of the model's parameters; None: as stored. Bricks stay as they are stored: they
             are small, and their products are made in float32.
           shardings: one for all, or by path; None: the first device.
         """
-        if not self.bricks:
-            return self.read(dtype=dtype, shardings=shardings)
-        model = self.base().read(config=self.config, dtype=dtype, shardings=shardings)
-        return model | self.read(shardings=shardings)
+        if self._held:
+            parameters = self.base().read(config=self.config, dtype=dtype, shardings=shardings)
+            parameters |= self.read(shardings=shardings)
+        else:
+            parameters = self.read(dtype=dtype, shardings=shardings)
+        for name, brick in self.plugged.items():
+            for path, value in brick.parameters(name, self.config).items():
+                sharding = shardings[path] if isinstance(shardings, Mapping) else shardings
+                parameters[path] = jax.device_put(value, sharding)
+        return parameters
 
     def read(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +17,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import modbrick
-from modbrick.checkpoints import Metadata, save_model
+from modbrick.bricks import IA3, BrickConfig, LoRA, initial_bricks
+from modbrick.checkpoints import BaseModel, Metadata, save_model
 from modbrick.config import (
     AttentionConfig,
     ExpertsConfig,
@@ -32,12 +34,13 @@ from modbrick.decoder.decoder import Decoder
 from modbrick.decoder.functional import functional_decoder, initial_parameters, parameters_of
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
+from modbrick.library import brick_of_run, write_brick
 from modbrick.models import open_model
 from tests.modbrick.layers.tiny import run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 TOKENS = jnp.arange(24).reshape(2, 12) % 32
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests/fixtures/moduleformer"
 HALF, FULL = FIXTURES / "tied_half_identity", FIXTURES / "molm_like"
 UP, QUERY = "segments.0.feed_forward.up.weight", "segments.0.attention.query.weight"
@@ -78,6 +81,59 @@ def test_execution_and_dtype_are_as_asked(saved: tuple[Decoder, Path]) -> None:
     assert loaded.embedding[...].dtype == jnp.bfloat16
     a, b = (np.asarray(run(m, TOKENS).logits, np.float32) for m in (loaded, model))
     assert 0 < np.linalg.norm(a - b) < 0.05 * np.linalg.norm(b)
+
+
+BRICKS = {
+    "low": BrickConfig(("layer.*.attention.query",), LoRA(rank=2)),
+    "gain": BrickConfig(("layer.1.attention.value",), IA3()),
+}
+
+
+@pytest.fixture(scope="module")
+def files(saved: tuple[Decoder, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bricks for the saved model: a run that trained them, and a file of each."""
+    model, directory = saved
+    folder, random = tmp_path_factory.mktemp("bricks"), np.random.default_rng(3)
+    initial = initial_bricks(model.config, BRICKS, jax.random.key(0))
+    values = {path: x + 0.3 * random.standard_normal(x.shape) for path, x in initial.items()}
+    base = BaseModel(str(directory), open_model(directory).fingerprint())
+    save_model(folder / "run", values, Metadata(model.config, bricks=BRICKS, base=base))
+    for name in BRICKS:
+        write_brick(folder / f"{name}.brick", *brick_of_run(folder / "run", name))
+    return folder
+
+
+def test_bricks_of_files_are_those_of_their_run(saved: tuple[Decoder, Path], files: Path) -> None:
+    _, directory = saved
+    run_model = modbrick.load_model(files / "run")
+    both = modbrick.load_model(directory, bricks=[files / "low.brick", files / "gain.brick"])
+    logits = run(both, TOKENS).logits
+    assert np.array_equal(logits, run(run_model, TOKENS).logits)
+    one = modbrick.load_model(directory, bricks=[files / "gain.brick"], dtype="float32")
+    assert not np.array_equal(run(one, TOKENS).logits, logits)
+    stored = open_model(directory)
+    assert stored.with_bricks([]) is stored
+    plugged = stored.with_bricks([files / "low.brick"])
+    assert plugged.bricks == {"low": BRICKS["low"]}
+    assert plugged.fingerprint() == stored.fingerprint()
+    further = plugged.with_bricks([files / "gain.brick"])
+    assert list(further.bricks) == ["low", "gain"]
+    assert further.read_all().keys() == open_model(files / "run").read_all().keys()
+
+
+def test_bricks_that_do_not_belong_together(saved: tuple[Decoder, Path], files: Path) -> None:
+    _, directory = saved
+    with pytest.raises(InputError, match=r"two bricks are named low, in .*run, step 0 and in"):
+        modbrick.load_model(files / "run", bricks=[files / "low.brick"])
+    brick, manifest = brick_of_run(files / "run", "gain")
+    write_brick(files / "more.brick", brick, dataclasses.replace(manifest, name="more"))
+    stored = open_model(files / "run").with_bricks([files / "more.brick"])
+    assert list(stored.bricks) == ["low", "gain", "more"]
+    plugged = open_model(directory).with_bricks([files / "low.brick"])
+    with pytest.raises(InputError, match="two bricks are named low"):
+        plugged.with_bricks([files / "low.brick"])
+    with pytest.raises(InputError, match=r"low\.brick does not fit .*: layer\.0\.attention\.query"):
+        modbrick.load_model(HALF, bricks=[files / "low.brick"], allow_base="any")
 
 
 def test_where_no_model_is(tmp_path: Path, saved: tuple[Decoder, Path]) -> None:
