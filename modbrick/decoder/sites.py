@@ -20,12 +20,13 @@ class Site:
 
     `slots` is how many outputs a token has there, those of its experts.
 
-    A projection has one of its own (`attention.query`, ...). `attention` and `feed_forward` see a
-    sublayer whole (where an adapter sits), `residual` the stream after the layer, `*.router` the
-    router's logits, `embedding` and `head` what the decoder makes of tokens and of final hidden
-    states. With attention experts, `attention.query` hands a brick the layer's input and every
-    slot's queries, `attention.output` the gate-weighted sum of the slots and the combined output;
-    with feed-forward experts `feed_forward.up` and the other sites inside do likewise.
+    A projection has one of its own (`attention.query`, ...). `feed_forward.hidden` is what
+    `feed_forward.down` reads, on both sides. `attention` and `feed_forward` see a sublayer whole
+    (where an adapter sits), `residual` the stream after the layer, `*.router` the router's logits,
+    `embedding` and `head` what the decoder makes of tokens and of final hidden states. With
+    attention experts, `attention.query` hands a brick the layer's input and every slot's queries,
+    `attention.output` the gate-weighted sum of the slots and the combined output; with feed-forward
+    experts `feed_forward.up` and the other sites inside do likewise.
     """
 
     name: str

@@ -47,7 +47,7 @@ def foreign_config(
     candidates = [original | kept, original | written | kept] if original else []
     changed: list[str] = []
     for config in (*candidates, written | names | {"torch_dtype": dtype}):
-        changed = _changes(form, config, metadata.model)
+        changed = changes(form, config, metadata.model)
         if not changed:
             return config
     raise InputError(
@@ -55,7 +55,7 @@ def foreign_config(
     )
 
 
-def _changes(form: Format, config: dict[str, Any], model: ModelConfig) -> list[str]:
+def changes(form: Format, config: dict[str, Any], model: ModelConfig) -> list[str]:
     """Lists the fields of the model that are lost on the way through a config."""
     try:
         back = form.read_config(config, "config.json").model

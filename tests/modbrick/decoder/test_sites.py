@@ -209,6 +209,7 @@ def test_widths_of_sites():
     assert widths["attention.query"] == (WIDTH, 16)
     assert widths["attention.key"] == widths["attention.value"] == (WIDTH, 8)
     assert widths["feed_forward.down"] == (24, WIDTH)
+    assert widths["feed_forward.hidden"] == (24, 24)
     assert "attention.router" not in widths
     sparse = {s.name: s for s in model_sites(model_config(LAYERS["experts"])).layers["0"]}
     assert {"attention.router", "feed_forward.router"} <= set(sparse)
