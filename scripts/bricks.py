@@ -7,23 +7,26 @@
     python scripts/bricks.py find LIBRARY [--tag=TAG] [--like=TEXT]
     python scripts/bricks.py remove LIBRARY NAME
     python scripts/bricks.py rename LIBRARY OLD NEW
+    python scripts/bricks.py import PEFT FILE --model=MODEL [--family= --license= --tags= --notes=]
+    python scripts/bricks.py export FILE PEFT --family=NAME
 
 A brick is one file, which says what it is and what it fits; a library is a directory of such files.
-RUN is a run's directory, or one of its checkpoints. `--like` ranks by how many words of the text
-stand in a brick's name, tags and notes. --json prints one JSON object instead of tables.
+RUN is a run's directory, or one of its checkpoints; PEFT is that of an adapter. `--like` ranks by
+how many words of the text stand in a brick's name, tags and notes. --json prints one JSON object
+instead of tables.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
-from modbrick import command_line
-from modbrick.analysis.listing import Listing, listing, of_brick, of_check, of_library
+from modbrick import command_line, library
+from modbrick.analysis import listing
 from modbrick.errors import InputError
-from modbrick.library import Library, brick_of_run, open_brick, write_brick
 from modbrick.models import open_model
 
 NAME = flags.DEFINE_string("name", None, "save: of the brick, where the run has several.")
@@ -33,6 +36,8 @@ TAGS = flags.DEFINE_list("tags", [], "save, add: words to find it by, as lang:de
 TAG = flags.DEFINE_string("tag", None, "find: a tag that they have.")
 LIKE = flags.DEFINE_string("like", None, "find: words of their names, tags and notes.")
 BASE = flags.DEFINE_enum("allow_base", "same", ["same", "any"], "check: weights that it is for.")
+MODEL = flags.DEFINE_string("model", None, "import: that the adapter is for.")
+FAMILY = flags.DEFINE_string("family", None, "import, export: whose names modules have, as llama.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 
 USAGE = dict(re.findall(r"bricks\.py (\w+) (.*)", __doc__))
@@ -42,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     """Does what the command says, and shows what came of it."""
     command = argv[1] if argv[1:] else ""
     usage = f"{command} {USAGE[command]}" if command in USAGE else "|".join(USAGE)
-    for flag in (NAME, LICENSE, NOTES, TAGS, TAG, LIKE, BASE):
+    for flag in (NAME, LICENSE, NOTES, TAGS, TAG, LIKE, BASE, MODEL, FAMILY):
         if flag.present and f"--{flag.name}=" not in usage:
             raise InputError(f"--{flag.name} means nothing here; expected: bricks.py {usage}")
     if (found := act(*argv[1:])) is None:
@@ -50,29 +55,35 @@ def main(argv: Sequence[str]) -> None:
     found.show(as_json=JSON.value)
 
 
-def act(*words: str) -> Listing | None:
+def act(*words: str) -> listing.Listing | None:
     """Returns what a command has made, found or left; None: these are not the words of one."""
+    said: dict[str, Any] = {"licence": LICENSE.value, "tags": TAGS.value, "notes": NOTES.value}
     match words:
         case "save", run, file:
-            brick, manifest = brick_of_run(
-                run, NAME.value, licence=LICENSE.value, tags=TAGS.value, notes=NOTES.value
-            )
-            write_brick(file, brick, manifest)
-            return of_brick(open_brick(file))
+            library.write_brick(file, *library.brick_of_run(run, NAME.value, **said))
+            return listing.of_path(file)
         case "list", path:
-            return listing(path)
+            return listing.of_path(path)
         case "check", file, model:
-            return of_check(file, open_model(model), allow_base=BASE.value)
-        case "add", library, file:
-            return of_brick(Library.create(library).add(file, tags=TAGS.value))
-        case "find", library:
-            return of_library(library, Library.open(library).find(tag=TAG.value, like=LIKE.value))
-        case "remove", library, name:
-            Library.open(library).remove(name)
-            return listing(library)
-        case "rename", library, old, new:
-            Library.open(library).rename(old, new)
-            return of_brick(Library.open(library).stored(new))
+            return listing.of_check(file, open_model(model), allow_base=BASE.value)
+        case "add", place, file:
+            return listing.of_brick(library.Library.create(place).add(file, tags=TAGS.value))
+        case "find", place:
+            found = library.Library.open(place).find(tag=TAG.value, like=LIKE.value)
+            return listing.of_library(place, found)
+        case "remove", place, name:
+            library.Library.open(place).remove(name)
+            return listing.of_path(place)
+        case "rename", place, old, new:
+            library.Library.open(place).rename(old, new)
+            return listing.of_brick(library.Library.open(place).stored(new))
+        case "import", adapter, file if MODEL.value:
+            base = open_model(MODEL.value)
+            made = library.import_adapter(adapter, file, base, family=FAMILY.value, **said)
+            return listing.of_bricks(made)
+        case "export", file, adapter if FAMILY.value:
+            library.export_adapter([file], adapter, FAMILY.value)
+            return listing.of_path(file)
     return None
 
 

@@ -49,7 +49,15 @@ class Listing:
             raise InputError(self.complaint)
 
 
-def listing(path: str) -> Listing:
+def of_bricks(bricks: Iterable[StoredBrick]) -> Listing:
+    """Lists the files of several bricks."""
+    found = [of_brick(brick) for brick in bricks]
+    return Listing(
+        Group(*(each.shown for each in found)), {"bricks": [dict(each.record) for each in found]}
+    )
+
+
+def of_path(path: str) -> Listing:
     """Lists what lies somewhere: a brick in a file, a library, or a model and its bricks.
 
     Raises:

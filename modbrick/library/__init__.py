@@ -20,6 +20,7 @@ Examples:
     ['layer.0.attention.query.down', 'layer.0.attention.query.up']
 """
 
+from modbrick.library.adapters import export_adapter, import_adapter
 from modbrick.library.check import check
 from modbrick.library.file import StoredBrick, open_brick, read_brick, write_brick
 from modbrick.library.library import Library
@@ -34,6 +35,8 @@ __all__ = [
     "StoredBrick",
     "brick_of_run",
     "check",
+    "export_adapter",
+    "import_adapter",
     "open_brick",
     "read_brick",
     "write_brick",

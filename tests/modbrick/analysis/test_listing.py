@@ -9,7 +9,7 @@ import jax
 import pytest
 from rich.console import Console
 
-from modbrick.analysis.listing import Listing, listing, of_check
+from modbrick.analysis.listing import Listing, of_check, of_path
 from modbrick.bricks import initial_bricks
 from modbrick.checkpoints import BaseModel, Metadata, save_model
 from modbrick.errors import InputError
@@ -29,7 +29,7 @@ def text(found: Listing) -> str:
 def test_a_brick_in_a_file(tmp_path: Path) -> None:
     _, manifest = described("de", notes="[red] of [/nothing]")
     write_brick(tmp_path / "a.brick", described("de")[0], manifest)
-    found = listing(str(tmp_path / "a.brick"))
+    found = of_path(str(tmp_path / "a.brick"))
     shown = text(found)
     for words in ("lora", "rank 2, alpha 4.0", "Apache-2.0", "[red] of [/nothing]", "loss 1.5"):
         assert words in shown
@@ -46,7 +46,7 @@ def test_a_brick_in_a_file(tmp_path: Path) -> None:
 def test_a_library(tmp_path: Path) -> None:
     for name in ("law", "de"):
         write_brick(tmp_path / f"{name}.brick", *described(name, tags=("[x]",)))
-    found = listing(str(tmp_path))
+    found = of_path(str(tmp_path))
     assert [entry["name"] for entry in found.record["bricks"]] == ["de", "law"]
     assert "[x]" in text(found)
     assert len(Library.open(tmp_path)) == 2
@@ -56,7 +56,7 @@ def test_a_model_and_its_bricks(tmp_path: Path) -> None:
     values = initial_bricks(MODEL, BRICKS, jax.random.key(0))
     about = Metadata(MODEL, bricks=BRICKS, base=BaseModel("elsewhere", FINGERPRINT))
     save_model(tmp_path, values, about)
-    found = listing(str(tmp_path))
+    found = of_path(str(tmp_path))
     assert list(found.record["customized"]) == list(BRICKS)
     experts = {
         "pattern": "layer.*.feed_forward.expert.*",
@@ -67,7 +67,7 @@ def test_a_model_and_its_bricks(tmp_path: Path) -> None:
     assert experts in json.loads(json.dumps(found.record))["emergent"]
     assert "customized bricks" in text(found)
     with pytest.raises(InputError, match="no checkpoint"):
-        listing(str(tmp_path / "nowhere"))
+        of_path(str(tmp_path / "nowhere"))
     write_brick(tmp_path / "a.brick", *described("de"))
     with pytest.raises(InputError, match="holds bricks for a model"):
         of_check(str(tmp_path / "a.brick"), open_model(tmp_path))
