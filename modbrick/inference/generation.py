@@ -22,6 +22,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from modbrick.decoder.arguments import check_ids
 from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
+from modbrick.inference.prompts import (
+    check_prompts,
+    check_token_ids,
+    left_padded,
+    rounded_up,
+)
 from modbrick.inference.result import GenerationResult
 from modbrick.inference.sampling import DEFAULT_SAMPLING, SamplingConfig, greedy, sample
 from modbrick.layers.cache import Cache
@@ -73,8 +79,8 @@ def generate(
     importlib.import_module("jax.experimental.pallas.tpu")
     graph, parameters = nnx.split(model) if isinstance(model, Decoder) else model
     vocabulary = nnx.merge(graph, parameters).config.vocabulary
-    _check_prompts(prompts, vocabulary)
-    _check_ids(stop_tokens, vocabulary, "stop_tokens")
+    check_prompts(prompts, vocabulary)
+    check_token_ids(stop_tokens, vocabulary, "stop_tokens")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if brick_ids is not None and len(brick_ids) != len(prompts):
@@ -91,7 +97,7 @@ def generate(
         brick_ids=None if brick_ids is None else jnp.asarray(brick_ids, jnp.int32),
     )
     static = {"graph": graph, "greedily": sampling.temperature == 0, "top_k": sampling.top_k}
-    tokens, mask = _left_padded(prompts)
+    tokens, mask = left_padded(prompts)
     capacity = rounded_up(tokens.shape[1] + max_new_tokens)
     progress = _prefill(request, tokens, mask, capacity=capacity, **static)
     advance = functools.partial(_decode, request, **static)
@@ -100,12 +106,6 @@ def generate(
     else:
         progress, stopped = _watched(advance, progress, max_new_tokens, on_tokens)
     return _result(progress, stopped)
-
-
-def rounded_up(length: int) -> int:
-    """Returns the smallest 2^n or 3·2^n that is at least `length` and 16."""
-    power = 1 << max(length - 1, 15).bit_length()
-    return power * 3 // 4 if power > 16 and length <= power * 3 // 4 else power
 
 
 @jax.tree_util.register_dataclass
@@ -266,18 +266,6 @@ def _result(progress: _Progress, stopped: frozenset[int]) -> GenerationResult:
     )
 
 
-def _left_padded(
-    prompts: Sequence[Sequence[int]],
-) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
-    length = rounded_up(max(map(len, prompts)))
-    tokens = np.zeros((len(prompts), length), np.int32)
-    mask = np.zeros((len(prompts), length), bool)
-    for row, prompt in enumerate(prompts):
-        tokens[row, length - len(prompt) :] = prompt
-        mask[row, length - len(prompt) :] = True
-    return tokens, mask
-
-
 def _random_keys(seed: int | Sequence[int], count: int) -> Key[Array, "B"]:
     seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
@@ -286,18 +274,3 @@ def _random_keys(seed: int | Sequence[int], count: int) -> Key[Array, "B"]:
         if not 0 <= value < 1 << 32:
             raise InputError(f"a seed must be at least 0 and below 2^32, got {value}")
     return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-
-
-def _check_prompts(prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
-    if not len(prompts):
-        raise InputError("there is no prompt: give at least one")
-    for number, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise InputError(f"prompt {number} is empty: give it at least one token")
-        _check_ids(prompt, vocabulary, f"prompt {number}")
-
-
-def _check_ids(ids: Sequence[int], vocabulary: int, name: str) -> None:
-    for value in ids:
-        if not 0 <= value < vocabulary:
-            raise InputError(f"{name}: token id {value} is not in a vocabulary of {vocabulary}")

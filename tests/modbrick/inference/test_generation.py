@@ -22,7 +22,7 @@ from modbrick.config import (
 from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.inference import GREEDY, SamplingConfig, generate, generation
-from modbrick.inference.generation import rounded_up
+from modbrick.inference.prompts import rounded_up
 from tests.compilation import max_traces
 
 VOCABULARY = 23
