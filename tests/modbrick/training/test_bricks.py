@@ -264,37 +264,31 @@ def test_documents_use_the_bricks_of_their_domain(domains: RunConfig) -> None:
     assert compute(values, english)[0] == compute(other, english)[0]
 
 
+def held_out_twice(config: RunConfig) -> list[dict[str, Any]]:
+    """What evaluation finds before and after a change of the brick `law`, by domain."""
+    values, bias = random_values(config), "bricks.law.segments.0.feed_forward.up_bias"
+    mesh, records = make_mesh(MeshConfig(), jax.devices()[:1]), []
+    with jax.set_mesh(mesh):
+        evaluate = Pretraining(config).evaluation(mesh)
+        for changed_bias in (values[bias], values[bias] + 1):
+            found = evaluate(values | {bias: changed_bias}, lambda: False)
+            assert found is not None
+            records.append(found.record["domains"])
+    return records
+
+
+def test_evaluation_knows_domains_too(domains: RunConfig) -> None:
+    before, after = held_out_twice(domains)
+    assert before["english"] == after["english"]
+    assert before["german"]["loss"] != after["german"]["loss"]
+
+
 def test_evaluation_knows_the_domains_of_its_split(domains: RunConfig, tmp_path: Path) -> None:
     """Held-out text is of one of the two domains of training."""
     texts = {name: random_texts(seed, 12, 40) for seed, name in enumerate(("english", "german"))}
     write_dataset(tmp_path / "data", {"train": texts, "held_out": {"german": texts["german"]}})
-    task = Pretraining(changed(domains, "data", path=str(tmp_path / "data")))
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    values = random_values(domains)
-    bias = "bricks.law.segments.0.feed_forward.up_bias"
-    losses = []
-    with jax.set_mesh(mesh):
-        evaluate = task.evaluation(mesh)
-        for changed_bias in (values[bias], values[bias] + 1):
-            found = evaluate(values | {bias: changed_bias}, lambda: False)
-            assert found is not None
-            losses.append(found.metrics["loss"])
-    assert losses[0] != losses[1]
-
-
-def test_evaluation_knows_domains_too(domains: RunConfig) -> None:
-    task, mesh = Pretraining(domains), make_mesh(MeshConfig(), jax.devices()[:1])
-    values = random_values(domains)
-    bias = "bricks.law.segments.0.feed_forward.up_bias"
-    losses = []
-    with jax.set_mesh(mesh):
-        evaluate = task.evaluation(mesh)
-        for changed_bias in (values[bias], values[bias] + 1):
-            found = evaluate(values | {bias: changed_bias}, lambda: False)
-            assert found is not None
-            losses.append(found.record["domains"])
-    assert losses[0]["english"] == losses[1]["english"]
-    assert losses[0]["german"]["loss"] != losses[1]["german"]["loss"]
+    before, after = held_out_twice(changed(domains, "data", path=str(tmp_path / "data")))
+    assert before["german"]["loss"] != after["german"]["loss"]
 
 
 def test_the_order_of_bricks_belongs_to_a_run(domains: RunConfig) -> None:
