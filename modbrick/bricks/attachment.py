@@ -35,11 +35,8 @@ class Attachment:
     @property
     def path(self) -> str:
         """Name by which arrays are stored: `segments.0.attention.query`, `decoder.embedding`."""
-        return (
-            f"segments.{self.segment}.{self.site.name}"
-            if self.segment
-            else (f"decoder.{self.site.name}")
-        )
+        where = f"segments.{self.segment}" if self.segment else "decoder"
+        return f"{where}.{self.site.name}"
 
     def address(self, layer: int | None = None) -> str:
         """Returns the address of the site in one layer of the stack."""

@@ -201,9 +201,9 @@ def _bank(
         leaf: tuple(map(max, *(info[leaf].shape for info in infos), info.shape))
         for leaf, info in infos[0].items()
     }
-    for row, (number, name, config, place) in enumerate(members):
+    for row, ((number, name, config, place), own) in enumerate(zip(members, infos, strict=True)):
         rows[list(place.layers) or [0], number] = row
-        for leaf, info in config.settings.leaves(place.site).items():
+        for leaf, info in own.items():
             values = _checked(parameters, leaf_path(name, place, leaf), info, len(place.layers))
             values = values if place.layers else values[None]
             values = _padded(values, shapes[leaf], info.padding)

@@ -78,15 +78,16 @@ def generate(
     # As in `train_program`: imported by a trace, it would have the second call traced again.
     importlib.import_module("jax.experimental.pallas.tpu")
     graph, parameters = nnx.split(model) if isinstance(model, Decoder) else model
-    vocabulary = nnx.merge(graph, parameters).config.vocabulary
+    bound = nnx.merge(graph, parameters)
+    vocabulary = bound.config.vocabulary
     check_prompts(prompts, vocabulary)
     check_token_ids(stop_tokens, vocabulary, "stop_tokens")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if brick_ids is not None and len(brick_ids) != len(prompts):
         raise InputError(f"{len(brick_ids)} brick_ids do not fit {len(prompts)} prompts")
-    attached = bricks if bricks is not None else nnx.merge(graph, parameters).plugged
-    check_ids(None if brick_ids is None else jnp.asarray(brick_ids), attached or Bricks())
+    ids = None if brick_ids is None else jnp.asarray(brick_ids, jnp.int32)
+    check_ids(ids, bricks or bound.plugged or Bricks())
     request = _Request(
         parameters=nnx.as_pure(parameters),
         random_keys=_random_keys(seed, len(prompts)),
@@ -94,7 +95,7 @@ def generate(
         top_p=None if sampling.top_p in (None, 1.0) else jnp.float32(sampling.top_p),
         stop_tokens=jnp.asarray(stop_tokens, jnp.int32),
         bricks=bricks,
-        brick_ids=None if brick_ids is None else jnp.asarray(brick_ids, jnp.int32),
+        brick_ids=ids,
     )
     static = {"graph": graph, "greedily": sampling.temperature == 0, "top_k": sampling.top_k}
     tokens, mask = left_padded(prompts)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from modbrick.bricks.kinds.kind import LeafInfo, Leaves
+from modbrick.bricks.kinds.lora import over_slots
 from modbrick.decoder.sites import Site
 from modbrick.layers.parameters import constant
 from modbrick.parallel.choice import Choice
@@ -58,7 +59,5 @@ class Rescaling:
             chosen = choice.take(leaves["factor"], 1.0)
             if choice.weights is not None:
                 chosen = 1.0 + choice.weights[..., None] * (chosen - 1.0)
-            factor = chosen.prod(-2)
-            slots = (1,) * (outputs.ndim - factor.ndim)
-            factor = factor.reshape(*factor.shape[:2], *slots, factor.shape[-1])
+            factor = over_slots(chosen.prod(-2), outputs)
         return (outputs.astype(jnp.float32) * factor).astype(outputs.dtype)

@@ -77,12 +77,8 @@ class LowRank:
         choice: Choice | None,
     ) -> Float[Array, "B S *K O"]:
         """Adds the updates of each token's bricks, computed in float32."""
-        x, down, up, scale = (
-            inputs.astype(jnp.float32),
-            leaves["down"],
-            leaves["up"],
-            leaves["scale"],
-        )
+        x, down, up = inputs.astype(jnp.float32), leaves["down"], leaves["up"]
+        scale = leaves["scale"]
         if choice is None:
             change = matmul(matmul(x, down[0]), up[0]) * scale[0]
         else:
@@ -94,11 +90,14 @@ def added(
     outputs: Float[Array, "B S *K O"], change: Float[Array, "B S O"]
 ) -> Float[Array, "B S *K O"]:
     """Returns the outputs with a change of each token added in float32, to every slot alike."""
-    if change.ndim == outputs.ndim:
-        return (outputs.astype(jnp.float32) + change).astype(outputs.dtype)
-    slots = (1,) * (outputs.ndim - change.ndim)
-    change = change.reshape(*change.shape[:2], *slots, change.shape[-1])
+    change = over_slots(change, outputs)
     return (outputs.astype(jnp.float32) + change).astype(outputs.dtype)
+
+
+def over_slots(values: Float[Array, "B S O"], outputs: Array) -> Float[Array, "B S *K O"]:
+    """Returns values of each token with the axes of its slots, as many as `outputs` has."""
+    slots = (1,) * (outputs.ndim - values.ndim)
+    return values.reshape(*values.shape[:2], *slots, *values.shape[2:])
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "I R"]:
