@@ -22,7 +22,7 @@ from modbrick.checkpoints.metadata import (
     new_description,
 )
 from modbrick.checkpoints.parts import SplitParameters, others
-from modbrick.checkpoints.workdir.directory import clean, is_complete, remove
+from modbrick.checkpoints.workdir.directory import is_complete, remove, remove_unfinished
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere, gather, is_first
 
@@ -130,9 +130,10 @@ class BaseWriter:
                     lambda: files.start_writing(self._root / name, description, arrays)
                 )
                 together(finish)
-            finally:
+            except BaseException:
                 if is_first():
-                    clean(self._root)  # what could not be finished: a full disk needs the room
+                    remove_unfinished(self._root / name)
+                raise
         return BaseReference(name, trainable, table, parts)
 
     def _is_whole(self, path: epath.Path, table: Mapping[str, Leaf]) -> bool:

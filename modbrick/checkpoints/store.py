@@ -30,12 +30,11 @@ from modbrick.checkpoints.retention import Retention
 from modbrick.checkpoints.workdir.directory import (
     CHECKPOINTS,
     DAMAGED,
-    TEMPORARY,
     as_path,
     clean,
     complete_steps,
     move_aside,
-    remove_repeatedly,
+    remove_unfinished,
     require_own,
     require_shared,
 )
@@ -44,8 +43,6 @@ from modbrick.checkpoints.workdir.lock import RunLock
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere, gather, is_first
 
-STRAGGLERS = 0.5
-"""Seconds for which threads of Orbax go on writing after another one failed."""
 _logger = logging.getLogger(__name__)
 
 
@@ -269,8 +266,7 @@ class CheckpointStore:
             result()
         except files.WRITING as error:
             if is_first():
-                for name in (f"{step}{TEMPORARY}", str(step)):  # a full disk needs the room
-                    remove_repeatedly(self._root / name, STRAGGLERS)
+                remove_unfinished(self._root / str(step))
             raise self._failed(step, error) from error
         if is_first():
             try:

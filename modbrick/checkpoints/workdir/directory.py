@@ -21,6 +21,8 @@ TEMPORARY = ".orbax-checkpoint-tmp"
 _COMMITTED = "commit_success.txt"
 VISIBLE_WITHIN = 60.0
 """Seconds until every machine sees what one of them wrote to a shared file system."""
+STRAGGLERS = 0.5
+"""Seconds for which threads of Orbax go on writing after another one failed."""
 
 
 def as_path(directory: epath.PathLike) -> epath.Path:
@@ -86,15 +88,19 @@ def remove(path: epath.Path) -> None:
         path.rmtree()
 
 
-def remove_repeatedly(path: epath.Path, seconds: float) -> None:
-    """Removes a directory for some time, in which others may still write to it."""
-    end = time.monotonic() + seconds
+def remove_unfinished(path: epath.Path) -> None:
+    """Removes what a failed save left of a checkpoint: a full disk needs the room.
+
+    Other threads of the save may still write for a moment, and make anew what was removed.
+    """
+    end = time.monotonic() + STRAGGLERS
     while True:
-        with contextlib.suppress(OSError):  # somebody writes to it just now
-            remove(path)
+        for left in (path.with_name(path.name + TEMPORARY), path):
+            with contextlib.suppress(OSError):  # somebody writes to it just now
+                remove(left)
         if time.monotonic() > end:
             return
-        time.sleep(seconds / 10)
+        time.sleep(STRAGGLERS / 10)
 
 
 def delete_checkpoint(path: epath.Path) -> None:

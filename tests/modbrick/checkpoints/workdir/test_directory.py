@@ -1,3 +1,7 @@
+import contextlib
+import threading
+import time
+
 import pytest
 from etils import epath
 
@@ -7,6 +11,7 @@ from modbrick.checkpoints.workdir.directory import (
     complete_steps,
     delete_checkpoint,
     move_aside,
+    remove_unfinished,
     require_own,
 )
 from modbrick.errors import InputError
@@ -27,6 +32,27 @@ def test_complete_ones_are_listed_by_number(root):
 def test_unfinished_and_half_deleted_ones_are_removed_and_damaged_ones_kept(root):
     assert clean(root) == ["7"]
     assert sorted(p.name for p in root.iterdir()) == ["20.damaged", "300", "40", "5"]
+
+
+def test_what_a_failed_save_left_is_removed_though_its_threads_still_write(root):
+    unfinished, ended = root / "7.orbax-checkpoint-tmp", time.monotonic() + 0.2
+
+    def write():
+        number = 0
+        while time.monotonic() < ended:
+            with contextlib.suppress(OSError):  # removed under it
+                (unfinished / "d").mkdir(parents=True, exist_ok=True)
+                (unfinished / "d" / str(number)).touch()
+            number += 1
+
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    remove_unfinished(root / "7")
+    for writer in writers:
+        writer.join()
+    assert not unfinished.exists()
+    assert complete_steps(root) == [5, 40, 300]
 
 
 def test_deleting_and_moving_aside(root):
