@@ -49,16 +49,21 @@ class Attachment:
 def attachments(model: ModelConfig, config: BrickConfig) -> tuple[Attachment, ...]:
     """Lists where a brick is attached in a model, in the order of the sites.
 
+    A pattern covers sites of the kind's hook only.
+
     Raises:
       InputError: a pattern that covers no site, or a site that the kind does not fit.
     """
-    places = list(_places(model))
+    everything = list(_places(model))
+    places = [place for place in everything if place.site.hook == config.settings.hook]
     chosen = [np.zeros(max(len(place.layers), 1), bool) for place in places]
     for pattern in config.at:
         found = [_covered(pattern, place, whole=True) for place in places]
         if not any(mask.any() for mask in found):
             found = [_covered(pattern, place, whole=False) for place in places]
         if not any(mask.any() for mask in found):
+            if any(_covered(pattern, place, whole=False).any() for place in everything):
+                raise InputError(f"{config.settings.kind} cannot be attached at {pattern!r}")
             known = dict.fromkeys(_template(place) for place in places)
             remark = nearest(pattern, [name.replace(LAYER, "*") for name in known])
             raise InputError(f"no site {pattern!r} in this model; {remark}")

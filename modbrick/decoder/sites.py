@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from modbrick.config import ModelConfig
 from modbrick.decoder.functional import functional_decoder
+
+Hook = Literal["outputs"]
+"""What a brick at a site gets hold of: `outputs` of a map, which it changes token by token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Site:
     input_width: int
     output_width: int
     slots: int = 1
+    hook: Hook = "outputs"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ Serial as in arXiv 1902.00751 (section 2.1) and 2005.00247; parallel as in arXiv
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from modbrick.bricks.kinds.kind import LeafInfo, Leaves
 from modbrick.bricks.kinds.lora import added
 from modbrick.config import Activation
-from modbrick.decoder.sites import Site
+from modbrick.decoder.sites import Hook, Site
 from modbrick.errors import InputError
 from modbrick.layers.activations import ACTIVATIONS
 from modbrick.layers.parameters import constant, normal
@@ -42,6 +42,7 @@ class Adapter:
     placement: Literal["serial", "parallel"] = "serial"
     scale: float = 1.0
     kind: Literal["adapter"] = "adapter"
+    hook: ClassVar[Hook] = "outputs"
 
     def __post_init__(self) -> None:
         if self.hidden < 1:

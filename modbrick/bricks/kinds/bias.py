@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Array, Float
 
 from modbrick.bricks.kinds.kind import LeafInfo, Leaves
 from modbrick.bricks.kinds.lora import added
-from modbrick.decoder.sites import Site
+from modbrick.decoder.sites import Hook, Site
 from modbrick.layers.parameters import constant
 from modbrick.parallel.choice import Choice
 
@@ -27,6 +27,7 @@ class Bias:
 
     strength: float = 1.0
     kind: Literal["bias"] = "bias"
+    hook: ClassVar[Hook] = "outputs"
 
     @property
     def form(self) -> Shift:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from modbrick.bricks.kinds.kind import LeafInfo, Leaves
 from modbrick.bricks.kinds.lora import over_slots
-from modbrick.decoder.sites import Site
+from modbrick.decoder.sites import Hook, Site
 from modbrick.layers.parameters import constant
 from modbrick.parallel.choice import Choice
 
@@ -23,6 +23,7 @@ class IA3:
     """
 
     kind: Literal["ia3"] = "ia3"
+    hook: ClassVar[Hook] = "outputs"
 
     @property
     def form(self) -> Rescaling:

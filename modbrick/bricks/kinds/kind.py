@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from jaxtyping import Array, Float
 
-from modbrick.decoder.sites import Site
+from modbrick.decoder.sites import Hook, Site
 from modbrick.layers.parameters import Initialiser
 from modbrick.parallel.choice import Choice
 
@@ -56,6 +56,9 @@ class Form(Protocol):
 
 class Kind(Protocol):
     """Settings of a brick of a kind; a frozen record with a field `kind` of its own."""
+
+    hook: ClassVar[Hook]
+    """Sites of which hook the kind is attached at."""
 
     @property
     def form(self) -> Form:

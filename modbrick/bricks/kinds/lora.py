@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from modbrick.bricks.kinds.kind import LeafInfo, Leaves
-from modbrick.decoder.sites import Site
+from modbrick.decoder.sites import Hook, Site
 from modbrick.errors import InputError
 from modbrick.layers.parameters import constant
 from modbrick.layers.projections import matmul
@@ -34,6 +34,7 @@ class LoRA:
     alpha: float | None = None
     scaling: Literal["rank", "root"] = "rank"
     kind: Literal["lora"] = "lora"
+    hook: ClassVar[Hook] = "outputs"
 
     def __post_init__(self) -> None:
         if self.rank < 1:
