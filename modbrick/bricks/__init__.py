@@ -20,10 +20,14 @@ Examples:
 
 from modbrick.bricks.brick import Brick
 from modbrick.bricks.config import BrickConfig, Settings
+from modbrick.bricks.difference import sparse_difference
 from modbrick.bricks.kinds.adapter import Adapter
 from modbrick.bricks.kinds.bias import Bias
+from modbrick.bricks.kinds.dora import DoRA
 from modbrick.bricks.kinds.ia3 import IA3
 from modbrick.bricks.kinds.lora import LoRA
+from modbrick.bricks.kinds.norm import NormTuning
+from modbrick.bricks.kinds.sparse import SparseDelta
 from modbrick.bricks.plugging import Plugged, plugged
 from modbrick.bricks.table import initial_bricks
 
@@ -33,9 +37,13 @@ __all__ = [
     "Bias",
     "Brick",
     "BrickConfig",
+    "DoRA",
     "LoRA",
+    "NormTuning",
     "Plugged",
     "Settings",
+    "SparseDelta",
     "initial_bricks",
     "plugged",
+    "sparse_difference",
 ]

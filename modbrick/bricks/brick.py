@@ -53,17 +53,17 @@ class Brick:
             return [str(error)]
         remarks = [f"missing: {address}" for address in wanted if address not in self.values]
         remarks += [f"unexpected: {address}" for address in self.values if address not in wanted]
-        remarks += [
-            f"{address}: holds NaN or infinity"
-            for address, value in self.values.items()
-            if not np.isfinite(np.asarray(value, np.float32)).all()
-        ]
         for address, info in wanted.items():
-            if address in self.values and self.values[address].shape != info.shape:
-                have, want = self.values[address].shape, info.shape
+            if address not in self.values:
+                continue
+            values = np.asarray(self.values[address])
+            if values.shape != info.shape:
+                have, want = values.shape, info.shape
                 remarks.append(
                     f"{address}: the brick has {list(have)}, the model needs {list(want)}"
                 )
+            elif flaw := info.flaw(values):
+                remarks.append(f"{address}: {flaw}")
         return remarks
 
     def parameters(self, name: str, model: ModelConfig) -> dict[str, Array]:

@@ -158,7 +158,7 @@ def save_model(
     if complete_steps(target / CHECKPOINTS):
         raise InputError(f"{target} holds a model already: name a new or empty directory")
     expected = {
-        info.path: jax.ShapeDtypeStruct(info.shape, jnp.float32) for info in metadata.table()
+        info.path: jax.ShapeDtypeStruct(info.shape, info.dtype) for info in metadata.table()
     }
     saved = {
         name: Leaf(tuple(value.shape), str(value.dtype), 0)
@@ -221,8 +221,9 @@ def _wanted(
     for info in description.metadata.table(config):
         saved = description.parameters.get(info.path)
         asked = dtype.get(info.path) if isinstance(dtype, Mapping) else dtype
-        stored = saved.dtype if saved else "float32"
-        of_leaf = jnp.dtype(stored if asked is None else asked)
+        stored = jnp.dtype(saved.dtype if saved else info.dtype)
+        castable = jnp.issubdtype(stored, jnp.floating)
+        of_leaf = stored if asked is None or not castable else jnp.dtype(asked)
         read = paths is None or info.path in paths
         sharding = shardings if by_name is None else by_name[info.path] if read else None
         wanted[info.path] = jax.ShapeDtypeStruct(info.shape, of_leaf, sharding=sharding)

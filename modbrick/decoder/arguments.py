@@ -69,19 +69,29 @@ def spread(ids: BrickIds | None, weights: BrickWeights | None, tokens: Array) ->
         if weights is not None:
             raise InputError("brick_weights stand beside brick_ids: give both")
         return None
+    alike = _alike(ids) and (weights is None or _alike(weights))
     ids = jnp.asarray(ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise InputError(f"brick_ids are integers, got {ids.dtype}")
     ids = _over_tokens("brick_ids", ids, tokens)
     if weights is None:
-        return Choice(ids)
+        return Choice(ids, alike=alike)
     weights = _over_tokens("brick_weights", jnp.asarray(weights), tokens)
     if weights.shape != ids.shape:
         raise InputError(
             f"brick_weights for {weights.shape[-1]} bricks a token do not fit brick_ids for "
             f"{ids.shape[-1]}"
         )
-    return Choice(ids, weights)
+    return Choice(ids, weights, alike)
+
+
+def _alike(values: Array) -> bool:
+    """Returns whether values are known to be the same for all tokens."""
+    if isinstance(values, jax.core.Tracer):
+        return False
+    known = np.asarray(values)
+    by_token = known.reshape(-1, *known.shape[2:])
+    return bool((by_token == by_token[:1]).all())
 
 
 def _over_tokens(name: str, values: Array, tokens: Array) -> Array:

@@ -27,6 +27,7 @@ from modbrick.layers.block import Block
 from modbrick.layers.cache import Cache
 from modbrick.layers.context import Bricks, Context, Visibility
 from modbrick.layers.norms import Norm
+from modbrick.layers.offer import Offer
 from modbrick.layers.parameters import Initialiser, normal, parameter, uniform_fan_in
 from modbrick.layers.projections import Projection, matmul
 from modbrick.parallel import constrain, gathered
@@ -201,12 +202,13 @@ class Decoder(nnx.Module):
                 cache=None if cache is None else cache.segments[name],
             )
             x, inner[name] = run_segment(self.segments[name], segment, first_layer, x, of_segment)
+        hidden = self.norm(x, outer, "norm")
         if cache is not None:
             segments = {name: of.cache for name, of in inner.items() if of.cache is not None}
             length = cache.length + tokens.shape[1]
             cache = dataclasses.replace(cache, segments=segments, length=length)
         return Features(
-            self.norm(x),
+            hidden,
             by_router({name: of.statistics for name, of in inner.items()}),
             cache,
             gather_captures(capture, outer, inner),
@@ -241,8 +243,11 @@ class Decoder(nnx.Module):
         return Context(bricks=self._attached(bricks).decoder, choice=choice, capture=capture)
 
     def _logits(self, hidden: Float[Array, "B S D"], context: Context) -> Float[Array, "B S V"]:
-        logits = matmul(hidden, self.head_weight) * self.config.logit_multiplier
-        return context.at("head", hidden, logits)
+        multiplier = self.config.logit_multiplier
+        logits = matmul(hidden, self.head_weight) * multiplier
+        if not context.looks_at("head"):
+            return logits
+        return context.at("head", hidden, logits, Offer(self.head_weight * multiplier))
 
     @property
     def head_weight(self) -> Float[Array, "D V"]:

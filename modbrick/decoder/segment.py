@@ -69,7 +69,7 @@ def run_segment(
         x, cache = mark_layer_input(carry[0]), carry[1]
         parameters, bricks, index = inputs
         of_layer = context.of_layer(index, first_layer, bricks, cache)
-        x = nnx.merge(graph, parameters)(x, of_layer)
+        x = nnx.merge(graph, of_layer.weights(parameters))(x, of_layer)
         return (x, of_layer.cache), (of_layer.statistics, of_layer.captured)
 
     (x, cache), (statistics, captured) = jax.lax.scan(

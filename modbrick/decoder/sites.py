@@ -5,28 +5,31 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from modbrick.config import ModelConfig
 from modbrick.decoder.functional import functional_decoder
-
-Hook = Literal["outputs"]
-"""What a brick at a site gets hold of: `outputs` of a map, which it changes token by token."""
+from modbrick.layers.context import Hook, SeenSite
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
     """A place to attach: its name within the layer or the decoder, and the widths of both sides.
 
-    `slots` is how many outputs a token has there, those of its experts.
+    `slots` is how many outputs a token has there, those of its experts; `experts` how many the bank
+    in front of it has, 0: there is none; `linear`, whether a linear map leads from one side to the
+    other; `shape`, of weights, what they look like.
 
     A projection has one of its own (`attention.query`, ...). `feed_forward.hidden` is what
     `feed_forward.down` reads, on both sides. `attention` and `feed_forward` see a sublayer whole
     (where an adapter sits), `residual` the stream after the layer, `*.router` the router's logits,
-    `embedding` and `head` what the decoder makes of tokens and of final hidden states. With
+    `embedding` and `head` what the decoder makes of tokens and of final hidden states.
+    `attention_norm`, `attention.query_norm`, `norm` and the like are norms: normalised values on
+    one side, scaled ones on the other. `attention.query.weight` and the other parameters of a layer
+    are sites of weights. With
     attention experts, `attention.query` hands a brick the layer's input and every slot's queries,
     `attention.output` the gate-weighted sum of the slots and the combined output; with feed-forward
     experts `feed_forward.up` and the other sites inside do likewise.
@@ -37,6 +40,9 @@ class Site:
     output_width: int
     slots: int = 1
     hook: Hook = "outputs"
+    experts: int = 0
+    linear: bool = False
+    shape: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +51,7 @@ class ModelSites:
 
     Attributes:
       layers: of a layer of each segment, by the segment's index as text; sorted by name.
-      decoder: `embedding` and `head`.
+      decoder: `embedding`, `norm` and `head`.
     """
 
     layers: dict[str, tuple[Site, ...]]
@@ -66,10 +72,14 @@ def model_sites(config: ModelConfig) -> ModelSites:
 
     found = jax.eval_shape(trace, decoder.abstract_parameters())
     sites = {
-        place: tuple(
-            Site(name, inputs.shape[-1], outputs.shape[-1], math.prod(outputs.shape[2:-1]))
-            for name, (inputs, outputs) in at.items()
-        )
-        for place, at in found.items()
+        place: tuple(_site(name, seen) for name, seen in at.items()) for place, at in found.items()
     }
     return ModelSites(sites, sites.pop("decoder"))
+
+
+def _site(name: str, seen: SeenSite) -> Site:
+    width, (*outer, out) = seen.inputs.shape[-1], seen.outputs.shape
+    if seen.hook == "weights":  # behind the axes of layers, batch and sequence
+        shape = (*outer[3:], out)
+        return Site(name, (1, *shape)[-2], out, hook=seen.hook, shape=shape)
+    return Site(name, width, out, math.prod(outer[2:]), seen.hook, seen.experts, seen.linear)

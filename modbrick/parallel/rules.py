@@ -30,6 +30,8 @@ PARAMETER_RULES: Mapping[str, MeshAxes] = {
     "rank": None,
     "brick_input": None,
     "brick_output": None,
+    "brick_expert": None,
+    "brick_entry": None,
 }
 
 FSDP = ("width", "hidden", "heads")

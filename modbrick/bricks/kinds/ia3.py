@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from modbrick.bricks.kinds.kind import LeafInfo, Leaves
 from modbrick.bricks.kinds.lora import over_slots
 from modbrick.decoder.sites import Hook, Site
+from modbrick.layers.offer import Offer
 from modbrick.layers.parameters import constant
 from modbrick.parallel.choice import Choice
 
@@ -51,9 +52,10 @@ class Rescaling:
         inputs: Float[Array, "B S I"],
         outputs: Float[Array, "B S *K O"],
         choice: Choice | None,
+        offer: Offer,
     ) -> Float[Array, "B S *K O"]:
         """Multiplies each token by the factors of its bricks, in float32."""
-        del inputs
+        del inputs, offer
         if choice is None:
             factor = leaves["factor"][0]
         else:

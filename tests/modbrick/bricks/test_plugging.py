@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ from modbrick.bricks import (
     Adapter,
     Bias,
     BrickConfig,
+    DoRA,
     LoRA,
+    NormTuning,
     Plugged,
     Settings,
     initial_bricks,
@@ -25,6 +28,7 @@ from modbrick.decoder.decoder import Decoder
 from modbrick.decoder.functional import functional_decoder, initial_parameters
 from modbrick.errors import InputError
 from modbrick.layers.context import Context
+from modbrick.layers.offer import Offer
 from modbrick.parallel.choice import Choice
 from tests.compilation import max_traces
 from tests.modbrick.bricks.tiny import BRICKS, MODEL, random_bricks
@@ -32,7 +36,7 @@ from tests.modbrick.bricks.tiny import BRICKS, MODEL, random_bricks
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 DECODER = functional_decoder(MODEL)
 TOKENS = np.random.default_rng(0).integers(0, 31, (5, 7))
-SETS = ["de+tone+gain", None, "law+de", "drift", "tone"]
+SETS = ["de+tone+gain", None, "law+de+norms", "drift+style", "tone+each"]
 
 
 @pytest.fixture(scope="module")
@@ -145,32 +149,52 @@ def test_a_model_has_what_is_plugged_in(parameters: Any, trained: Plugged) -> No
     )
 
 
-KINDS: dict[str, Settings] = {
-    "lora": LoRA(rank=2),
-    "adapter": Adapter(hidden=3),
-    "ia3": IA3(),
-    "bias": Bias(),
+RANDOM = np.random.default_rng(1)
+EXPERTS = jnp.asarray(RANDOM.integers(0, 4, (2, 3, 2)))
+
+
+def drawn(*shape: int) -> Any:
+    return jnp.asarray(RANDOM.normal(size=shape), jnp.float32)
+
+
+# At a site of each sort: what it has, and the kinds.
+AT: dict[str, tuple[tuple[Any, Any, Offer], dict[str, Settings]]] = {
+    "attention.key": (
+        (drawn(2, 3, 16), drawn(2, 3, 8), Offer(drawn(16, 8), drawn(8))),
+        {
+            "lora": LoRA(rank=2),
+            "dora": DoRA(rank=2),
+            "adapter": Adapter(hidden=3),
+            "ia3": IA3(),
+            "bias": Bias(),
+        },
+    ),
+    "attention.query": (
+        (drawn(2, 3, 16), drawn(2, 3, 2, 8), Offer(None, None, EXPERTS, drawn(2, 3, 2))),
+        {"lora": LoRA(rank=2), "each": LoRA(rank=2, pairs="expert")},
+    ),
+    "attention_norm": ((drawn(2, 3, 16), drawn(2, 3, 16), Offer()), {"norm": NormTuning()}),
 }
 
 
-@pytest.mark.parametrize("second", KINDS)
-@pytest.mark.parametrize("first", KINDS)
-def test_two_kinds_at_one_site_are_what_they_are_alone(first: str, second: str) -> None:
+@pytest.mark.parametrize(
+    ("site", "first", "second"),
+    [(site, *pair) for site, (_, kinds) in AT.items() for pair in product(kinds, kinds)],
+)
+def test_two_kinds_at_one_site_are_what_they_are_alone(site: str, first: str, second: str) -> None:
     """In one batch with all others, and in either order of their names."""
-    site, names = "layer.*.attention.key", [f"{kind}{i}" for kind in KINDS for i in (1, 2)]
-    bricks = {name: BrickConfig((site,), KINDS[name[:-1]]) for name in names}
+    (x, y, offer), kinds = AT[site]
+    names = [f"{kind}{i}" for kind in kinds for i in (1, 2)]
+    bricks = {name: BrickConfig((f"layer.*.{site}",), kinds[name[:-1]]) for name in names}
     values = random_bricks(bricks)
     a, b = f"{first}1", f"{second}2"
-    random = np.random.default_rng(1)
-    x = jnp.asarray(random.normal(size=(2, 3, 16)), jnp.float32)
-    y = jnp.asarray(random.normal(size=(2, 3, 8)), jnp.float32)
 
     def chosen(*sets: str) -> Choice | None:
         return spread(jnp.asarray(together.ids(sets)), None, x)
 
     def at_site(plug: Plugged, ids: Any) -> np.ndarray:
-        banks = jax.tree.map(lambda array: array[1], plug.segments["0"]["attention.key"])
-        return np.asarray(Context(bricks={"key": banks}, choice=ids).at("key", x, y))
+        banks = jax.tree.map(lambda array: array[1], plug.segments["0"][site])
+        return np.asarray(Context(bricks={site: banks}, choice=ids).at(site, x, y, offer))
 
     together = plugged(MODEL, bricks, values)
     mixed = at_site(together, chosen(f"{a}+{b}", f"{b}+{a}"))
@@ -219,8 +243,8 @@ def test_values_that_do_not_fit_are_refused(change: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"brick_ids": [5] * 5}, "brick ids from 5 to 5 do not fit 5 bricks"),
-        ({"brick_ids": [-2] * 5}, "do not fit 5 bricks"),
+        ({"brick_ids": [8] * 5}, "brick ids from 8 to 8 do not fit 8 bricks"),
+        ({"brick_ids": [-2] * 5}, "do not fit 8 bricks"),
         ({"brick_ids": [0] * 4}, r"brick_ids of shape \(4,\) do not fit tokens \(5, 7\)"),
         ({"brick_ids": [0.0] * 5}, "brick_ids are integers"),
         ({"brick_weights": [1.0] * 5}, "brick_weights stand beside brick_ids"),

@@ -1,6 +1,6 @@
 """Run in a process of its own: one step's loss and gradients on a mesh of 8, against one device.
 
-    python equality.py DISPATCH[+bricks] MESH...     as reference data=2,expert=4
+    python equality.py DISPATCH[+bricks|+weights] MESH...     as reference data=2,expert=4
 
 Prints for each mesh and each way of expert parallelism a line of JSON: the relative errors of the
 loss, of each of its parts and of each gradient.
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modbrick.bricks import IA3, Adapter, BrickConfig, LoRA, initial_bricks
+from modbrick.bricks import IA3, Adapter, BrickConfig, DoRA, LoRA, NormTuning, initial_bricks
 from modbrick.bricks.config import NO_BRICKS
 from modbrick.bricks.functional import plugged_decoder
 from modbrick.config.families import moduleformer
@@ -57,6 +57,15 @@ BRICKS = {
     "de": BrickConfig(("layer.*.attention.query", "layer.*.feed_forward.up"), LoRA(rank=2)),
     "gain": BrickConfig(("layer.*.feed_forward.hidden",), IA3()),
     "law": BrickConfig(("layer.*.feed_forward", "embedding"), Adapter(hidden=4)),
+}
+# Those that read weights, experts or norms.
+WEIGHTS = {
+    "each": BrickConfig(
+        ("layer.*.attention.query", "layer.*.feed_forward.down"),
+        LoRA(rank=2, pairs="expert"),
+    ),
+    "style": BrickConfig(("layer.*.attention.key",), DoRA(rank=2)),
+    "norms": BrickConfig(("layer.*.attention_norm", "norm"), NormTuning()),
 }
 
 
@@ -122,7 +131,7 @@ def main() -> None:
     parameters = initial_parameters(CONFIG, jax.random.key(1))
     dispatch, *meshes = sys.argv[1:]
     dispatch, _, with_bricks = dispatch.partition("+")
-    bricks = BRICKS if with_bricks else NO_BRICKS
+    bricks = {"": NO_BRICKS, "bricks": BRICKS, "weights": WEIGHTS}[with_bricks]
     random = np.random.default_rng(3)
     for path, value in initial_bricks(CONFIG, bricks, jax.random.key(2)).items():
         parameters[path] = value + random.normal(0.0, 0.1, value.shape).astype(np.float32)

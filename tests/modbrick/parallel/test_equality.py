@@ -14,6 +14,7 @@ from tests.modbrick.parallel.device_process import reports_of
     ("dispatch", "meshes"),
     [
         ("reference+bricks", ["sequence=4,data=2", "fsdp=2,tensor=2,expert=2"]),
+        pytest.param("reference+weights", ["fsdp=2,tensor=2,expert=2"], marks=pytest.mark.verify),
         *(
             pytest.param(dispatch, meshes, marks=pytest.mark.verify)
             for dispatch in ("reference", "xla")
