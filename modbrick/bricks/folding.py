@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from modbrick.bricks.attachment import Attachment, attachments
 from modbrick.bricks.brick import Brick
@@ -12,11 +13,11 @@ from modbrick.bricks.kinds.linear import LinearMap, Reader
 from modbrick.config import ModelConfig
 from modbrick.decoder.functional import parameter_table
 from modbrick.errors import InputError
-from modbrick.parameters import Parameters, ParameterTable
+from modbrick.parameters import ParameterTable
 
 
 def folded(
-    model: ModelConfig, parameters: Parameters, bricks: Mapping[str, Brick]
+    model: ModelConfig, parameters: Mapping[str, ArrayLike], bricks: Mapping[str, Brick]
 ) -> dict[str, np.ndarray]:
     """Returns the parameters that change when bricks are folded into them, by path.
 
@@ -65,7 +66,7 @@ class _Linear:
         table: ParameterTable,
         place: Attachment,
         layer: int | None,
-        parameters: Parameters,
+        parameters: Mapping[str, ArrayLike],
         arrays: dict[str, np.ndarray],
     ):
         self._address, self._layer = place.address(layer), layer
