@@ -29,6 +29,7 @@ from modbrick.bricks.kinds.lora import LoRA
 from modbrick.bricks.kinds.norm import NormTuning
 from modbrick.bricks.kinds.sparse import SparseDelta
 from modbrick.bricks.plugging import Plugged, plugged
+from modbrick.bricks.steering import steering
 from modbrick.bricks.table import initial_bricks
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "initial_bricks",
     "plugged",
     "sparse_difference",
+    "steering",
 ]

@@ -21,7 +21,7 @@ class Site:
 
     `slots` is how many outputs a token has there, those of its experts; `experts` how many the bank
     in front of it has, 0: there is none; `linear`, whether a linear map leads from one side to the
-    other; `shape`, of weights, what they look like.
+    other; `shape`, of weights, which have the width of their last axis on both sides.
 
     A projection has one of its own (`attention.query`, ...). `feed_forward.hidden` is what
     `feed_forward.down` reads, on both sides. `attention` and `feed_forward` see a sublayer whole
@@ -72,14 +72,16 @@ def model_sites(config: ModelConfig) -> ModelSites:
 
     found = jax.eval_shape(trace, decoder.abstract_parameters())
     sites = {
-        place: tuple(_site(name, seen) for name, seen in at.items()) for place, at in found.items()
+        place: tuple(_site(name, seen, config.vocabulary) for name, seen in at.items())
+        for place, at in found.items()
     }
     return ModelSites(sites, sites.pop("decoder"))
 
 
-def _site(name: str, seen: SeenSite) -> Site:
-    width, (*outer, out) = seen.inputs.shape[-1], seen.outputs.shape
+def _site(name: str, seen: SeenSite, vocabulary: int) -> Site:
+    inputs, (*outer, out) = seen.inputs.shape, seen.outputs.shape
+    # Token ids stand for rows of a one-hot matrix.
+    width = vocabulary if len(inputs) == 2 else inputs[-1]
     if seen.hook == "weights":  # behind the axes of layers, batch and sequence
-        shape = (*outer[3:], out)
-        return Site(name, (1, *shape)[-2], out, hook=seen.hook, shape=shape)
+        return Site(name, out, out, hook=seen.hook, shape=(*outer[3:], out))
     return Site(name, width, out, math.prod(outer[2:]), seen.hook, seen.experts, seen.linear)

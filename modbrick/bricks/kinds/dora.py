@@ -7,9 +7,11 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from modbrick.bricks.kinds.kind import LeafInfo, Leaves
+from modbrick.bricks.kinds.kind import LeafInfo, Leaves, Values
+from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.bricks.kinds.lora import LoRA, added
 from modbrick.decoder.sites import Hook, Site
 from modbrick.errors import InputError
@@ -71,6 +73,15 @@ class DoRA:
     def constants(self, site: Site) -> dict[str, float]:
         """Returns the scale."""
         return self._low_rank.constants(site)
+
+    def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
+        """Adds what changes in the map's original weight."""
+        base = into.weight if into.original is None else into.original
+        directions = base + self._low_rank.scale * (leaves["down"] @ leaves["up"])
+        before, after = (np.linalg.norm(matrix, axis=0) for matrix in (base, directions))
+        same = before == after  # of a column of zeros, too
+        factors = leaves["magnitude"] * np.where(same, 1.0, before / np.where(same, 1.0, after))
+        return into.plus(factors * directions - base)
 
     @property
     def _low_rank(self) -> LoRA:

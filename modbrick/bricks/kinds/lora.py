@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from modbrick.bricks.kinds.kind import LeafInfo, Leaves
+from modbrick.bricks.kinds.kind import LeafInfo, Leaves, Values
+from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.decoder.sites import Hook, Site
 from modbrick.errors import InputError
 from modbrick.layers.offer import Offer
@@ -22,9 +23,11 @@ from modbrick.parallel.choice import Choice
 class LoRA:
     """y + scale · (x down) up, at any linear map; a site of another width on each side, too.
 
-    At a bank of experts there is one pair of `down` and `up` for the bank, or one for each expert:
-    then a token's change is made by the pairs of its own experts. Several LoRAs of a token add up,
-    in any order.
+    At the embedding x are the tokens themselves, so that `down` has a row for each of them. At a
+    bank of experts there is one pair of `down` and `up` for the bank, or one for each expert: then
+    a token's change is made by the pairs of its own experts.
+
+    Several LoRAs of a token add up, in any order.
 
     Attributes:
       rank: of the update.
@@ -83,6 +86,10 @@ class LoRA:
         del site
         return {"scale": self.scale}
 
+    def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
+        """Adds the update to the weight."""
+        return into.plus(self.scale * (leaves["down"] @ leaves["up"]))
+
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
@@ -98,12 +105,11 @@ class LowRank:
     ) -> Float[Array, "B S *K O"]:
         """Adds the updates of each token's bricks, computed in float32."""
         del offer
-        x, down, up = inputs.astype(jnp.float32), leaves["down"], leaves["up"]
-        scale = leaves["scale"]
+        down, up, scale = leaves["down"], leaves["up"], leaves["scale"]
         if choice is None:
-            change = matmul(matmul(x, down[0]), up[0]) * scale[0]
+            change = matmul(product(inputs, down[0]), up[0]) * scale[0]
         else:
-            change = choice.reduce(choice.map(x, down), up, choice.factors(scale))
+            change = choice.reduce(choice.map(inputs, down), up, choice.factors(scale))
         return added(outputs, change)
 
 
@@ -168,6 +174,15 @@ def _pairs(choice: Choice, experts: Int[Array, "B S K"], count: int) -> tuple[Ch
         Choice(ids.reshape(batch, sequence, -1)),
         Choice(ids.reshape(batch, sequence * slots, -1)),
     )
+
+
+def product(
+    inputs: Float[Array, "B S I"] | Int[Array, "B S"], matrix: Float[Array, "I O"]
+) -> Array:
+    """Returns the inputs times a matrix, in float32; ids of tokens choose its rows."""
+    if jnp.issubdtype(inputs.dtype, jnp.integer):
+        return matrix[inputs]
+    return matmul(inputs.astype(jnp.float32), matrix)
 
 
 def added(

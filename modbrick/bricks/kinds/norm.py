@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from jaxtyping import Array, Float
 
-from modbrick.bricks.kinds.kind import LeafInfo, Leaves
+from modbrick.bricks.kinds.kind import LeafInfo, Leaves, Values
+from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.bricks.kinds.lora import added, over_slots
 from modbrick.decoder.sites import Hook, Site
 from modbrick.layers.offer import Offer
@@ -43,6 +44,11 @@ class NormTuning:
         """Returns nothing."""
         del site
         return {}
+
+    def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
+        """Moves the norm's scale, which stands as a weight there, and its bias."""
+        moved = into.plus(leaves["scale"])
+        return moved.shifted(leaves["bias"]) if self.bias else moved
 
 
 @dataclasses.dataclass(frozen=True)

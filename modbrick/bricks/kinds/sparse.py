@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from modbrick.bricks.kinds.kind import LeafInfo, Leaves
+from modbrick.bricks.kinds.kind import LeafInfo, Leaves, Values
+from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.decoder.sites import Hook, Site
 from modbrick.errors import InputError
 from modbrick.layers.offer import Offer
@@ -78,6 +79,12 @@ class SparseDelta:
         """Returns nothing."""
         del site
         return {}
+
+    def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
+        """Adds the values to the weight, whatever its shape."""
+        update = np.zeros(into.weight.size)
+        np.add.at(update, leaves["positions"].astype(np.int64), leaves["values"])
+        return into.plus(update.reshape(into.weight.shape))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,9 +135,6 @@ def test_parameters_of_a_layer_are_sites_of_weights() -> None:
     table = {i.path.removeprefix(own): i.shape[1:] for i in functional_decoder(MODEL).table
              if i.path.startswith(own)}  # fmt: skip
     assert {name: site.shape for name, site in sites.items()} == table
-    up = sites["feed_forward.up.weight"]
-    assert (up.input_width, up.output_width) == (16, 16)
-    assert sites["attention_norm.scale"].input_width == 1
 
 
 def test_several_sparse_deltas_of_different_sizes_and_layers_add_up() -> None:

@@ -57,7 +57,9 @@ def test_sites_have_the_inputs_and_outputs_that_bricks_would_see(model):
         assert set(captured[place]) == {site.name for site in listed}
         for site in listed:
             seen = captured[place][site.name]
-            assert seen.inputs.shape[-1] == site.input_width
+            tokens = site.name == "embedding"
+            width = model.config.vocabulary if tokens else seen.inputs.shape[-1]
+            assert width == site.input_width
             assert seen.outputs.shape[-1] == site.output_width
     # A site of a layer has one entry for each layer of its segment.
     chex.assert_shape(captured["0"]["feed_forward.up"].outputs, (2, *TOKENS.shape, 24))

@@ -16,9 +16,9 @@ from modbrick.errors import InputError
 from modbrick.parallel.choice import Choice
 from tests.contracts.brick import BrickContract
 
-WEIGHT = Site("attention.query.weight", 6, 5, hook="weights", shape=(6, 5))
-BANK = Site("feed_forward.up.weight", 6, 5, hook="weights", shape=(4, 6, 5))
-SCALE = Site("attention_norm.scale", 1, 7, hook="weights", shape=(7,))
+WEIGHT = Site("attention.query.weight", 5, 5, hook="weights", shape=(6, 5))
+BANK = Site("feed_forward.up.weight", 5, 5, hook="weights", shape=(4, 6, 5))
+SCALE = Site("attention_norm.scale", 7, 7, hook="weights", shape=(7,))
 
 
 class TestSparseDelta(BrickContract):
@@ -116,7 +116,7 @@ class TestSparseDeltaOfAScale(TestSparseDelta):
 
 @pytest.mark.parametrize("density", [0.001, 0.01, 0.3, 1.0])
 def test_positions_are_a_sample_without_repetition(density: float) -> None:
-    site = Site("feed_forward.up.weight", 40, 50, hook="weights", shape=(40, 50))
+    site = Site("feed_forward.up.weight", 50, 50, hook="weights", shape=(40, 50))
     info = SparseDelta(density).leaves(site)["positions"]
     assert info.shape == (round(2000 * density),)
     drawn = [np.asarray(info.initial(jax.random.key(seed), info.shape)) for seed in (0, 1)]
@@ -141,6 +141,6 @@ def test_a_density_of_nothing_is_refused(density: float) -> None:
 
 
 def test_a_weight_beyond_32_bits_is_refused() -> None:
-    site = Site("feed_forward.up.weight", 2**16, 2**15, hook="weights", shape=(2**16, 2**15))
+    site = Site("feed_forward.up.weight", 2**15, 2**15, hook="weights", shape=(2**16, 2**15))
     with pytest.raises(InputError, match="positions of a sparse delta are of 32 bits"):
         SparseDelta().leaves(site)
