@@ -25,7 +25,9 @@ from modbrick.bricks.kinds.adapter import Adapter
 from modbrick.bricks.kinds.bias import Bias
 from modbrick.bricks.kinds.dora import DoRA
 from modbrick.bricks.kinds.ia3 import IA3
+from modbrick.bricks.kinds.knowledge import Knowledge
 from modbrick.bricks.kinds.lora import LoRA
+from modbrick.bricks.kinds.modality import Modality
 from modbrick.bricks.kinds.norm import NormTuning
 from modbrick.bricks.kinds.sparse import SparseDelta
 from modbrick.bricks.plugging import Plugged, plugged
@@ -39,7 +41,9 @@ __all__ = [
     "Brick",
     "BrickConfig",
     "DoRA",
+    "Knowledge",
     "LoRA",
+    "Modality",
     "NormTuning",
     "Plugged",
     "Settings",
