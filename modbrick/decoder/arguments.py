@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,8 +73,8 @@ def checked_features(
     Raises:
       InputError: no brick takes features of a name, or their shape does not fit the tokens.
     """
-    forms = [getattr(bank, "form", None) for bank in bricks.decoder.get("features", ())]
-    known = {form.features for form in forms if hasattr(form, "features")}
+    banks: Iterable[Any] = bricks.decoder.get("features", ())
+    known = {bank.form.features for bank in banks}
     for name, values in (features or {}).items():
         if name not in known:
             raise InputError(f"no brick takes brick_features {name!r}; {nearest(name, known)}")

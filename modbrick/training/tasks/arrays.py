@@ -19,10 +19,11 @@ from modbrick.data import Tokenizer
 from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.flops import packed_flops
-from modbrick.next_token import head_loss, token_losses
+from modbrick.next_token import token_losses
 from modbrick.objective import Totals
 from modbrick.parallel.batch import local_rows
 from modbrick.schema import to_mapping
+from modbrick.training.losses import next_token_loss
 from modbrick.training.run_config import RunConfig
 from modbrick.training.tasks.task import Evaluate, Evaluation, LocalBatch, Work
 
@@ -121,14 +122,7 @@ class ArrayTask:
             batch["tokens"], brick_features=_features(batch), random_keys=random_keys
         )
         weights = batch["loss_mask"].astype(jnp.float32)
-        loss = head_loss(
-            found.hidden,
-            model.head_weight,
-            batch["targets"],
-            weights,
-            model.config.logit_multiplier,
-            model.execution.head_chunk,
-        )
+        loss = next_token_loss(model, found.hidden, batch["targets"], weights)
         return Totals(loss, weights.sum(), found.router_statistics)
 
     def metadata(self) -> Metadata:
