@@ -24,6 +24,7 @@ from modbrick.bricks.difference import sparse_difference
 from modbrick.bricks.kinds.adapter import Adapter
 from modbrick.bricks.kinds.bias import Bias
 from modbrick.bricks.kinds.dora import DoRA
+from modbrick.bricks.kinds.emergent import Emergent
 from modbrick.bricks.kinds.ia3 import IA3
 from modbrick.bricks.kinds.knowledge import Knowledge
 from modbrick.bricks.kinds.lora import LoRA
@@ -41,6 +42,7 @@ __all__ = [
     "Brick",
     "BrickConfig",
     "DoRA",
+    "Emergent",
     "Knowledge",
     "LoRA",
     "Modality",
