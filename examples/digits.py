@@ -18,17 +18,18 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from examples.control import against_control
 from modbrick import command_line
 from modbrick.bricks import BrickConfig, Modality
 from modbrick.data.tokenizers.tokenizer import Tokenizer
 from modbrick.errors import InputError
 from modbrick.models import open_model
+from modbrick.training.control import against_control
 from modbrick.training.tasks.arrays import FEATURES, next_token_examples
 
 MODEL = flags.DEFINE_string("model", None, "A model with a tokenizer.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for both runs.", required=True)
 STEPS = flags.DEFINE_integer("steps", 200, "Of training.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch_size", 16, "Examples in a step.", lower_bound=1)
 PLACEHOLDER = flags.DEFINE_integer("placeholder", 3, "Token that marks the place of a patch.")
 JSON = flags.DEFINE_string("json", None, "File for the results.", required=True)
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -76,6 +77,7 @@ def main(argv: Sequence[str]) -> None:
         {name: array[order[cut:]] for name, array in examples.items()},
         Path(WORKDIR.value),
         steps=STEPS.value,
+        batch_size=BATCH.value,
     )
     command_line.write_output(JSON, json.dumps(results, indent=1))
 

@@ -21,18 +21,20 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from examples.control import against_control
 from modbrick import command_line
 from modbrick.bricks import BrickConfig, Knowledge
 from modbrick.data.entities import Entities
 from modbrick.errors import InputError
 from modbrick.models import open_model
+from modbrick.training.control import against_control
 from modbrick.training.tasks.arrays import FEATURES, next_token_examples
 
 MODEL = flags.DEFINE_string("model", None, "A model with a tokenizer.", required=True)
 WORDNET = flags.DEFINE_string("wordnet", None, "Directory with WordNet's data.noun.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for both runs.", required=True)
 STEPS = flags.DEFINE_integer("steps", 200, "Of training.", lower_bound=1)
+PER_FIELD = flags.DEFINE_integer("per_field", 400, "Nouns of each field.", lower_bound=5)
+BATCH = flags.DEFINE_integer("batch_size", 16, "Examples in a step.", lower_bound=1)
 PLACEHOLDER = flags.DEFINE_integer("placeholder", 3, "Token that marks the place of an entity.")
 JSON = flags.DEFINE_string("json", None, "File for the results.", required=True)
 
@@ -72,9 +74,8 @@ def main(argv: Sequence[str]) -> None:
     random = np.random.default_rng(0)
     chosen = []
     for field in FIELDS:
-        # Names of one word that nobody but an expert has read often: those of few senses, capitals.
         nouns = [s for s in found if s[1] == field and s[3] and " " not in s[2]]
-        chosen += [nouns[i] for i in random.permutation(len(nouns))[:400]]
+        chosen += [nouns[i] for i in random.permutation(len(nouns))[: PER_FIELD.value]]
     chosen = [chosen[i] for i in random.permutation(len(chosen))]
     tokenizer = open_model(MODEL.value).tokenizer()
     known = Entities(
@@ -96,6 +97,7 @@ def main(argv: Sequence[str]) -> None:
         {name: array[cut:] for name, array in examples.items()},
         Path(WORKDIR.value),
         steps=STEPS.value,
+        batch_size=BATCH.value,
     )
     command_line.write_output(JSON, json.dumps(results, indent=1))
 

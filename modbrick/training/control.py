@@ -51,6 +51,10 @@ def against_control(
         config,
         data=dataclasses.replace(config.data, batch_size=batch_size),
         training=dataclasses.replace(config.training, steps=steps, initial_checkpoint=model),
+        optimizer=dataclasses.replace(
+            config.optimizer,
+            schedule=dataclasses.replace(config.optimizer.schedule, warm_up_steps=steps // 10),
+        ),
         evaluation=dataclasses.replace(config.evaluation, every=steps, batch_size=batch_size),
         checkpoint=dataclasses.replace(config.checkpoint, every=steps),
     )
