@@ -83,8 +83,8 @@ def act(*words: str) -> listing.Listing | None:
             library.Library.open(place).rename(old, new)
             return listing.of_brick(library.Library.open(place).stored(new))
         case "extract", model, address, file:
-            found = extract_brick(open_model(model), address, name=NAME.value, **said)
-            library.write_brick(file, *found)
+            taken = extract_brick(open_model(model), address, name=NAME.value, **said)
+            library.write_brick(file, *taken)
             return listing.of_path(file)
         case "fold", model, file if OUTPUT.value:
             fold_model(open_model(model).with_bricks([file], allow_base=BASE.value), OUTPUT.value)

@@ -98,7 +98,7 @@ def generate(
         stop_tokens=jnp.asarray(stop_tokens, jnp.int32),
         bricks=bricks,
         brick_ids=ids,
-        brick_features=None if brick_features is None else dict(brick_features),
+        brick_features={name: jnp.asarray(x) for name, x in (brick_features or {}).items()},
     )
     static = {"graph": graph, "greedily": sampling.temperature == 0, "top_k": sampling.top_k}
     tokens, mask = left_padded(prompts)
@@ -124,7 +124,7 @@ class _Request:
     stop_tokens: Int[Array, "N"]
     bricks: Bricks | None
     brick_ids: Int[Array, "B"] | Int[Array, "B 1 K"] | None
-    brick_features: dict[str, Float[Array, "B P W"]] | None
+    brick_features: dict[str, Float[Array, "B P W"]]
 
 
 @jax.tree_util.register_dataclass

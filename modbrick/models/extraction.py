@@ -75,7 +75,7 @@ def _place(address: str, chosen: Mapping[str, np.ndarray]) -> tuple[int, int | N
     if len(layers) > 1:
         raise InputError(f"{address} covers {len(layers)} layers: name one of them")
     (layer,) = layers
-    experts = set()
+    experts: set[int | None] = set()
     for mask in chosen.values():
         covered = np.flatnonzero(mask[layer])
         whole = mask.ndim == 1 or len(covered) == mask.shape[1]
