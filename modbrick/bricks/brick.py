@@ -39,10 +39,9 @@ class Brick:
         values = {}
         for place, leaf, _ in leaves(model, config):
             whole = np.asarray(parameters[leaf_path(name, place, leaf)])
-            if not place.layers:
-                values[f"{place.address()}.{leaf}"] = whole
-            for index, layer in enumerate(place.layers):
-                values[f"{place.address(layer)}.{leaf}"] = whole[index]
+            layers = whole if place.layers else whole[None]
+            for address, value in zip(place.addresses, layers, strict=True):
+                values[f"{address}.{leaf}"] = value
         return cls(config, values)
 
     def mismatches(self, model: ModelConfig) -> list[str]:
@@ -76,8 +75,7 @@ class Brick:
             raise InputError(f"brick {name} does not fit the model: {'; '.join(remarks)}")
         parameters = {}
         for place, leaf, _ in leaves(model, self.config):
-            addresses = [place.address(layer) for layer in place.layers] or [place.address()]
-            layers = [jnp.asarray(self.values[f"{address}.{leaf}"]) for address in addresses]
+            layers = [jnp.asarray(self.values[f"{address}.{leaf}"]) for address in place.addresses]
             path = leaf_path(name, place, leaf)
             parameters[path] = jnp.stack(layers) if place.layers else layers[0]
         return parameters
@@ -85,5 +83,5 @@ class Brick:
 
 def _wanted(model: ModelConfig, config: BrickConfig) -> Iterator[tuple[str, LeafInfo]]:
     for place, leaf, info in leaves(model, config):
-        for address in [place.address(layer) for layer in place.layers] or [place.address()]:
+        for address in place.addresses:
             yield f"{address}.{leaf}", info
