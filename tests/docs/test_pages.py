@@ -54,6 +54,12 @@ LONG = {
         "python scripts/plan_pod.py --config=configs/molm_700m_8b.py --topology=v5p:4x4x4 "
         "--json=plan.json",
     ),
+    # Trains as README.md does, but for domains, of which tests/scripts/test_prepare_data.py knows.
+    (
+        "docs/training.md",
+        "python scripts/prepare_data.py --input code=my_code --input prose=my_notes "
+        "--tokenizer byte --output data",
+    ),
     (
         "docs/training.md",
         "python scripts/train.py --config=configs/quickstart.py --workdir=tuned "

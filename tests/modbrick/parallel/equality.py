@@ -55,8 +55,8 @@ CONFIG = dataclasses.replace(
 
 BRICKS = {
     "de": BrickConfig(("layer.*.attention.query", "layer.*.feed_forward.up"), LoRA(rank=2)),
-    "gain": BrickConfig(("layer.*.feed_forward.hidden",), IA3()),
-    "law": BrickConfig(("layer.*.feed_forward", "embedding"), Adapter(hidden=4)),
+    "gain": BrickConfig(("layer.*.feed_forward.hidden", "embedding"), IA3()),
+    "law": BrickConfig(("layer.*.feed_forward",), Adapter(hidden=4)),
 }
 
 
