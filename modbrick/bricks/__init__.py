@@ -25,6 +25,7 @@ from modbrick.bricks.kinds.bias import Bias
 from modbrick.bricks.kinds.ia3 import IA3
 from modbrick.bricks.kinds.lora import LoRA
 from modbrick.bricks.plugging import Plugged, plugged
+from modbrick.bricks.steering import steering
 from modbrick.bricks.table import initial_bricks
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "Settings",
     "initial_bricks",
     "plugged",
+    "steering",
 ]

@@ -192,7 +192,7 @@ class Decoder(nnx.Module):
         # Weights may be kept in less than float32; the product is not.
         x = embedding[tokens].astype(jnp.float32) * config.embedding_multiplier
         x = constrain(x.astype(config.dtype), "batch", "sequence", "width")
-        x = outer.at("embedding", x, x)
+        x = outer.at("embedding", tokens, x)
         inner: dict[str, Context] = {}
         for name, first_layer, segment in config.placed_segments():
             of_segment = dataclasses.replace(

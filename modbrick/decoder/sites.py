@@ -67,7 +67,13 @@ def model_sites(config: ModelConfig) -> ModelSites:
     found = jax.eval_shape(trace, decoder.abstract_parameters())
     sites = {
         place: tuple(
-            Site(name, inputs.shape[-1], outputs.shape[-1], math.prod(outputs.shape[2:-1]))
+            Site(
+                name,
+                # Token ids stand for rows of a one-hot matrix.
+                config.vocabulary if inputs.ndim == 2 else inputs.shape[-1],
+                outputs.shape[-1],
+                math.prod(outputs.shape[2:-1]),
+            )
             for name, (inputs, outputs) in at.items()
         )
         for place, at in found.items()
