@@ -24,8 +24,11 @@ from modbrick.bricks.difference import sparse_difference
 from modbrick.bricks.kinds.adapter import Adapter
 from modbrick.bricks.kinds.bias import Bias
 from modbrick.bricks.kinds.dora import DoRA
+from modbrick.bricks.kinds.emergent import Emergent
 from modbrick.bricks.kinds.ia3 import IA3
+from modbrick.bricks.kinds.knowledge import Knowledge
 from modbrick.bricks.kinds.lora import LoRA
+from modbrick.bricks.kinds.modality import Modality
 from modbrick.bricks.kinds.norm import NormTuning
 from modbrick.bricks.kinds.sparse import SparseDelta
 from modbrick.bricks.plugging import Plugged, plugged
@@ -39,7 +42,10 @@ __all__ = [
     "Brick",
     "BrickConfig",
     "DoRA",
+    "Emergent",
+    "Knowledge",
     "LoRA",
+    "Modality",
     "NormTuning",
     "Plugged",
     "Settings",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +14,14 @@ from modbrick.errors import InputError
 from modbrick.layers.cache import Cache
 from modbrick.layers.context import Bricks
 from modbrick.parallel.choice import Choice
+from modbrick.schema import nearest
 
 BrickIds = Int[Array, "B"] | Int[Array, "B S"] | Int[Array, "B S K"]
 """Bricks that each example, each token uses, or which several; -1 none."""
 BrickWeights = Float[Array, "B"] | Float[Array, "B S"] | Float[Array, "B S K"]
+
+BrickFeatures = Mapping[str, Float[Array, "B P W"]]
+"""Features that bricks put into rows, by name."""
 
 
 def check_values(tokens: Int[Array, "B S"], vocabulary: int, cache: Cache | None) -> None:
@@ -56,6 +63,27 @@ def check_ids(ids: BrickIds | None, bricks: Bricks) -> None:
         return  # bricks of somebody's own, with ids of their own
     if least < -1 or largest >= count:
         raise InputError(f"brick ids from {least} to {largest} do not fit {count} bricks")
+
+
+def checked_features(
+    features: BrickFeatures | None, bricks: Bricks, tokens: Array
+) -> dict[str, Array]:
+    """Returns features as arrays, by name.
+
+    Raises:
+      InputError: no brick takes features of a name, or their shape does not fit the tokens.
+    """
+    banks: Iterable[Any] = bricks.decoder.get("features", ())
+    known = {bank.form.features for bank in banks}
+    for name, values in (features or {}).items():
+        if name not in known:
+            raise InputError(f"no brick takes brick_features {name!r}; {nearest(name, known)}")
+        if np.ndim(values) != 3 or len(values) != len(tokens):
+            shape = list(np.shape(values))
+            raise InputError(
+                f"brick_features {name!r} of shape {shape} do not fit {len(tokens)} rows: [B, P, W]"
+            )
+    return {name: jnp.asarray(values) for name, values in (features or {}).items()}
 
 
 def spread(ids: BrickIds | None, weights: BrickWeights | None, tokens: Array) -> Choice | None:

@@ -12,10 +12,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.config import ModelConfig
 from modbrick.decoder.arguments import (
+    BrickFeatures,
     BrickIds,
     BrickWeights,
     check_ids,
     check_values,
+    checked_features,
     count_positions,
     spread,
 )
@@ -105,6 +107,7 @@ class Decoder(nnx.Module):
         bricks: Bricks | None = None,
         brick_ids: BrickIds | None = None,
         brick_weights: BrickWeights | None = None,
+        brick_features: BrickFeatures | None = None,
         capture: Iterable[str] = (),
         random_keys: Key[Array, "B"] | None = None,
     ) -> DecoderOutput:
@@ -121,6 +124,8 @@ class Decoder(nnx.Module):
           brick_ids: which of the bricks each example `[B]` or token `[B, S]` uses, or which several
             `[B, S, K]`, -1 none; an axis S of 1 stands for all tokens. None: all, in their order.
           brick_weights: by which the change of each is multiplied, shaped alike; None: 1.
+          brick_features: `[B, P, W]` by name, of bricks that put them where these tokens have a
+            placeholder; None: they change nothing.
           capture: intermediate values to return: names of `CAPTURES`, or of sites
             (`modbrick.decoder.sites.model_sites` lists them).
           random_keys: one for each sequence, for sampled top-k routing; None (evaluation): plain
@@ -142,6 +147,7 @@ class Decoder(nnx.Module):
             bricks=bricks,
             brick_ids=brick_ids,
             brick_weights=brick_weights,
+            brick_features=brick_features,
             capture=[name for name in capture if name != "head"],
             random_keys=random_keys,
         )
@@ -168,6 +174,7 @@ class Decoder(nnx.Module):
         bricks: Bricks | None = None,
         brick_ids: BrickIds | None = None,
         brick_weights: BrickWeights | None = None,
+        brick_features: BrickFeatures | None = None,
         capture: Iterable[str] = (),
         random_keys: Key[Array, "B"] | None = None,
     ) -> Features:
@@ -176,6 +183,7 @@ class Decoder(nnx.Module):
         config, bricks = self.config, self._attached(bricks)
         check_values(tokens, config.vocabulary, cache)
         check_ids(brick_ids, bricks)
+        brick_features = checked_features(brick_features, bricks, tokens)
         visibility, counted, positions, cache = self._visible(
             tokens, attention_mask, segment_ids, positions, cache
         )
@@ -194,6 +202,9 @@ class Decoder(nnx.Module):
         x = embedding[tokens].astype(jnp.float32) * config.embedding_multiplier
         x = constrain(x.astype(config.dtype), "batch", "sequence", "width")
         x = outer.at("embedding", tokens, x)
+        if outer.looks_at("features"):
+            real = tokens if attention_mask is None else jnp.where(attention_mask, tokens, -1)
+            x = outer.at("features", real, x, Offer(features=brick_features), "tokens")
         inner: dict[str, Context] = {}
         for name, first_layer, segment in config.placed_segments():
             of_segment = dataclasses.replace(

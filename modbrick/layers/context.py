@@ -47,11 +47,11 @@ class SiteBrick(Protocol):
         ...
 
 
-Hook = Literal["outputs", "norm", "weights"]
+Hook = Literal["outputs", "norm", "weights", "tokens"]
 """What a brick at a site gets hold of.
 
-`outputs` of a map, which it changes token by token; normalised values and outputs of a `norm`; or
-the `weights` themselves, for all tokens.
+`outputs` of a map, which it changes token by token; normalised values and outputs of a `norm`; the
+`weights` themselves, for all tokens; or `tokens` and their embeddings, with features of the call.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -24,6 +25,7 @@ class Offer:
       slots: inputs of each slot, where the outputs are the sum over them; elsewhere every slot has
         the site's inputs, and outputs of its own.
       outputs: of the map, before any brick.
+      features: that a call brings beside its tokens, `[B, P, W]`, by name.
     """
 
     weight: Float[Array, "*E I O"] | None = None
@@ -32,6 +34,7 @@ class Offer:
     gates: Float[Array, "B S K"] | None = None
     slots: Float[Array, "B S K I"] | None = None
     outputs: Float[Array, "B S *K O"] | None = None
+    features: Mapping[str, Float[Array, "B P W"]] = dataclasses.field(default_factory=dict)
 
 
 NOTHING = Offer()

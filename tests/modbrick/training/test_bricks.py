@@ -20,6 +20,7 @@ from modbrick.bricks import (
     BrickConfig,
     DoRA,
     LoRA,
+    Modality,
     NormTuning,
     SparseDelta,
     initial_bricks,
@@ -249,10 +250,10 @@ def test_bricks_are_no_model_to_start_from(whole: Path, config: RunConfig, tmp_p
         run(dataclasses.replace(again, bricks={}), Regression, tmp_path)
 
 
-def test_bricks_at_the_head_are_refused(config: RunConfig) -> None:
-    head = dataclasses.replace(config, bricks={"top": BrickConfig(("head",), LoRA(rank=2))})
-    with pytest.raises(InputError, match=r"bricks\.top is attached at the head"):
-        Pretraining(head)
+def test_bricks_that_take_features_are_refused(config: RunConfig) -> None:
+    blind = BrickConfig(("features",), Modality(placeholder=1, width=4))
+    with pytest.raises(InputError, match=r"bricks\.eye takes features"):
+        Pretraining(dataclasses.replace(config, bricks={"eye": blind}))
 
 
 # ------------------------------------------------------------------------- bricks of domains
