@@ -1,6 +1,6 @@
 """Run in a process of its own: one step's loss and gradients on a mesh of 8, against one device.
 
-    python equality.py DISPATCH[+bricks|+weights] MESH[:WAY]...     as reference data=2,expert=4:gather
+    python equality.py DISPATCH[+bricks|+weights] MESH[:WAY]...   as reference data=2,expert=4
 
 Prints for each mesh and each way of expert parallelism, or the one that is named, a line of JSON:
 the relative errors of the loss, of each of its parts and of each gradient.
