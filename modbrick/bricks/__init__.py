@@ -24,8 +24,11 @@ from modbrick.bricks.kinds.adapter import Adapter
 from modbrick.bricks.kinds.bias import Bias
 from modbrick.bricks.kinds.ia3 import IA3
 from modbrick.bricks.kinds.lora import LoRA
+from modbrick.bricks.kinds.prefix import Prefix
+from modbrick.bricks.kinds.prompt import Prompt
 from modbrick.bricks.plugging import Plugged, plugged
 from modbrick.bricks.table import initial_bricks
+from modbrick.bricks.texts import document_brick, prompt_brick
 
 __all__ = [
     "IA3",
@@ -35,7 +38,11 @@ __all__ = [
     "BrickConfig",
     "LoRA",
     "Plugged",
+    "Prefix",
+    "Prompt",
     "Settings",
+    "document_brick",
     "initial_bricks",
     "plugged",
+    "prompt_brick",
 ]

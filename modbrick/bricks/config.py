@@ -11,9 +11,11 @@ from modbrick.bricks.kinds.adapter import Adapter
 from modbrick.bricks.kinds.bias import Bias
 from modbrick.bricks.kinds.ia3 import IA3
 from modbrick.bricks.kinds.lora import LoRA
+from modbrick.bricks.kinds.prefix import Prefix
+from modbrick.bricks.kinds.prompt import Prompt
 from modbrick.errors import InputError
 
-Settings = LoRA | Adapter | IA3 | Bias
+Settings = LoRA | Adapter | IA3 | Bias | Prefix | Prompt
 """Settings of a brick of any kind; `kind` tells them apart."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")

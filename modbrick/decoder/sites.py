@@ -13,8 +13,12 @@ import jax.numpy as jnp
 from modbrick.config import ModelConfig
 from modbrick.decoder.functional import functional_decoder
 
-Hook = Literal["outputs"]
-"""What a brick at a site gets hold of: `outputs` of a map, which it changes token by token."""
+Hook = Literal["outputs", "memory", "prompt"]
+"""What a brick at a site gets hold of.
+
+`outputs` of a map, which it changes token by token; `memory`: keys and values in front of every
+document; `prompt`: embeddings in front of every document.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +33,10 @@ class Site:
     `embedding` and `head` what the decoder makes of tokens and of final hidden states. With
     attention experts, `attention.query` hands a brick the layer's input and every slot's queries,
     `attention.output` the gate-weighted sum of the slots and the combined output; with feed-forward
-    experts `feed_forward.up` and the other sites inside do likewise.
+    experts `feed_forward.up` and the other sites inside do likewise. At `attention.memory` widths
+    are those of all key heads together, at `prompt` that of an embedding.
+
+    `length` is how many tokens the model is meant for, at `prompt`, where they can be counted.
     """
 
     name: str
@@ -37,6 +44,7 @@ class Site:
     output_width: int
     slots: int = 1
     hook: Hook = "outputs"
+    length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +53,7 @@ class ModelSites:
 
     Attributes:
       layers: of a layer of each segment, by the segment's index as text; sorted by name.
-      decoder: `embedding` and `head`.
+      decoder: `embedding`, `prompt` and `head`.
     """
 
     layers: dict[str, tuple[Site, ...]]
@@ -56,7 +64,7 @@ class ModelSites:
 def model_sites(config: ModelConfig) -> ModelSites:
     """Lists the sites of a model, by tracing one abstract token through it.
 
-    What the layers call `Context.at` with is what there is: no list is kept beside the code.
+    What the layers call the context with is what there is: no list is kept beside the code.
     """
     decoder = functional_decoder(config)
 
@@ -64,12 +72,19 @@ def model_sites(config: ModelConfig) -> ModelSites:
         tokens = jnp.zeros((1, 1), jnp.int32)
         return decoder.bind(parameters)(tokens, capture=("sites",)).captured["sites"]
 
-    found = jax.eval_shape(trace, decoder.abstract_parameters())
+    places = jax.eval_shape(trace, decoder.abstract_parameters())
     sites = {
         place: tuple(
-            Site(name, inputs.shape[-1], outputs.shape[-1], math.prod(outputs.shape[2:-1]))
-            for name, (inputs, outputs) in at.items()
+            Site(
+                name,
+                found.inputs.shape[-1],
+                found.outputs.shape[-1],
+                math.prod(found.outputs.shape[2:-1]),
+                found.hook,
+                config.context if found.hook == "prompt" else None,
+            )
+            for name, found in at.items()
         )
-        for place, at in found.items()
+        for place, at in places.items()
     }
     return ModelSites(sites, sites.pop("decoder"))

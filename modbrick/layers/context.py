@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.cache import SegmentCache
+from modbrick.layers.memory import Attended
 from modbrick.parallel.choice import Choice
 
 SUBLAYERS = ("attention", "feed_forward")
@@ -41,8 +42,34 @@ class SiteBrick(Protocol):
         ...
 
 
-SiteBricks = Mapping[str, tuple[SiteBrick, ...]]
-"""Bricks of one layer (or, stacked, of a segment), by site, in the order in which they apply."""
+class MemoryBrick(Protocol):
+    """Interface of bricks with keys and values in front of every document."""
+
+    def __call__(self, attended: Attended, choice: Choice | None) -> Attended:
+        """Returns what each token got once it has attended to the brick's keys too."""
+        ...
+
+
+SiteBricks = Mapping[str, tuple[Any, ...]]
+"""Bricks of one layer (or, stacked, of a segment), by site, in the order in which they apply.
+
+Each has the call of its site's hook, such as `SiteBrick`.
+"""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SiteValues:
+    """What a site hands over, as captured.
+
+    Attributes:
+      inputs, outputs: on both sides.
+      hook: what bricks get hold of there, see `modbrick.decoder.sites`.
+    """
+
+    inputs: Float[Array, "..."]
+    outputs: Float[Array, "..."]
+    hook: str = dataclasses.field(default="outputs", metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -129,9 +156,35 @@ class Context:
         for brick in self.bricks.get(site, ()):
             outputs = brick(inputs, outputs, self.choice)
         self.record(site, outputs)
-        if "sites" in self.capture:
-            self.captured.setdefault("sites", {})[site] = (inputs, outputs)
+        self.declare(site, inputs, outputs)
         return outputs
+
+    def in_front(
+        self,
+        site: str,
+        attended: Attended,
+        keys: Float[Array, "B C G W"],
+        values: Float[Array, "B C G W"],
+    ) -> Float[Array, "B S N W"]:
+        """Returns the outputs of attention after what stands in front of every document.
+
+        Args:
+          site: its name within the layer.
+          attended: what attention to the tokens of the document gave.
+          keys: of these tokens.
+          values: of these tokens.
+        """
+        for brick in self.bricks.get(site, ()):
+            attended = brick(attended, self.choice)
+        self.record(site, attended.output)
+        self.declare(site, _whole(keys), _whole(values), hook="memory")
+        return attended.output
+
+    def declare(self, site: str, inputs: Array, outputs: Array, hook: str = "outputs") -> None:
+        """Says that there is a site, where somebody asks for all of them."""
+        if "sites" in self.capture:
+            found = SiteValues(inputs, outputs, hook)
+            self.captured.setdefault("sites", {})[site] = found
 
     def looks_at(self, site: str) -> bool:
         """Returns whether anything at a site needs its inputs, which may cost something to make."""
@@ -194,3 +247,7 @@ class Context:
     ) -> Context:
         """Returns the context of a segment that has run."""
         return dataclasses.replace(self, cache=cache, statistics=statistics, captured=captured)
+
+
+def _whole(heads: Float[Array, "B C G W"]) -> Float[Array, "B C A"]:
+    return heads.reshape(*heads.shape[:2], -1)

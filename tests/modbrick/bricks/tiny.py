@@ -7,7 +7,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from modbrick.bricks import IA3, Adapter, Bias, BrickConfig, LoRA, initial_bricks
+from modbrick.bricks import (
+    IA3,
+    Adapter,
+    Bias,
+    BrickConfig,
+    LoRA,
+    Prefix,
+    Prompt,
+    initial_bricks,
+)
 from modbrick.config import ModelConfig
 from modbrick.config.families import moduleformer
 
@@ -31,6 +40,10 @@ BRICKS = {
     "tone": BrickConfig(("layer.0.feed_forward", "layer.2.attention"), Adapter(hidden=4)),
     "gain": BrickConfig(("layer.*.attention.value", "layer.*.feed_forward.hidden"), IA3()),
     "drift": BrickConfig(("layer.*.residual", "embedding"), Bias(strength=0.5)),
+    "fore": BrickConfig(("layer.1-2.attention.memory",), Prefix(length=3)),
+    "back": BrickConfig(("layer.*.attention.memory",), Prefix(length=2)),
+    "ask": BrickConfig(("prompt",), Prompt(length=4)),
+    "beg": BrickConfig(("prompt",), Prompt(length=3)),
 }
 
 

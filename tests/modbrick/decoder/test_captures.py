@@ -56,13 +56,13 @@ def test_sites_have_the_inputs_and_outputs_that_bricks_would_see(model):
     for place, listed in {"decoder": sites.decoder, **sites.layers}.items():
         assert set(captured[place]) == {site.name for site in listed}
         for site in listed:
-            inputs, outputs = captured[place][site.name]
-            assert inputs.shape[-1] == site.input_width
-            assert outputs.shape[-1] == site.output_width
+            found = captured[place][site.name]
+            assert found.inputs.shape[-1] == site.input_width
+            assert found.outputs.shape[-1] == site.output_width
     # A site of a layer has one entry for each layer of its segment.
-    chex.assert_shape(captured["0"]["feed_forward.up"][1], (2, *TOKENS.shape, 24))
-    into, out = captured["0"]["residual"]
-    np.testing.assert_array_equal(into, out)
+    chex.assert_shape(captured["0"]["feed_forward.up"].outputs, (2, *TOKENS.shape, 24))
+    residual = captured["0"]["residual"]
+    np.testing.assert_array_equal(residual.inputs, residual.outputs)
 
 
 def test_a_site_that_only_some_segments_have(model):

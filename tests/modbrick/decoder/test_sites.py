@@ -44,8 +44,9 @@ SITES = [
         (name, f"layer.*.{s.name}")
         for name, layer in LAYERS.items()
         for s in model_sites(model_config(layer)).layers["0"]
+        if s.hook == "outputs"
     ),
-    *((name, s.name) for name in LAYERS for s in model_sites(model_config(DENSE)).decoder),
+    *((name, s) for name in LAYERS for s in ("embedding", "head")),
 ]
 # Sites at a linear map, and where its weight lies; a bank adds the update to every expert.
 WEIGHTS = {
@@ -219,5 +220,15 @@ def test_widths_of_sites():
     assert sparse["feed_forward.down"] == Site("feed_forward.down", hidden, WIDTH)
     assert {s.name: s.output_width for s in dense.decoder} == {
         "embedding": WIDTH,
+        "prompt": WIDTH,
         "head": VOCABULARY,
     }
+
+
+def test_what_stands_in_front_has_sites_of_its_own():
+    config = model_config(DENSE)
+    sites = model_sites(config)
+    (memory,) = (s for s in sites.layers["0"] if s.hook == "memory")
+    assert memory == Site("attention.memory", 8, 8, hook="memory"), "all key heads together"
+    (prompt,) = (s for s in sites.decoder if s.hook == "prompt")
+    assert prompt == Site("prompt", WIDTH, WIDTH, hook="prompt", length=config.context)

@@ -134,7 +134,8 @@ def attention_run(kind: str, window: int | None, attend_current: bool) -> Callab
     def run(arrays: Any, segments: Any, mask: Any, cotangent: Any) -> Any:
         def output(query: Any, key: Any, value: Any) -> Any:
             keys = Keys(key, value, segments, mask)
-            return attend_over_mesh(attend, query, segments, keys, 0, ring=kind == "stickbreaking")
+            ring = kind == "stickbreaking"
+            return attend_over_mesh(attend, query, segments, keys, 0, ring=ring)[0]
 
         out, pull = jax.vjp(output, *arrays)
         return out, pull(cotangent)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import modbrick
-from modbrick.bricks import IA3, Adapter, BrickConfig, LoRA
+from modbrick.bricks import IA3, Adapter, BrickConfig, LoRA, Prefix, Prompt
 from modbrick.bricks.functional import plugged_decoder
 from modbrick.checkpoints import Metadata, describe, save_model
 from modbrick.config.families import dense
@@ -42,6 +42,8 @@ BRICKS = {
     "de": BrickConfig(("layer.*.attention.query", "embedding"), LoRA(rank=2)),
     "law": BrickConfig(("layer.1.feed_forward",), Adapter(hidden=4)),
     "gain": BrickConfig(("layer.*.attention.value",), IA3()),
+    "fore": BrickConfig(("layer.*.attention.memory",), Prefix(length=2)),
+    "ask": BrickConfig(("prompt",), Prompt(length=3)),
 }
 TINY = tiny.get_config()
 

@@ -38,7 +38,7 @@ def arguments(name: str, dtype: Any = np.float32) -> tuple[list[np.ndarray], dic
     shape, options = CASES[name]
     arrays = arrays_of(*shape, dtype=dtype)
     d_log_sum = np.random.default_rng(3).standard_normal(arrays[0].shape[:3])
-    return [*arrays, np.float32(d_log_sum).astype(np.float64)], options
+    return [*arrays, d_log_sum.astype(np.float32).astype(np.float64)], options
 
 
 @pytest.mark.parametrize(
