@@ -19,7 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modbrick.bricks import IA3, Adapter, BrickConfig, LoRA, initial_bricks
+from modbrick.bricks import (
+    IA3,
+    Adapter,
+    BrickConfig,
+    LoRA,
+    Prefix,
+    Prompt,
+    initial_bricks,
+)
 from modbrick.bricks.config import NO_BRICKS
 from modbrick.bricks.functional import plugged_decoder
 from modbrick.config.families import moduleformer
@@ -57,6 +65,8 @@ BRICKS = {
     "de": BrickConfig(("layer.*.attention.query", "layer.*.feed_forward.up"), LoRA(rank=2)),
     "gain": BrickConfig(("layer.*.feed_forward.hidden",), IA3()),
     "law": BrickConfig(("layer.*.feed_forward", "embedding"), Adapter(hidden=4)),
+    "fore": BrickConfig(("layer.*.attention.memory",), Prefix(length=3)),
+    "ask": BrickConfig(("prompt",), Prompt(length=5)),
 }
 
 
@@ -84,8 +94,8 @@ def values(
     """Loss, its parts, dropped choices and gradients of one step, by name."""
 
     def brick_totals(model: Any, batch: Any, random_keys: Any) -> Any:
-        # Documents of a row use bricks of their own: the second of a row two, the first none.
-        ids = jnp.asarray([[-1, -1, -1], [-1, -1, -1], [0, 1, 2], [2, -1, -1]])[
+        # Documents of a row use bricks of their own: the second of a row four, the first a prompt.
+        ids = jnp.asarray([[-1] * 4, [-1, -1, 4, -1], [0, 1, 2, 3], [2, 4, 3, -1]])[
             batch["segment_ids"]
         ]
         return next_token_totals(model, batch, random_keys, ids if bricks else None)
