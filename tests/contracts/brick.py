@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modbrick.bricks import Settings
+from modbrick.bricks import IA3, Adapter, Bias, LoRA
 from modbrick.bricks.bank import Bank
 from modbrick.decoder.sites import Site
 from modbrick.parallel.choice import Choice
@@ -37,7 +37,7 @@ def applied(bank: Bank, x: Any, y: Any, choice: Choice | None) -> jax.Array:
 class BrickContract:
     """What a kind promises."""
 
-    settings: ClassVar[Sequence[Settings]]  # two, of one form and of other sizes
+    settings: ClassVar[Sequence[LoRA | Adapter | IA3 | Bias]]  # two, of one form and of other sizes
     site: ClassVar[Site] = SITE
     at_first: ClassVar[frozenset[str]]  # arrays with a gradient before the first step
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,9 @@ def test_places_behind_the_window_and_padding_are_not_seen() -> None:
 
 
 @pytest.mark.parametrize("kind", ["softmax", "stickbreaking"])
-def test_a_token_that_sees_nothing_at_all_has_no_weights_and_no_gradient(kind: str) -> None:
+def test_a_token_that_sees_nothing_at_all_has_no_weights_and_no_gradient(
+    kind: Literal["softmax", "stickbreaking"],
+) -> None:
     left = jnp.full((1, 2, 1), -jnp.inf if kind == "softmax" else 1.0)
     seen = jnp.array([[[[True, False]], [[False, False]]]])
 
@@ -53,7 +56,11 @@ def test_a_token_that_sees_nothing_at_all_has_no_weights_and_no_gradient(kind: s
 
 @pytest.mark.parametrize("size", [1e4, -1e4])
 def test_large_logits_are_shared_exactly(size: float) -> None:
-    for kind, left in (("softmax", size), ("stickbreaking", 0.5)):
+    kinds: dict[Literal["softmax", "stickbreaking"], float] = {
+        "softmax": size,
+        "stickbreaking": 0.5,
+    }
+    for kind, left in kinds.items():
         attended = dataclasses.replace(
             NOTHING, kind=kind, left=jnp.full((1, 2, 1), left, jnp.float32), window=None
         )

@@ -1,6 +1,6 @@
 """Run in a process of its own: one step's loss and gradients on a mesh of 8, against one device.
 
-    python equality.py DISPATCH[+bricks] MESH...     as reference data=2,expert=4
+    python equality.py DISPATCH[+bricks|+prompts] MESH...     as reference data=2,expert=4
 
 Prints for each mesh and each way of expert parallelism a line of JSON: the relative errors of the
 loss, of each of its parts and of each gradient.
@@ -66,8 +66,9 @@ BRICKS = {
     "gain": BrickConfig(("layer.*.feed_forward.hidden",), IA3()),
     "law": BrickConfig(("layer.*.feed_forward", "embedding"), Adapter(hidden=4)),
     "fore": BrickConfig(("layer.*.attention.memory",), Prefix(length=3)),
-    "ask": BrickConfig(("prompt",), Prompt(length=5)),
 }
+# Encoded by the model, for which all layers are compiled once more.
+PROMPTS = {"ask": BrickConfig(("prompt",), Prompt(length=5))}
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -95,9 +96,8 @@ def values(
 
     def brick_totals(model: Any, batch: Any, random_keys: Any) -> Any:
         # Documents of a row use bricks of their own: the second of a row four, the first a prompt.
-        ids = jnp.asarray([[-1] * 4, [-1, -1, 4, -1], [0, 1, 2, 3], [2, 4, 3, -1]])[
-            batch["segment_ids"]
-        ]
+        sets = np.array([[-1] * 4, [-1, -1, 4, -1], [0, 1, 2, 3], [2, 4, 3, -1]])
+        ids = jnp.asarray(np.where(sets < len(bricks), sets, -1))[batch["segment_ids"]]
         return next_token_totals(model, batch, random_keys, ids if bricks else None)
 
     loss = loss_function(brick_totals, CONFIG, execution, OBJECTIVE, bricks=bricks)
@@ -131,8 +131,8 @@ def on_mesh(
 def main() -> None:
     parameters = initial_parameters(CONFIG, jax.random.key(1))
     dispatch, *meshes = sys.argv[1:]
-    dispatch, _, with_bricks = dispatch.partition("+")
-    bricks = BRICKS if with_bricks else NO_BRICKS
+    dispatch, _, kind = dispatch.partition("+")
+    bricks = {"": NO_BRICKS, "bricks": BRICKS, "prompts": BRICKS | PROMPTS}[kind]
     random = np.random.default_rng(3)
     for path, value in initial_bricks(CONFIG, bricks, jax.random.key(2)).items():
         parameters[path] = value + random.normal(0.0, 0.1, value.shape).astype(np.float32)

@@ -1,6 +1,8 @@
 """In a process of its own, with 8 devices: parts of the network over meshes, against one device.
 
-    python on_devices.py dispatch|attention|bricks|memory CASE...  all cases of attention if none is named
+    python on_devices.py dispatch|attention|bricks|memory CASE...
+
+All cases of attention if none is named.
 
 Prints a line of JSON for each case: its name, and the worst relative error of values and gradients;
 what a case counts beside that stands in the line too.
