@@ -7,10 +7,13 @@
     python scripts/bricks.py find LIBRARY [--tag=TAG] [--like=TEXT]
     python scripts/bricks.py remove LIBRARY NAME
     python scripts/bricks.py rename LIBRARY OLD NEW
+    python scripts/bricks.py fold MODEL FILE --output=MODEL [--allow_base=any]
+    python scripts/bricks.py unfold MODEL --output=MODEL
     python scripts/bricks.py import PEFT FILE --model=MODEL [--family= --license= --tags= --notes=]
     python scripts/bricks.py export FILE PEFT --family=NAME
 
 A brick is one file, which says what it is and what it fits; a library is a directory of such files.
+`fold` puts a brick into the weights of a new model, `unfold` gives the one before, to the bit.
 RUN is a run's directory, or one of its checkpoints; PEFT is that of an adapter. `--like` ranks by
 how many words of the text stand in a brick's name, tags and notes. --json prints one JSON object
 instead of tables.
@@ -27,7 +30,7 @@ from absl import flags
 from modbrick import command_line, library
 from modbrick.analysis import listing
 from modbrick.errors import InputError
-from modbrick.models import open_model
+from modbrick.models import fold_model, open_model, unfold_model
 
 NAME = flags.DEFINE_string("name", None, "save: of the brick, where the run has several.")
 LICENSE = flags.DEFINE_string("license", "", "save: under which it may be used, as Apache-2.0.")
@@ -35,7 +38,8 @@ NOTES = flags.DEFINE_string("notes", "", "save: free text.")
 TAGS = flags.DEFINE_list("tags", [], "save, add: words to find it by, as lang:de.")
 TAG = flags.DEFINE_string("tag", None, "find: a tag that they have.")
 LIKE = flags.DEFINE_string("like", None, "find: words of their names, tags and notes.")
-BASE = flags.DEFINE_enum("allow_base", "same", ["same", "any"], "check: weights that it is for.")
+BASE = flags.DEFINE_enum("allow_base", "same", ["same", "any"], "check, fold: weights it is for.")
+OUTPUT = flags.DEFINE_string("output", None, "fold, unfold: directory of the new model.")
 MODEL = flags.DEFINE_string("model", None, "import: that the adapter is for.")
 FAMILY = flags.DEFINE_string("family", None, "import, export: whose names modules have, as llama.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
@@ -47,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     """Does what the command says, and shows what came of it."""
     command = argv[1] if argv[1:] else ""
     usage = f"{command} {USAGE[command]}" if command in USAGE else "|".join(USAGE)
-    for flag in (NAME, LICENSE, NOTES, TAGS, TAG, LIKE, BASE, MODEL, FAMILY):
+    for flag in (NAME, LICENSE, NOTES, TAGS, TAG, LIKE, BASE, OUTPUT, MODEL, FAMILY):
         if flag.present and f"--{flag.name}=" not in usage:
             raise InputError(f"--{flag.name} means nothing here; expected: bricks.py {usage}")
     if (found := act(*argv[1:])) is None:
@@ -77,6 +81,12 @@ def act(*words: str) -> listing.Listing | None:
         case "rename", place, old, new:
             library.Library.open(place).rename(old, new)
             return listing.of_brick(library.Library.open(place).stored(new))
+        case "fold", model, file if OUTPUT.value:
+            fold_model(open_model(model).with_bricks([file], allow_base=BASE.value), OUTPUT.value)
+            return listing.of_path(OUTPUT.value)
+        case "unfold", model if OUTPUT.value:
+            unfold_model(open_model(model), OUTPUT.value)
+            return listing.of_path(OUTPUT.value)
         case "import", adapter, file if MODEL.value:
             base = open_model(MODEL.value)
             made = library.import_adapter(adapter, file, base, family=FAMILY.value, **said)

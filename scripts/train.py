@@ -12,26 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 from absl import flags
 
 from modbrick import command_line
-from modbrick.checkpoints import CheckpointStore
 from modbrick.config.flag import DEFINE_config
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache
-from modbrick.parallel import make_mesh, process_flags
-from modbrick.parallel.processes import ending_by_itself, everywhere, say, start_processes
+from modbrick.parallel import process_flags
+from modbrick.parallel.processes import ending_by_itself, say, start_processes
 from modbrick.training.adaptation import with_model
-from modbrick.training.loop import TrainingLoop
-from modbrick.training.metadata import run_metadata
 from modbrick.training.observe.observer import FINISHED
 from modbrick.training.observe.profile import ProfiledSteps
-from modbrick.training.observe.standard import standard_observers
-from modbrick.training.preemption import EXIT_PREEMPTED, PreemptionGuard
-from modbrick.training.program import train_program
+from modbrick.training.preemption import EXIT_PREEMPTED
 from modbrick.training.run_config import RunConfig
-from modbrick.training.start import check_settings, describe_run, start_run
+from modbrick.training.running import run_task
 from modbrick.training.tasks.pretraining import Pretraining
 
 CONFIG = DEFINE_config("config", RunConfig, complete=with_model)
@@ -51,27 +45,10 @@ def main(argv: Sequence[str]) -> int:
     enable_compilation_cache()
     profiled = ProfiledSteps.parse(PROFILE_STEPS.value, config.training.steps)
 
-    # The processes find each other, and make sure that all have the same settings.
-    start_processes(process_flags.process_config())
-    task = Pretraining(config)
-    metadata = everywhere(lambda: run_metadata(task, config))
-    flagged = {"profile_steps": PROFILE_STEPS.value, "allow_change": sorted(ALLOW_CHANGE.value)}
-    check_settings(config, metadata, {"workdir": workdir, **flagged})
-
-    # What does not fit is refused before anything is written.
-    mesh = make_mesh(config.mesh)
-    jax.set_mesh(mesh)
-    program = train_program(config, task, mesh)
-    batches, evaluate = task.batches(mesh), task.evaluation(mesh)
-
-    with (
-        PreemptionGuard(mesh) as guard,
-        CheckpointStore(workdir, config.checkpoint, warn=say) as store,
-    ):
-        start = start_run(program, store, metadata, allow_change=ALLOW_CHANGE.value)
-        describe_run(workdir, program)
-        loop = TrainingLoop(program, batches, evaluate, store, metadata, guard)
-        reason = loop.run(start, standard_observers(workdir, program, start.step, profiled))
+    start_processes(process_flags.process_config())  # they find each other
+    reason = run_task(
+        config, Pretraining(config), workdir, allow_change=ALLOW_CHANGE.value, profiled=profiled
+    )
     if reason != FINISHED:
         return EXIT_PREEMPTED
     say(f"finished {config.training.steps} steps; everything is in {workdir}")

@@ -27,6 +27,7 @@ from modbrick.bricks.kinds.lora import LoRA
 from modbrick.bricks.kinds.prefix import Prefix
 from modbrick.bricks.kinds.prompt import Prompt
 from modbrick.bricks.plugging import Plugged, plugged
+from modbrick.bricks.steering import steering
 from modbrick.bricks.table import initial_bricks
 from modbrick.bricks.texts import document_brick, prompt_brick
 
@@ -45,4 +46,5 @@ __all__ = [
     "initial_bricks",
     "plugged",
     "prompt_brick",
+    "steering",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.typing import DTypeLike
 
 from modbrick.checkpoints import files
 from modbrick.checkpoints.leaves import Leaf, mismatches, named_arrays, named_leaves, table_of
@@ -126,6 +128,7 @@ def save_model(
     *,
     tokenizer: str | None = None,
     step: int = 0,
+    dtypes: Mapping[str, DTypeLike] = types.MappingProxyType({}),
 ) -> epath.Path:
     """Writes a model without optimizer, in a directory laid out like a run's.
 
@@ -137,6 +140,7 @@ def save_model(
       metadata: what to say about it, the model's config among it.
       tokenizer: text of the `tokenizer.json`.
       step: optimizer steps that made it.
+      dtypes: of parameters that are not float32, by path.
 
     Returns:
       The path of the checkpoint.
@@ -157,12 +161,13 @@ def save_model(
     require_own(target)
     if complete_steps(target / CHECKPOINTS):
         raise InputError(f"{target} holds a model already: name a new or empty directory")
-    expected = {
-        info.path: jax.ShapeDtypeStruct(info.shape, jnp.float32) for info in metadata.table()
-    }
     saved = {
         name: Leaf(tuple(value.shape), str(value.dtype), 0)
         for name, value in named_leaves(parameters).items()
+    }
+    expected = {
+        info.path: jax.ShapeDtypeStruct(info.shape, dtypes.get(info.path, jnp.float32))
+        for info in metadata.table()
     }
     remarks = mismatches(saved, expected)
     if remarks:

@@ -196,7 +196,7 @@ class Decoder(nnx.Module):
         )
         outer = dataclasses.replace(context, bricks=bricks.decoder, captured={})
         x = self.embed(tokens)
-        x = outer.at("embedding", x, x)
+        x = outer.at("embedding", tokens, x)
         outer.declare(PROMPT, x, x, hook="prompt")
         x, inner, cached = self._run_layers(x, context, bricks, cache)
         if cache is not None:

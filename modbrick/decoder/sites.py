@@ -77,7 +77,8 @@ def model_sites(config: ModelConfig) -> ModelSites:
         place: tuple(
             Site(
                 name,
-                found.inputs.shape[-1],
+                # Token ids stand for rows of a one-hot matrix.
+                config.vocabulary if found.inputs.ndim == 2 else found.inputs.shape[-1],
                 found.outputs.shape[-1],
                 math.prod(found.outputs.shape[2:-1]),
                 found.hook,

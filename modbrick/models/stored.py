@@ -125,6 +125,10 @@ class StoredModel:
         found = read_fitting(files, model, allow_base=allow_base, taken=taken)
         return dataclasses.replace(self, plugged={**self.plugged, **found})
 
+    def alone(self) -> StoredModel:
+        """Returns the model without bricks, of which those that lie with it name one elsewhere."""
+        return self.base() if self._held else dataclasses.replace(self, plugged={})
+
     def base(self) -> StoredModel:
         """Opens the model that its bricks are for, where it was or at `base_path`.
 

@@ -64,11 +64,19 @@ class Choice:
         rows = values[jnp.maximum(self.ids, 0)]
         return jnp.where((self.ids >= 0)[..., None], rows, otherwise)
 
-    def map(self, x: Float[Array, "B S I"], matrices: Float[Array, "N I O"]) -> Array:
-        """Multiplies each token by the matrix of each of its variants: `[B, S, K, O]`."""
+    def map(
+        self, x: Float[Array, "B S I"] | Int[Array, "B S"], matrices: Float[Array, "N I O"]
+    ) -> Float[Array, "B S K O"]:
+        """Multiplies each token by the matrix of each of its variants, in float32.
+
+        Where `x` are integers, they choose rows of the matrices.
+        """
 
         def run(x: Array, ids: Array, matrices: Array) -> Array:
             k = ids.shape[-1]
+            if jnp.issubdtype(x.dtype, jnp.integer):
+                return matrices[jnp.maximum(ids, 0), x[..., None]]
+            x = x.astype(jnp.float32)
             plan = routing_plan(ids.reshape(-1, k), len(matrices))
             rows = x.reshape(-1, x.shape[-1])
             y = grouped_matmul(rows, matrices, plan, output_layout="slots")

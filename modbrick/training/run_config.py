@@ -162,11 +162,14 @@ class RunConfig:
         microbatches. They may change freely from one start to the next. (On which mesh an exchange
         of limited capacity runs decides which tokens find no room; a run may still move.)
         """
+        return self.settings() | {"data": data_identity(dataset, self.data)}
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the identity of a run but for its data, which are its task's."""
         training = to_mapping(self.training)
         del training["microbatches"]
         identity = {
             "model": to_mapping(self.model),
-            "data": data_identity(dataset, self.data),
             "objective": to_mapping(self.objective),
             "optimizer": to_mapping(self.optimizer),
             "training": training,

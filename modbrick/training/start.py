@@ -56,7 +56,7 @@ def check_settings(config: RunConfig, metadata: Metadata, more: Mapping[str, Any
     Raises:
       InputError: processes differ; names them, and in what.
     """
-    settings = {"config": shared_settings(config), "data": metadata.run["data"]}
+    settings = {"config": shared_settings(config), "data": metadata.run.get("data")}
     check_agreement({**settings, **more})
 
 

@@ -169,3 +169,18 @@ def test_bad_input_is_one_line(house: Path, arguments: list[str], message: str) 
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert message in done.stderr
     assert sorted(path.name for path in house.iterdir()) == before
+
+
+def test_a_brick_goes_into_the_weights_and_out_again(house: Path, tmp_path: Path) -> None:
+    for name in ("model", "other", "german.brick"):
+        (tmp_path / name).symlink_to(house / name)
+    assert told(tmp_path, "fold", "model", "german.brick", "--output=new")["customized"] == {}
+    refused = script("bricks", tmp_path, "fold", "other", "german.brick", "--output=of_other")
+    assert refused.returncode == 2
+    assert "trained on other weights" in refused.stderr
+    told(tmp_path, "unfold", "new", "--output=old")
+    old, model = open_model(tmp_path / "old"), open_model(tmp_path / "model")
+    assert old.fingerprint() == model.fingerprint() != open_model(tmp_path / "new").fingerprint()
+    assert script("bricks", tmp_path, "unfold", "old", "--output=older").returncode == 2
+    assert not (tmp_path / "older").exists()
+    assert not (tmp_path / "of_other").exists()

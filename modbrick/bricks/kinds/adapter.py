@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Literal
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from modbrick.bricks.kinds.kind import LeafInfo, Leaves
-from modbrick.bricks.kinds.lora import added
+from modbrick.bricks.kinds.kind import LeafInfo, Leaves, Values
+from modbrick.bricks.kinds.linear import LinearMap
+from modbrick.bricks.kinds.lora import added, product
 from modbrick.config import Activation
 from modbrick.decoder.sites import Hook, Site
 from modbrick.errors import InputError
@@ -79,6 +79,10 @@ class Adapter:
         del site
         return {"scale": self.scale}
 
+    def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
+        """Refuses, as an adapter is no linear map."""
+        raise InputError(f"an adapter is no linear map as {into.name} is")
+
 
 @dataclasses.dataclass(frozen=True)
 class Bottleneck:
@@ -107,13 +111,13 @@ class Bottleneck:
     def _of_first(self, leaves: Leaves, x: Float[Array, "B S I"]) -> Float[Array, "B S O"]:
         activation = ACTIVATIONS[self.activation]
         first = {name: leaf[0] for name, leaf in leaves.items()}
-        hidden = activation(matmul(x.astype(jnp.float32), first["down"]) + first["down_bias"])
+        hidden = activation(product(x, first["down"]) + first["down_bias"])
         return (matmul(hidden, first["up"]) + first["up_bias"]) * first["scale"]
 
     def _chosen(
         self, leaves: Leaves, x: Float[Array, "B S I"], choice: Choice
     ) -> Float[Array, "B S O"]:
-        hidden = choice.map(x.astype(jnp.float32), leaves["down"])
+        hidden = choice.map(x, leaves["down"])
         hidden = ACTIVATIONS[self.activation](hidden + choice.take(leaves["down_bias"], 0.0))
         factors = choice.factors(leaves["scale"])
         change = choice.reduce(hidden, leaves["up"], factors)

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from jaxtyping import Array, Float
 
-from modbrick.bricks.kinds.kind import LeafInfo, Leaves
+from modbrick.bricks.kinds.kind import LeafInfo, Leaves, Values
+from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.bricks.kinds.lora import added
 from modbrick.decoder.sites import Hook, Site
 from modbrick.layers.parameters import constant
@@ -42,6 +43,10 @@ class Bias:
         """Returns the strength."""
         del site
         return {"scale": self.strength}
+
+    def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
+        """Adds the vector to the bias."""
+        return into.shifted(self.strength * leaves["bias"])
 
 
 @dataclasses.dataclass(frozen=True)

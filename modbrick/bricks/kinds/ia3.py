@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from modbrick.bricks.kinds.kind import LeafInfo, Leaves
+from modbrick.bricks.kinds.kind import LeafInfo, Leaves, Values
+from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.bricks.kinds.lora import over_slots
 from modbrick.decoder.sites import Hook, Site
 from modbrick.layers.parameters import constant
@@ -39,6 +40,10 @@ class IA3:
         """Returns nothing."""
         del site
         return {}
+
+    def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
+        """Multiplies the outputs."""
+        return into.scaled(leaves["factor"])
 
 
 @dataclasses.dataclass(frozen=True)

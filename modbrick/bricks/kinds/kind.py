@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Float64
 
+from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.decoder.sites import Hook, Site
 from modbrick.layers.memory import Attended
 from modbrick.layers.parameters import Initialiser
@@ -15,6 +17,9 @@ from modbrick.parallel.choice import Choice
 
 Leaves = Mapping[str, Float[Array, "N ..."]]
 """Arrays of N bricks of a kind at one site of one layer, by name, padded to one shape."""
+
+Values = Mapping[str, Float64[np.ndarray, "..."]]
+"""Arrays of one brick at one site of one layer, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,4 +95,16 @@ class Kind(Protocol):
 
     def constants(self, site: Site) -> dict[str, float]:
         """Returns numbers that the form needs beside them, by name; never trained."""
+        ...
+
+    def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
+        """Returns the linear map of a site with the brick in its weights.
+
+        Args:
+          leaves: its arrays at the site.
+          into: what makes the site's outputs.
+
+        Raises:
+          InputError: this kind cannot be folded.
+        """
         ...

@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from modbrick.bricks.kinds.kind import LeafInfo, Leaves
+from modbrick.bricks.kinds.kind import LeafInfo, Leaves, Values
+from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.decoder.sites import Hook, Site
 from modbrick.errors import InputError
 from modbrick.layers.parameters import constant
@@ -20,6 +21,8 @@ from modbrick.parallel.choice import Choice
 @dataclasses.dataclass(frozen=True)
 class LoRA:
     """y + scale · (x down) up, at any linear map; a site of another width on each side, too.
+
+    At the embedding x are the tokens themselves, so that `down` has a row for each of them.
 
     Several LoRAs of a token add up, in any order.
 
@@ -65,6 +68,10 @@ class LoRA:
         del site
         return {"scale": self.scale}
 
+    def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
+        """Adds the update to the weight."""
+        return into.plus(self.scale * (leaves["down"] @ leaves["up"]))
+
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
@@ -78,13 +85,21 @@ class LowRank:
         choice: Choice | None,
     ) -> Float[Array, "B S *K O"]:
         """Adds the updates of each token's bricks, computed in float32."""
-        x, down, up = inputs.astype(jnp.float32), leaves["down"], leaves["up"]
-        scale = leaves["scale"]
+        down, up, scale = leaves["down"], leaves["up"], leaves["scale"]
         if choice is None:
-            change = matmul(matmul(x, down[0]), up[0]) * scale[0]
+            change = matmul(product(inputs, down[0]), up[0]) * scale[0]
         else:
-            change = choice.reduce(choice.map(x, down), up, choice.factors(scale))
+            change = choice.reduce(choice.map(inputs, down), up, choice.factors(scale))
         return added(outputs, change)
+
+
+def product(
+    inputs: Float[Array, "B S I"] | Int[Array, "B S"], matrix: Float[Array, "I O"]
+) -> Array:
+    """Returns the inputs times a matrix, in float32; ids of tokens choose its rows."""
+    if jnp.issubdtype(inputs.dtype, jnp.integer):
+        return matrix[inputs]
+    return matmul(inputs.astype(jnp.float32), matrix)
 
 
 def added(

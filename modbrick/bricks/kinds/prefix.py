@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from modbrick.bricks.kinds.kind import LeafInfo, Leaves
+from modbrick.bricks.kinds.kind import LeafInfo, Leaves, Values
+from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.decoder.sites import Hook, Site
 from modbrick.errors import InputError
 from modbrick.layers.memory import Attended
@@ -65,6 +66,11 @@ class Prefix:
         """Returns the length."""
         del site
         return {"length": float(self.length)}
+
+    def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
+        """Refuses: no weight does what stands in front of a document."""
+        del leaves, into
+        raise InputError("a prefix is no linear map")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Literal
 
-from modbrick.bricks.kinds.kind import LeafInfo
+from modbrick.bricks.kinds.kind import LeafInfo, Values
+from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.bricks.kinds.prefix import Front
 from modbrick.decoder.sites import Hook, Site
 from modbrick.errors import InputError
@@ -57,3 +58,8 @@ class Prompt:
         """Returns the length."""
         del site
         return {"length": float(self.length)}
+
+    def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
+        """Refuses: no weight does what stands in front of a document."""
+        del leaves, into
+        raise InputError("a prompt is no linear map")

@@ -57,8 +57,10 @@ def test_sites_have_the_inputs_and_outputs_that_bricks_would_see(model):
         assert set(captured[place]) == {site.name for site in listed}
         for site in listed:
             found = captured[place][site.name]
-            assert found.inputs.shape[-1] == site.input_width
-            assert found.outputs.shape[-1] == site.output_width
+            inputs, outputs = found.inputs, found.outputs
+            width = model.config.vocabulary if site.name == "embedding" else inputs.shape[-1]
+            assert width == site.input_width
+            assert outputs.shape[-1] == site.output_width
     # A site of a layer has one entry for each layer of its segment.
     chex.assert_shape(captured["0"]["feed_forward.up"].outputs, (2, *TOKENS.shape, 24))
     residual = captured["0"]["residual"]

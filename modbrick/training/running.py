@@ -1,0 +1,70 @@
+"""A run of any task, from its start or its last checkpoint to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+from etils import epath
+
+from modbrick.checkpoints import CheckpointStore
+from modbrick.parallel import make_mesh
+from modbrick.parallel.processes import everywhere, say
+from modbrick.training.loop import TrainingLoop
+from modbrick.training.metadata import run_metadata
+from modbrick.training.observe.observer import Observer, Observers
+from modbrick.training.observe.profile import ProfiledSteps
+from modbrick.training.observe.standard import standard_observers
+from modbrick.training.preemption import PreemptionGuard
+from modbrick.training.program import train_program
+from modbrick.training.run_config import RunConfig
+from modbrick.training.start import check_settings, describe_run, start_run
+from modbrick.training.tasks.task import Task
+
+
+def run_task(
+    config: RunConfig,
+    task: Task,
+    workdir: epath.PathLike,
+    *,
+    allow_change: Sequence[str] = (),
+    profiled: ProfiledSteps | None = None,
+    observers: Sequence[Observer] = (),
+    devices: Sequence[jax.Device] | None = None,
+) -> str:
+    """Trains until the last step or a signal; started again, it goes on. Every process calls it.
+
+    What does not fit is refused before anything is written.
+
+    Args:
+      config: of the run.
+      task: what it is trained for.
+      workdir: receives checkpoints, metrics and the config.
+      allow_change: what may differ from the run to be continued.
+      profiled: steps to profile.
+      observers: notified beside the standard ones.
+      devices: to run on; None: all.
+
+    Returns:
+      `FINISHED`, or the name of the signal that asked to stop.
+
+    Raises:
+      InputError: config, task, model and workdir do not fit together, or writing fails.
+    """
+    metadata = everywhere(lambda: run_metadata(task, config))
+    steps = None if profiled is None else [profiled.first, profiled.last]
+    settings = {"workdir": str(workdir), "profile": steps, "allow_change": sorted(allow_change)}
+    check_settings(config, metadata, settings)
+    mesh = make_mesh(config.mesh, devices)
+    with jax.set_mesh(mesh):
+        program = train_program(config, task, mesh)
+        batches, evaluate = task.batches(mesh), task.evaluation(mesh)
+        with (
+            PreemptionGuard(mesh) as guard,
+            CheckpointStore(workdir, config.checkpoint, warn=say) as store,
+        ):
+            start = start_run(program, store, metadata, allow_change=allow_change)
+            describe_run(workdir, program)
+            loop = TrainingLoop(program, batches, evaluate, store, metadata, guard)
+            standard = standard_observers(workdir, program, start.step, profiled)
+            return loop.run(start, Observers([standard, *observers]))
