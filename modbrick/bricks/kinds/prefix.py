@@ -31,8 +31,9 @@ class Prefix:
     up to -1. A weight w multiplies the attention to a prefix: w e^logit, or w of the share of the
     stick that it takes; 0 changes nothing.
 
-    Values are zeros at first: stick-breaking attention does not change at all; softmax attention
-    gives mass to the new keys, and its output shrinks.
+    Values are zeros at first: stick-breaking attention does not change at all, but that farther
+    prefixes and prompts get less; softmax attention gives mass to the new keys, and its output
+    shrinks.
 
     In PEFT, which counts a document's tokens from P on, keys of models with rotary positions are
     rotated by P positions more than here.

@@ -236,7 +236,7 @@ def test_values_that_do_not_fit_are_refused(change: Any, message: str) -> None:
     [
         ({"brick_ids": [9] * 7}, "brick ids from 9 to 9 do not fit 9 bricks"),
         ({"brick_ids": [-2] * 7}, "do not fit 9 bricks"),
-        ({"brick_ids": [0] * 4}, r"brick_ids of shape \(4,\) do not fit tokens \(9, 7\)"),
+        ({"brick_ids": [0] * 4}, r"brick_ids of shape \(4,\) do not fit tokens \(7, 7\)"),
         ({"brick_ids": [0.0] * 7}, "brick_ids are integers"),
         ({"brick_weights": [1.0] * 7}, "brick_weights stand beside brick_ids"),
         (

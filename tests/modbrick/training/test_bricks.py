@@ -108,10 +108,10 @@ def test_it_begins_where_the_model_is_and_learns(whole: Path, config: RunConfig)
     task = Regression(config)
     batch = next(task.batches(make_mesh(MeshConfig(), jax.devices()[:1])))
     model = modbrick.load_model(str(config.training.initial_checkpoint))
-    # All but the prompt change nothing at first.
-    prompt = {"ask": BRICKS["ask"]}
-    values = initial_bricks(MODEL, prompt, jax.random.key(config.training.seed))
-    model = model.plug(plugged(MODEL, prompt, values))
+    # The others change nothing at first; a prompt does, and a prefix takes of what it gets.
+    front = {name: BRICKS[name] for name in ("fore", "ask")}
+    values = initial_bricks(MODEL, front, jax.random.key(config.training.seed))
+    model = model.plug(plugged(MODEL, front, values))
     found = task.loss(model, {k: jnp.asarray(v) for k, v in batch.items()}, None)
     assert errors[0] == pytest.approx(float(found.loss / found.weight), rel=1e-5)
     assert errors[-1] < errors[0]
