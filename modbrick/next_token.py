@@ -104,7 +104,7 @@ def _head_token_losses(
         x, target = piece
         return token_losses(_dot("bsd,dv->bsv", x, weight) * multiplier, target)
 
-    losses = jax.lax.map(run, (_cut(hidden, chunk), _cut(targets, chunk)))
+    losses = jax.lax.map(run, (cut(hidden, chunk), cut(targets, chunk)))
     return losses.swapaxes(0, 1).reshape(hidden.shape[0], -1)[:, : hidden.shape[1]]
 
 
@@ -138,7 +138,7 @@ def _head_loss_forward(
         return (total, weight_gradient + _dot("bsd,bsv->dv", x, gradient)), x_gradient
 
     start = (jnp.float32(0.0), jnp.zeros(weight.shape, jnp.float32))
-    pieces = tuple(_cut(x, chunk) for x in (hidden, targets, weights.astype(jnp.float32)))
+    pieces = tuple(cut(x, chunk) for x in (hidden, targets, weights.astype(jnp.float32)))
     (total, weight_gradient), gradients = jax.lax.scan(run, start, pieces)
     gradients = gradients.swapaxes(0, 1).reshape(hidden.shape[0], -1, hidden.shape[2])
     return total, (gradients[:, : hidden.shape[1]], weight_gradient)
@@ -160,7 +160,7 @@ def _head_loss_backward(
 _head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 
 
-def _cut(x: Float[Array, "B S ..."], chunk: int) -> Float[Array, "N B C ..."]:
+def cut(x: Float[Array, "B S ..."], chunk: int) -> Float[Array, "N B C ..."]:
     """Cuts the positions into N chunks of at most C, the last one padded with zeros."""
     positions = x.shape[1]
     chunk = min(chunk, positions)

@@ -7,6 +7,7 @@
     python scripts/bricks.py find LIBRARY [--tag=TAG] [--like=TEXT]
     python scripts/bricks.py remove LIBRARY NAME
     python scripts/bricks.py rename LIBRARY OLD NEW
+    python scripts/bricks.py extract MODEL ADDRESS FILE [--name= --license= --tags= --notes=]
     python scripts/bricks.py fold MODEL FILE --output=MODEL [--allow_base=any]
     python scripts/bricks.py unfold MODEL --output=MODEL
     python scripts/bricks.py import PEFT FILE --model=MODEL [--family= --license= --tags= --notes=]
@@ -30,7 +31,7 @@ from absl import flags
 from modbrick import command_line, library
 from modbrick.analysis import listing
 from modbrick.errors import InputError
-from modbrick.models import fold_model, open_model, unfold_model
+from modbrick.models import extract_brick, fold_model, open_model, unfold_model
 
 NAME = flags.DEFINE_string("name", None, "save: of the brick, where the run has several.")
 LICENSE = flags.DEFINE_string("license", "", "save: under which it may be used, as Apache-2.0.")
@@ -81,6 +82,10 @@ def act(*words: str) -> listing.Listing | None:
         case "rename", place, old, new:
             library.Library.open(place).rename(old, new)
             return listing.of_brick(library.Library.open(place).stored(new))
+        case "extract", model, address, file:
+            taken = extract_brick(open_model(model), address, name=NAME.value, **said)
+            library.write_brick(file, *taken)
+            return listing.of_path(file)
         case "fold", model, file if OUTPUT.value:
             fold_model(open_model(model).with_bricks([file], allow_base=BASE.value), OUTPUT.value)
             return listing.of_path(OUTPUT.value)

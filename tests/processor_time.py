@@ -21,7 +21,7 @@ from tests import programs
 # longest path. Two cores share them: together under 40.
 AREAS = {
     "tests": 0.5,
-    "tests/docs": 2.2,
+    "tests/docs": 1.6,
     "tests/modbrick": 1.5,
     "tests/modbrick/analysis": 1.0,
     "tests/modbrick/bricks": 3.5,
@@ -32,12 +32,12 @@ AREAS = {
     "tests/modbrick/inference": 1.2,
     "tests/modbrick/layers": 1.5,
     "tests/modbrick/library": 0.5,
-    "tests/modbrick/operations": 2.5,
-    "tests/modbrick/parallel": 3.0,
-    "tests/modbrick/planning": 1.0,
+    "tests/modbrick/operations": 3.0,
+    "tests/modbrick/parallel": 2.4,
+    "tests/modbrick/planning": 0.5,
     "tests/modbrick/training": 4.0,
     "tests/pallas_kernels": 5.0,
-    "tests/scripts": 5.0,
+    "tests/scripts": 3.6,
     "tests/tools": 0.3,
 }
 # Processor minutes of a test file.

@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# Of a program that runs once or twice on little data: what `tests.compilation.QUICK` is to jax.jit.
+QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 class Program:

@@ -20,12 +20,19 @@ Examples:
 
 from modbrick.bricks.brick import Brick
 from modbrick.bricks.config import BrickConfig, Settings
+from modbrick.bricks.difference import sparse_difference
 from modbrick.bricks.kinds.adapter import Adapter
 from modbrick.bricks.kinds.bias import Bias
+from modbrick.bricks.kinds.dora import DoRA
+from modbrick.bricks.kinds.emergent import Emergent
 from modbrick.bricks.kinds.ia3 import IA3
+from modbrick.bricks.kinds.knowledge import Knowledge
 from modbrick.bricks.kinds.lora import LoRA
+from modbrick.bricks.kinds.modality import Modality
+from modbrick.bricks.kinds.norm import NormTuning
 from modbrick.bricks.kinds.prefix import Prefix
 from modbrick.bricks.kinds.prompt import Prompt
+from modbrick.bricks.kinds.sparse import SparseDelta
 from modbrick.bricks.plugging import Plugged, plugged
 from modbrick.bricks.steering import steering
 from modbrick.bricks.table import initial_bricks
@@ -37,14 +44,21 @@ __all__ = [
     "Bias",
     "Brick",
     "BrickConfig",
+    "DoRA",
+    "Emergent",
+    "Knowledge",
     "LoRA",
+    "Modality",
+    "NormTuning",
     "Plugged",
     "Prefix",
     "Prompt",
     "Settings",
+    "SparseDelta",
     "document_brick",
     "initial_bricks",
     "plugged",
     "prompt_brick",
+    "sparse_difference",
     "steering",
 ]

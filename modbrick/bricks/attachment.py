@@ -38,6 +38,11 @@ class Attachment:
         where = f"segments.{self.segment}" if self.segment else "decoder"
         return f"{where}.{self.site.name}"
 
+    @property
+    def addresses(self) -> list[str]:
+        """Addresses of the site, one a layer."""
+        return [self.address(layer) for layer in self.layers or (None,)]
+
     def address(self, layer: int | None = None) -> str:
         """Returns the address of the site in one layer of the stack."""
         if layer is None:

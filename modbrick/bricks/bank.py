@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from modbrick.bricks.kinds.kind import Form, Leaves
+from modbrick.layers.offer import Offer
 from modbrick.parallel.choice import Choice
 
 
@@ -34,11 +35,12 @@ class Bank:
         inputs: Float[Array, "B S I"],
         outputs: Float[Array, "B S *K O"],
         choice: Choice | None,
+        offer: Offer,
     ) -> Float[Array, "B S *K O"]:
         """Returns the outputs changed by each token's bricks; without a choice, by all in order."""
         if choice is not None:
             choice = choice.of(self.rows)
-            changed = self.form(self.leaves, inputs, outputs, choice)
+            changed = self.form(self.leaves, inputs, outputs, choice, offer)
             # A token without a brick keeps its bits, whatever stands in its neighbours.
             used = choice.used.reshape(*choice.used.shape, *(1,) * (outputs.ndim - 2))
             return jnp.where(used, changed, outputs)
@@ -48,5 +50,6 @@ class Bank:
                 name: jax.lax.dynamic_slice_in_dim(leaf, jnp.maximum(row, 0), 1)
                 for name, leaf in self.leaves.items()
             }
-            outputs = jnp.where(row >= 0, self.form(leaves, inputs, outputs, None), outputs)
+            changed = self.form(leaves, inputs, outputs, None, offer)
+            outputs = jnp.where(row >= 0, changed, outputs)
         return outputs

@@ -39,10 +39,9 @@ class Brick:
         values = {}
         for place, leaf, _ in leaves(model, config):
             whole = np.asarray(parameters[leaf_path(name, place, leaf)])
-            if not place.layers:
-                values[f"{place.address()}.{leaf}"] = whole
-            for index, layer in enumerate(place.layers):
-                values[f"{place.address(layer)}.{leaf}"] = whole[index]
+            layers = whole if place.layers else whole[None]
+            for address, value in zip(place.addresses, layers, strict=True):
+                values[f"{address}.{leaf}"] = value
         return cls(config, values)
 
     def mismatches(self, model: ModelConfig) -> list[str]:
@@ -53,17 +52,17 @@ class Brick:
             return [str(error)]
         remarks = [f"missing: {address}" for address in wanted if address not in self.values]
         remarks += [f"unexpected: {address}" for address in self.values if address not in wanted]
-        remarks += [
-            f"{address}: holds NaN or infinity"
-            for address, value in self.values.items()
-            if not np.isfinite(np.asarray(value, np.float32)).all()
-        ]
         for address, info in wanted.items():
-            if address in self.values and self.values[address].shape != info.shape:
-                have, want = self.values[address].shape, info.shape
+            if address not in self.values:
+                continue
+            values = np.asarray(self.values[address])
+            if values.shape != info.shape:
+                have, want = values.shape, info.shape
                 remarks.append(
                     f"{address}: the brick has {list(have)}, the model needs {list(want)}"
                 )
+            elif flaw := info.flaw(values):
+                remarks.append(f"{address}: {flaw}")
         return remarks
 
     def parameters(self, name: str, model: ModelConfig) -> dict[str, Array]:
@@ -76,8 +75,7 @@ class Brick:
             raise InputError(f"brick {name} does not fit the model: {'; '.join(remarks)}")
         parameters = {}
         for place, leaf, _ in leaves(model, self.config):
-            addresses = [place.address(layer) for layer in place.layers] or [place.address()]
-            layers = [jnp.asarray(self.values[f"{address}.{leaf}"]) for address in addresses]
+            layers = [jnp.asarray(self.values[f"{address}.{leaf}"]) for address in place.addresses]
             path = leaf_path(name, place, leaf)
             parameters[path] = jnp.stack(layers) if place.layers else layers[0]
         return parameters
@@ -85,5 +83,5 @@ class Brick:
 
 def _wanted(model: ModelConfig, config: BrickConfig) -> Iterator[tuple[str, LeafInfo]]:
     for place, leaf, info in leaves(model, config):
-        for address in [place.address(layer) for layer in place.layers] or [place.address()]:
+        for address in place.addresses:
             yield f"{address}.{leaf}", info

@@ -9,13 +9,32 @@ from collections.abc import Mapping
 
 from modbrick.bricks.kinds.adapter import Adapter
 from modbrick.bricks.kinds.bias import Bias
+from modbrick.bricks.kinds.dora import DoRA
+from modbrick.bricks.kinds.emergent import Emergent
 from modbrick.bricks.kinds.ia3 import IA3
+from modbrick.bricks.kinds.knowledge import Knowledge
 from modbrick.bricks.kinds.lora import LoRA
+from modbrick.bricks.kinds.modality import Modality
+from modbrick.bricks.kinds.norm import NormTuning
 from modbrick.bricks.kinds.prefix import Prefix
 from modbrick.bricks.kinds.prompt import Prompt
+from modbrick.bricks.kinds.sparse import SparseDelta
 from modbrick.errors import InputError
 
-Settings = LoRA | Adapter | IA3 | Bias | Prefix | Prompt
+Settings = (
+    LoRA
+    | DoRA
+    | Adapter
+    | IA3
+    | Bias
+    | NormTuning
+    | SparseDelta
+    | Prefix
+    | Prompt
+    | Modality
+    | Knowledge
+    | Emergent
+)
 """Settings of a brick of any kind; `kind` tells them apart."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")

@@ -37,9 +37,11 @@ def folded(
     for number, (name, brick) in enumerate(bricks.items()):
         _ = brick.parameters(name, model)  # says what does not fit
         for place in attachments(model, brick.config):
-            # As `plugged` stacks them: kinds in the order of their forms.
-            steps.append(((repr(brick.config.settings.form), number), name, brick, place))
+            # As they are plugged in: weights change first; kinds in the order of their forms.
+            order = (place.site.hook != "weights", repr(brick.config.settings.form), number)
+            steps.append((order, name, brick, place))
     arrays: dict[str, np.ndarray] = {}
+    originals: dict[str, np.ndarray] = {}
     for _, name, brick, place in sorted(steps, key=lambda step: step[0]):
         for layer in place.layers or (None,):
             address = place.address(layer)
@@ -47,7 +49,7 @@ def folded(
                 leaf: brick.values[f"{address}.{leaf}"].astype(np.float64)
                 for leaf in brick.config.settings.leaves(place.site)
             }
-            linear = _Linear(model, table, place, layer, parameters, arrays)
+            linear = _Linear(model, table, place, layer, parameters, arrays, originals)
             try:
                 linear.write(brick.config.settings.folded(leaves, linear.read()))
             except InputError as error:
@@ -68,13 +70,19 @@ class _Linear:
         layer: int | None,
         parameters: Mapping[str, ArrayLike],
         arrays: dict[str, np.ndarray],
+        originals: dict[str, np.ndarray],
     ):
         self._address, self._layer = place.address(layer), layer
-        self._parameters, self._arrays = parameters, arrays
+        self._parameters, self._arrays, self._originals = parameters, arrays, originals
+        self._hook = place.site.hook
         where = f"segments.{place.segment}.{place.site.name}" if place.segment else place.site.name
         self._reader = where.endswith(".hidden")
         self._factor = 1.0
-        if place.site.name == "embedding":
+        if place.site.hook == "weights":
+            self._weight, self._bias = where, ""
+        elif place.site.hook == "norm":
+            self._weight, self._bias = f"{where}.scale", f"{where}.bias"
+        elif place.site.name == "embedding":
             self._weight, self._bias = "embedding", ""
             self._factor = model.embedding_multiplier
         else:
@@ -95,7 +103,11 @@ class _Linear:
         weight = self._part(self._weight) * self._factor
         if self._reader:
             return Reader(self._address, weight.swapaxes(-1, -2))
-        return LinearMap(self._address, weight, self._part(self._bias) if self._bias else None)
+        bias = self._part(self._bias) if self._bias else None
+        if self._hook != "outputs":
+            return LinearMap(self._address, weight, bias)
+        original = self._originals.setdefault(self._address, weight.copy())
+        return LinearMap(self._address, weight, bias, original)
 
     def write(self, linear: LinearMap) -> None:
         weight = linear.weight.swapaxes(-1, -2) if self._reader else linear.weight

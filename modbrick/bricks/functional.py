@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 
 from modbrick.bricks.config import BrickConfig
 from modbrick.bricks.plugging import plugged
@@ -42,7 +41,7 @@ class PluggedDecoder:
 
     def abstract_parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes and dtypes of the parameters."""
-        return {info.path: jax.ShapeDtypeStruct(info.shape, jnp.float32) for info in self.table}
+        return {info.path: jax.ShapeDtypeStruct(info.shape, info.dtype) for info in self.table}
 
 
 def plugged_decoder(

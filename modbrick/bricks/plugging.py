@@ -27,10 +27,8 @@ from modbrick.schema import nearest
 AnyForm = Form | MemoryForm
 AnyBank = Bank | MemoryBank | PromptBank
 
-BANKS: Mapping[Hook, Any] = types.MappingProxyType(
-    {"outputs": Bank, "memory": MemoryBank, "prompt": PromptBank}
-)
-"""Bricks of a form at a site, stacked, by the site's hook."""
+BANKS: Mapping[Hook, Any] = types.MappingProxyType({"memory": MemoryBank, "prompt": PromptBank})
+"""Bricks of a form at a site, stacked, by the site's hook; else `Bank`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +226,7 @@ def _bank(
             constant = np.full(layers or 1, number_, np.float32)
             leaves.setdefault(leaf, []).append(jnp.asarray(constant))
     stacked = {leaf: jnp.stack(values, axis=1) for leaf, values in leaves.items()}
-    bank: AnyBank = BANKS[members[0][3].site.hook](stacked, jnp.asarray(rows), form)
+    bank: AnyBank = BANKS.get(members[0][3].site.hook, Bank)(stacked, jnp.asarray(rows), form)
     return bank if layers is not None else jax.tree.map(lambda x: x[0], bank)
 
 

@@ -41,14 +41,24 @@ def brick_infos(model: ModelConfig, bricks: Mapping[str, BrickConfig]) -> list[P
                 shape, axes = (len(place.layers), *shape), ("layer", *axes)
                 template = f"brick.{name}.layer.{{layer}}.{place.site.name}.{leaf}"
             layers = tuple(place.first_layer + layer for layer in place.layers)
-            infos.append(ParameterInfo(path, shape, axes, template, layers=layers))
+            infos.append(
+                ParameterInfo(
+                    path,
+                    shape,
+                    axes,
+                    template,
+                    layers=layers,
+                    dtype=info.dtype,
+                    trained=info.trained,
+                )
+            )
     return infos
 
 
 def initial_bricks(
     model: ModelConfig, bricks: Mapping[str, BrickConfig], key: jax.Array
 ) -> dict[str, Array]:
-    """Returns the values of bricks before training, float32, by path.
+    """Returns the values of bricks before training, by path.
 
     A value depends on the key, the brick's name, the site, the layer and the array's name: not on
     what else is attached, nor on how layers are segmented.

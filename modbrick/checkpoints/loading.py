@@ -140,7 +140,7 @@ def save_model(
       metadata: what to say about it, the model's config among it.
       tokenizer: text of the `tokenizer.json`.
       step: optimizer steps that made it.
-      dtypes: of parameters that are not float32, by path.
+      dtypes: of parameters that are not as the table says, by path.
 
     Returns:
       The path of the checkpoint.
@@ -166,7 +166,7 @@ def save_model(
         for name, value in named_leaves(parameters).items()
     }
     expected = {
-        info.path: jax.ShapeDtypeStruct(info.shape, dtypes.get(info.path, jnp.float32))
+        info.path: jax.ShapeDtypeStruct(info.shape, dtypes.get(info.path, info.dtype))
         for info in metadata.table()
     }
     remarks = mismatches(saved, expected)
@@ -226,8 +226,9 @@ def _wanted(
     for info in description.metadata.table(config):
         saved = description.parameters.get(info.path)
         asked = dtype.get(info.path) if isinstance(dtype, Mapping) else dtype
-        stored = saved.dtype if saved else "float32"
-        of_leaf = jnp.dtype(stored if asked is None else asked)
+        stored = jnp.dtype(saved.dtype if saved else info.dtype)
+        castable = jnp.issubdtype(stored, jnp.floating)
+        of_leaf = stored if asked is None or not castable else jnp.dtype(asked)
         read = paths is None or info.path in paths
         sharding = shardings if by_name is None else by_name[info.path] if read else None
         wanted[info.path] = jax.ShapeDtypeStruct(info.shape, of_leaf, sharding=sharding)

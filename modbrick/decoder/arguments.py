@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,14 @@ from modbrick.errors import InputError
 from modbrick.layers.cache import Cache
 from modbrick.layers.context import Bricks, Visibility
 from modbrick.parallel.choice import Choice
+from modbrick.schema import nearest
 
 BrickIds = Int[Array, "B"] | Int[Array, "B S"] | Int[Array, "B S K"]
 """Bricks that each example, each token uses, or which several; -1 none."""
 BrickWeights = Float[Array, "B"] | Float[Array, "B S"] | Float[Array, "B S K"]
+
+BrickFeatures = Mapping[str, Float[Array, "B P W"]]
+"""Features that bricks put into rows, by name."""
 
 
 def check_values(tokens: Int[Array, "B S"], vocabulary: int, cache: Cache | None) -> None:
@@ -95,6 +101,27 @@ def check_ids(ids: BrickIds | None, bricks: Bricks) -> None:
         raise InputError(f"brick ids from {least} to {largest} do not fit {count} bricks")
 
 
+def checked_features(
+    features: BrickFeatures | None, bricks: Bricks, tokens: Array
+) -> dict[str, Array]:
+    """Returns features as arrays, by name.
+
+    Raises:
+      InputError: no brick takes features of a name, or their shape does not fit the tokens.
+    """
+    banks: Iterable[Any] = bricks.decoder.get("features", ())
+    known = {bank.form.features for bank in banks}
+    for name, values in (features or {}).items():
+        if name not in known:
+            raise InputError(f"no brick takes brick_features {name!r}; {nearest(name, known)}")
+        if np.ndim(values) != 3 or len(values) != len(tokens):
+            shape = list(np.shape(values))
+            raise InputError(
+                f"brick_features {name!r} of shape {shape} do not fit {len(tokens)} rows: [B, P, W]"
+            )
+    return {name: jnp.asarray(values) for name, values in (features or {}).items()}
+
+
 def spread(ids: BrickIds | None, weights: BrickWeights | None, tokens: Array) -> Choice | None:
     """Spreads ids and weights given per example over its tokens `[B, S, ...]`.
 
@@ -106,19 +133,29 @@ def spread(ids: BrickIds | None, weights: BrickWeights | None, tokens: Array) ->
         if weights is not None:
             raise InputError("brick_weights stand beside brick_ids: give both")
         return None
+    alike = _alike(ids) and (weights is None or _alike(weights))
     ids = jnp.asarray(ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise InputError(f"brick_ids are integers, got {ids.dtype}")
     ids = _over_tokens("brick_ids", ids, tokens)
     if weights is None:
-        return Choice(ids)
+        return Choice(ids, alike=alike)
     weights = _over_tokens("brick_weights", jnp.asarray(weights), tokens)
     if weights.shape != ids.shape:
         raise InputError(
             f"brick_weights for {weights.shape[-1]} bricks a token do not fit brick_ids for "
             f"{ids.shape[-1]}"
         )
-    return Choice(ids, weights)
+    return Choice(ids, weights, alike)
+
+
+def _alike(values: Array) -> bool:
+    """Returns whether values are known to be the same for all tokens."""
+    if isinstance(values, jax.core.Tracer):
+        return False
+    known = np.asarray(values)
+    by_token = known.reshape(-1, *known.shape[2:])
+    return bool((by_token == by_token[:1]).all())
 
 
 def _over_tokens(name: str, values: Array, tokens: Array) -> Array:

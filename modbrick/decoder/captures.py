@@ -11,7 +11,7 @@ from modbrick.layers.context import Context
 
 CAPTURES = frozenset({"hidden_states", "attention_weights", "routing", "sites"})
 
-_DECODER_SITES = frozenset({"embedding", "head"})
+_DECODER_SITES = frozenset({"embedding", "features", "norm", "head"})
 
 
 def recorded_names(capture: Iterable[str]) -> frozenset[str]:

@@ -12,10 +12,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.config import ModelConfig
 from modbrick.decoder.arguments import (
+    BrickFeatures,
     BrickIds,
     BrickWeights,
     check_ids,
     check_values,
+    checked_features,
     spread,
     visible,
 )
@@ -27,12 +29,13 @@ from modbrick.decoder.prompts import (
     padded_to_mesh,
     with_encoded_prompts,
 )
-from modbrick.decoder.segment import run_segment, stacked_block
+from modbrick.decoder.segment import run_segments, stacked_block
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.block import Block
 from modbrick.layers.cache import Cache, SegmentCache
 from modbrick.layers.context import Bricks, Context
 from modbrick.layers.norms import Norm
+from modbrick.layers.offer import Offer
 from modbrick.layers.parameters import Initialiser, normal, parameter, uniform_fan_in
 from modbrick.layers.projections import Projection, matmul
 from modbrick.parallel import constrain, gathered
@@ -110,6 +113,7 @@ class Decoder(nnx.Module):
         bricks: Bricks | None = None,
         brick_ids: BrickIds | None = None,
         brick_weights: BrickWeights | None = None,
+        brick_features: BrickFeatures | None = None,
         capture: Iterable[str] = (),
         random_keys: Key[Array, "B"] | None = None,
     ) -> DecoderOutput:
@@ -126,6 +130,8 @@ class Decoder(nnx.Module):
           brick_ids: which of the bricks each example `[B]` or token `[B, S]` uses, or which several
             `[B, S, K]`, -1 none; an axis S of 1 stands for all tokens. None: all, in their order.
           brick_weights: by which the change of each is multiplied, shaped alike; None: 1.
+          brick_features: `[B, P, W]` by name, of bricks that put them where these tokens have a
+            placeholder; None: they change nothing.
           capture: intermediate values to return: names of `CAPTURES`, or of sites
             (`modbrick.decoder.sites.model_sites` lists them).
           random_keys: one for each sequence, for sampled top-k routing; None (evaluation): plain
@@ -147,6 +153,7 @@ class Decoder(nnx.Module):
             bricks=bricks,
             brick_ids=brick_ids,
             brick_weights=brick_weights,
+            brick_features=brick_features,
             capture=[name for name in capture if name != "head"],
             random_keys=random_keys,
         )
@@ -173,6 +180,7 @@ class Decoder(nnx.Module):
         bricks: Bricks | None = None,
         brick_ids: BrickIds | None = None,
         brick_weights: BrickWeights | None = None,
+        brick_features: BrickFeatures | None = None,
         capture: Iterable[str] = (),
         random_keys: Key[Array, "B"] | None = None,
     ) -> Features:
@@ -181,6 +189,7 @@ class Decoder(nnx.Module):
         config, bricks = self.config, self._attached(bricks)
         check_values(tokens, config.vocabulary, cache)
         check_ids(brick_ids, bricks)
+        brick_features = checked_features(brick_features, bricks, tokens)
         bricks = self.encoded(bricks)
         visibility, real, positions, cache = visible(
             tokens, attention_mask, segment_ids, positions, cache
@@ -197,13 +206,17 @@ class Decoder(nnx.Module):
         outer = dataclasses.replace(context, bricks=bricks.decoder, captured={})
         x = self.embed(tokens)
         x = outer.at("embedding", tokens, x)
-        outer.declare(PROMPT, x, x, hook="prompt")
-        x, inner, cached = self._run_layers(x, context, bricks, cache)
+        if outer.looks_at("features"):
+            given = tokens if attention_mask is None else jnp.where(attention_mask, tokens, -1)
+            x = outer.at("features", given, x, Offer(features=brick_features), "tokens")
+        outer.declare(PROMPT, x, x, "prompt")
+        x, inner, cached = run_segments(self.segments, config, x, context, bricks, cache)
+        hidden = self.norm(x, outer, "norm")
         if cache is not None:
             length = cache.length + tokens.shape[1]
             cache = dataclasses.replace(cache, segments=cached, length=length)
         return Features(
-            self.norm(x),
+            hidden,
             by_router({name: of.statistics for name, of in inner.items()}),
             cache,
             gather_captures(capture, outer, inner),
@@ -240,25 +253,8 @@ class Decoder(nnx.Module):
         x = padded_to_mesh(x.astype(self.config.dtype))
         cache = Cache.empty(self.config, *x.shape[:2])
         context = context_in_front(x, lengths, cache, self.execution)
-        *_, cached = self._run_layers(x, context, Bricks(), cache)
+        *_, cached = run_segments(self.segments, self.config, x, context, Bricks(), cache)
         return jax.tree.map(lambda array: array[:, :rows, :length], cached)
-
-    def _run_layers(
-        self, x: Float[Array, "B S D"], context: Context, bricks: Bricks, cache: Cache | None
-    ) -> tuple[Float[Array, "B S D"], dict[str, Context], dict[str, SegmentCache]]:
-        """Returns the stream after the last layer, and context and cache of each segment."""
-        inner: dict[str, Context] = {}
-        cached: dict[str, SegmentCache] = {}
-        for name, first_layer, segment in self.config.placed_segments():
-            of_segment = dataclasses.replace(
-                context,
-                bricks=bricks.segments.get(name, {}),
-                cache=None if cache is None else cache.segments[name],
-            )
-            x, inner[name] = run_segment(self.segments[name], segment, first_layer, x, of_segment)
-            if (kept := inner[name].cache) is not None:
-                cached[name] = kept
-        return x, inner, cached
 
     def logits(
         self,
@@ -289,8 +285,11 @@ class Decoder(nnx.Module):
         return Context(bricks=self._attached(bricks).decoder, choice=choice, capture=capture)
 
     def _logits(self, hidden: Float[Array, "B S D"], context: Context) -> Float[Array, "B S V"]:
-        logits = matmul(hidden, self.head_weight) * self.config.logit_multiplier
-        return context.at("head", hidden, logits)
+        multiplier = self.config.logit_multiplier
+        logits = matmul(hidden, self.head_weight) * multiplier
+        if not context.looks_at("head"):
+            return logits
+        return context.at("head", hidden, logits, Offer(self.head_weight * multiplier))
 
     @property
     def head_weight(self) -> Float[Array, "D V"]:

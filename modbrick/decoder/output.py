@@ -27,7 +27,7 @@ class Features:
         experts, N runs over key heads, then slots, then heads in a group; without what stands in
         front of documents); `routing`, one stacked `Routing` by router; a site by its name, its
         outputs stacked `[L, B, S, ...]` by segment
-        (`embedding` and `head` as they are); `sites`, the `SiteValues` of every site, by segment
+        (`embedding` and `head` as they are); `sites`, the `SeenSite` of every site, by segment
         (and `decoder`), then by name.
     """
 

@@ -17,7 +17,8 @@ from modbrick.decoder.arguments import visible
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.attention import MEMORY
 from modbrick.layers.cache import Cache, SegmentCache
-from modbrick.layers.context import Bricks, Context, MemoryBrick
+from modbrick.layers.context import Bricks, Context
+from modbrick.layers.memory import MemoryBrick
 from modbrick.parallel import current_mesh
 from modbrick.parallel.rules import ACTIVATION_RULES, mesh_axes_size
 

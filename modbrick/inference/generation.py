@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,6 +48,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     bricks: Bricks | None = None,
     brick_ids: Sequence[int] | Int[np.ndarray, "B 1 K"] | None = None,
+    brick_features: Mapping[str, Float[np.ndarray, "B P W"]] | None = None,
     on_tokens: OnTokens | None = None,
 ) -> GenerationResult:
     """Continues each prompt.
@@ -65,6 +66,7 @@ def generate(
       bricks: what is attached to the model; None: what is plugged into it.
       brick_ids: which of the bricks each prompt uses, -1 none; or which several, as
         `Plugged.ids` returns them. None: all.
+      brick_features: of bricks that put them where a prompt has a placeholder, by name.
       on_tokens: called for each sequence after every token, in the order of the prompts.
 
     Examples:
@@ -99,6 +101,7 @@ def generate(
         stop_tokens=jnp.asarray(stop_tokens, jnp.int32),
         bricks=bricks,
         brick_ids=ids,
+        brick_features={name: jnp.asarray(x) for name, x in (brick_features or {}).items()},
     )
     static = {"graph": graph, "greedily": sampling.temperature == 0, "top_k": sampling.top_k}
     tokens, mask = left_padded(prompts)
@@ -124,6 +127,7 @@ class _Request:
     stop_tokens: Int[Array, "N"]
     bricks: Bricks | None
     brick_ids: Int[Array, "B"] | Int[Array, "B 1 K"] | None
+    brick_features: dict[str, Float[Array, "B P W"]]
 
 
 @jax.tree_util.register_dataclass
@@ -165,6 +169,7 @@ def _prefill(
         cache=Cache.empty(model.config, batch, capacity),
         bricks=request.bricks,
         brick_ids=request.brick_ids,
+        brick_features=request.brick_features,
     )
     assert features.cache is not None
     progress = _Progress(

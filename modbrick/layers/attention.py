@@ -16,6 +16,7 @@ from modbrick.layers.attention_weights import attention_weights
 from modbrick.layers.context import Context
 from modbrick.layers.memory import Attended
 from modbrick.layers.norms import Norm
+from modbrick.layers.offer import NOTHING
 from modbrick.layers.parameters import Initialiser, constant, normal, parameter
 from modbrick.layers.positions import rotate
 from modbrick.layers.projections import ExpertProjections, Projection
@@ -87,7 +88,7 @@ class Attention(nnx.Module):
         routing, dispatch = None, None
         if self.config.experts is not None:
             routing, dispatch = routed(self.router, x, "attention", context)
-        queries = self._queries(x, dispatch, context)
+        queries = self._queries(x, routing, dispatch, context)
         keys, values = context.remember(*self._keys_and_values(x, context))
         if "attention_weights" in context.capture:
             weights = attention_weights(self.config, queries, keys, context.visibility)
@@ -98,17 +99,23 @@ class Attention(nnx.Module):
         return self._output(mixed, routing, dispatch, context)
 
     def _queries(
-        self, x: Float[Array, "B S D"], dispatch: Dispatch | None, context: Context
+        self,
+        x: Float[Array, "B S D"],
+        routing: Routing | None,
+        dispatch: Dispatch | None,
+        context: Context,
     ) -> Float[Array, "B S N W"]:
         """Returns query heads, N = K H with experts; heads that share keys are adjacent."""
         config = self.config
         if isinstance(self.query, Projection):
-            queries = self.query(x)
+            queries, offer = self.query(x), self.query.offer
         else:
-            assert dispatch is not None, "a bank of queries has a router"
+            assert routing is not None, "a bank of queries has a router"
+            assert dispatch is not None, "and a dispatch"
             queries = dispatch.map(x, self.query.weight[...].astype(x.dtype))
-        queries = context.at("attention.query", x, queries)
-        queries = self._clipped(self._normed(queries, "query"))
+            offer = self.query.offer(routing.indices, routing.gates)
+        queries = context.at("attention.query", x, queries, offer)
+        queries = self._clipped(self._normed(queries, "query", context))
         queries = queries.reshape(*x.shape[:2], -1, config.heads, config.head_width)
         if config.rope is not None:
             assert context.positions is not None
@@ -125,11 +132,13 @@ class Attention(nnx.Module):
         config = self.config
         if config.key_value == "identity":
             keys = values = x
+            of_keys = of_values = NOTHING
         else:
             keys, values = self.key(x), self.value(x)
-        keys = context.at("attention.key", x, keys)
-        values = context.at("attention.value", x, values)
-        keys, values = self._clipped(self._normed(keys, "key")), self._clipped(values)
+            of_keys, of_values = self.key.offer, self.value.offer
+        keys = context.at("attention.key", x, keys, of_keys)
+        values = context.at("attention.value", x, values, of_values)
+        keys, values = self._clipped(self._normed(keys, "key", context)), self._clipped(values)
         shape = (*x.shape[:2], config.grouped_heads, config.head_width)
         keys, values = keys.reshape(shape), values.reshape(shape)
         if config.rope is not None:
@@ -137,14 +146,16 @@ class Attention(nnx.Module):
             keys = rotate(config.rope, keys, context.positions)
         return keys, values
 
-    def _normed(self, x: Float[Array, "... A"], name: str) -> Float[Array, "... A"]:
+    def _normed(
+        self, x: Float[Array, "... A"], name: str, context: Context
+    ) -> Float[Array, "... A"]:
         if self.config.query_key_norm is None:
             return x
-        norm = self.query_norm if name == "query" else self.key_norm
+        norm, site = getattr(self, f"{name}_norm"), f"attention.{name}_norm"
         if self.config.query_key_norm_axis == "all":
-            return norm(x)
+            return norm(x, context, site)
         heads = x.reshape(*x.shape[:-1], -1, self.config.head_width)
-        return norm(heads).reshape(x.shape)
+        return norm(heads, context, site).reshape(x.shape)
 
     def _clipped(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         clip = self.config.clip
@@ -223,7 +234,9 @@ class Attention(nnx.Module):
             window=config.window,
             kind=config.kind,
         )
-        return context.in_front(MEMORY, attended, keys, values)
+        whole = (*keys.shape[:2], config.key_width)
+        context.declare(MEMORY, keys.reshape(whole), values.reshape(whole), "memory")
+        return context.in_front(MEMORY, attended)
 
     def _output(
         self,
@@ -236,7 +249,7 @@ class Attention(nnx.Module):
         batch, sequence = mixed.shape[:2]
         if isinstance(self.output, Projection):
             mixed = mixed.reshape(batch, sequence, config.query_width)
-            return context.at("attention.output", mixed, self.output(mixed))
+            return context.at("attention.output", mixed, self.output(mixed), self.output.offer)
         assert routing is not None, "a bank of outputs has a router"
         assert dispatch is not None, "and a dispatch"
         assert experts is not None, "and a config"
@@ -251,4 +264,5 @@ class Attention(nnx.Module):
         if not context.looks_at("attention.output"):
             return y
         weighted = (slots.astype(jnp.float32) * routing.gates[..., None]).sum(-2)
-        return context.at("attention.output", weighted.astype(slots.dtype), y)
+        offer = self.output.offer(routing.indices, routing.gates, slots)
+        return context.at("attention.output", weighted.astype(slots.dtype), y, offer)

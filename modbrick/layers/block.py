@@ -44,10 +44,10 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "B S D"], context: Context) -> Float[Array, "B S D"]:
         """Runs the layer on the residual stream."""
         multiplier = self.config.residual_multiplier
-        normed = self.attention_norm(x)
+        normed = self.attention_norm(x, context, "attention_norm")
         y = context.at("attention", normed, self.attention(normed, context))
         x = mark_between(constrain(_added(x, y, multiplier), "batch", "sequence", "width"))
-        normed = self.feed_forward_norm(x)
+        normed = self.feed_forward_norm(x, context, "feed_forward_norm")
         y = context.at("feed_forward", normed, self.feed_forward(normed, context))
         x = constrain(_added(x, y, multiplier), "batch", "sequence", "width")
         return context.at("residual", x, x)

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.random import fold_in
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.cache import SegmentCache
 from modbrick.layers.memory import Attended
+from modbrick.layers.offer import NOTHING, Offer
 from modbrick.parallel.choice import Choice
+from modbrick.parameters import flatten, nest
 
 SUBLAYERS = ("attention", "feed_forward")
 
@@ -33,43 +37,50 @@ class SiteBrick(Protocol):
         inputs: Float[Array, "B S ..."],
         outputs: Float[Array, "B S ..."],
         choice: Choice | None,
+        offer: Offer,
     ) -> Float[Array, "B S ..."]:
         """Returns the new outputs, of the shape and dtype of `outputs`.
 
         `outputs` may have more axes before its last than `inputs` (the expert slots of queries).
         `choice` says which of the attached bricks each token uses; None: all, in their order.
+        `offer` is what the site has beside them.
         """
         ...
 
 
-class MemoryBrick(Protocol):
-    """Interface of bricks with keys and values in front of every document."""
+Hook = Literal["outputs", "norm", "weights", "tokens", "memory", "prompt"]
+"""What a brick at a site gets hold of.
 
-    def __call__(self, attended: Attended, choice: Choice | None) -> Attended:
-        """Returns what each token got once it has attended to the brick's keys too."""
-        ...
-
-
-SiteBricks = Mapping[str, tuple[Any, ...]]
-"""Bricks of one layer (or, stacked, of a segment), by site, in the order in which they apply.
-
-Each has the call of its site's hook, such as `SiteBrick`.
+`outputs` of a map, which it changes token by token; normalised values and outputs of a `norm`; the
+`weights` themselves, for all tokens; `tokens` and their embeddings, with features of the call;
+`memory`, keys and values in front of every document; or a `prompt`, embeddings in front of it.
 """
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SiteValues:
-    """What a site hands over, as captured.
+class SeenSite:
+    """What went in and out at a site, of which hook it is, and what is known of its map.
 
     Attributes:
-      inputs, outputs: on both sides.
-      hook: what bricks get hold of there, see `modbrick.decoder.sites`.
+      inputs, outputs: as they passed.
+      hook: of the site.
+      linear: whether it offers the weight of a linear map.
+      experts: how many the bank in front of it has; 0: there is none.
     """
 
-    inputs: Float[Array, "..."]
-    outputs: Float[Array, "..."]
-    hook: str = dataclasses.field(default="outputs", metadata={"static": True})
+    inputs: Float[Array, "B S ..."]
+    outputs: Float[Array, "B S ..."]
+    hook: Hook = dataclasses.field(metadata={"static": True})
+    linear: bool = dataclasses.field(metadata={"static": True})
+    experts: int = dataclasses.field(metadata={"static": True})
+
+
+SiteBricks = Mapping[str, tuple[Any, ...]]
+"""Bricks of one layer (or, stacked, of a segment), by site, in the order in which they apply.
+
+Each has the call of its site's hook: `SiteBrick`, `MemoryBrick`, `PromptBricks`.
+"""
 
 
 @jax.tree_util.register_dataclass
@@ -80,7 +91,7 @@ class Bricks:
     Attributes:
       segments: for each segment by index as text, the bricks at its layers' sites; every array has
         a leading axis over the segment's layers.
-      decoder: bricks at the decoder's own sites, `embedding` and `head`.
+      decoder: bricks at the decoder's own sites, `embedding`, `norm` and `head`.
     """
 
     segments: Mapping[str, SiteBricks] = dataclasses.field(default_factory=dict)
@@ -144,7 +155,12 @@ class Context:
     capture: frozenset[str] = dataclasses.field(default=frozenset(), metadata={"static": True})
 
     def at(
-        self, site: str, inputs: Float[Array, "B S ..."], outputs: Float[Array, "B S ..."]
+        self,
+        site: str,
+        inputs: Float[Array, "B S ..."],
+        outputs: Float[Array, "B S ..."],
+        offer: Offer = NOTHING,
+        hook: Hook = "outputs",
     ) -> Float[Array, "B S ..."]:
         """Returns the outputs of a site after the bricks attached there; captures them if asked.
 
@@ -152,39 +168,66 @@ class Context:
           site: its name within the layer or the decoder.
           inputs: what the layer computed the outputs from.
           outputs: what it computed.
+          offer: what bricks may need beside them.
+          hook: what they get hold of.
         """
+        if site in self.bricks:
+            offer = dataclasses.replace(offer, outputs=outputs)
         for brick in self.bricks.get(site, ()):
-            outputs = brick(inputs, outputs, self.choice)
+            outputs = brick(inputs, outputs, self.choice, offer)
         self.record(site, outputs)
-        self.declare(site, inputs, outputs)
+        self.declare(site, inputs, outputs, hook, offer)
         return outputs
 
-    def in_front(
-        self,
-        site: str,
-        attended: Attended,
-        keys: Float[Array, "B C G W"],
-        values: Float[Array, "B C G W"],
-    ) -> Float[Array, "B S N W"]:
+    def in_front(self, site: str, attended: Attended) -> Float[Array, "B S N W"]:
         """Returns the outputs of attention after what stands in front of every document.
 
         Args:
           site: its name within the layer.
           attended: what attention to the tokens of the document gave.
-          keys: of these tokens.
-          values: of these tokens.
         """
         for brick in self.bricks.get(site, ()):
             attended = brick(attended, self.choice)
         self.record(site, attended.output)
-        self.declare(site, _whole(keys), _whole(values), hook="memory")
         return attended.output
 
-    def declare(self, site: str, inputs: Array, outputs: Array, hook: str = "outputs") -> None:
+    def declare(
+        self, site: str, inputs: Array, outputs: Array, hook: Hook, offer: Offer = NOTHING
+    ) -> None:
         """Says that there is a site, where somebody asks for all of them."""
         if "sites" in self.capture:
-            found = SiteValues(inputs, outputs, hook)
-            self.captured.setdefault("sites", {})[site] = found
+            weight = offer.weight
+            experts = len(weight) if weight is not None and offer.experts is not None else 0
+            seen = SeenSite(inputs, outputs, hook, weight is not None, experts)
+            self.captured.setdefault("sites", {})[site] = seen
+
+    def weights(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns a layer's parameters, nested, after the bricks attached at them.
+
+        Each is a site of its name. Bricks see a weight as the output of a single token, float32.
+
+        Raises:
+          InputError: bricks are chosen token by token, or by ids that are not known here.
+        """
+        flat = flatten(parameters)
+        if not any(map(self.looks_at, flat)):
+            return parameters
+        return nest({name: self._weight(name, value) for name, value in flat.items()})
+
+    def _weight(self, site: str, value: Array) -> Array:
+        if not self.looks_at(site):
+            return value
+        choice = self.choice
+        if choice is not None and site in self.bricks:
+            if not choice.alike:
+                raise InputError(
+                    f"the brick at {site} changes a weight for all tokens: call without brick_ids, "
+                    "or with the same for all of them and known, not traced"
+                )
+            choice = choice.first()
+        of_site = dataclasses.replace(self, choice=choice)
+        one = value[None, None].astype(jnp.float32)
+        return of_site.at(site, one, one, hook="weights")[0, 0]
 
     def looks_at(self, site: str) -> bool:
         """Returns whether anything at a site needs its inputs, which may cost something to make."""
@@ -247,7 +290,3 @@ class Context:
     ) -> Context:
         """Returns the context of a segment that has run."""
         return dataclasses.replace(self, cache=cache, statistics=statistics, captured=captured)
-
-
-def _whole(heads: Float[Array, "B C G W"]) -> Float[Array, "B C A"]:
-    return heads.reshape(*heads.shape[:2], -1)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from modbrick.config import ExpertsConfig, FeedForwardConfig
 from modbrick.layers.activations import ACTIVATIONS
 from modbrick.layers.context import Context
+from modbrick.layers.offer import Offer
 from modbrick.layers.parameters import Initialiser, constant, normal, parameter
 from modbrick.layers.projections import ExpertProjections, Projection
 from modbrick.layers.routed import routed
@@ -34,14 +35,14 @@ class FeedForward(nnx.Module):
     def __call__(self, x: Float[Array, "B S D"], context: Context) -> Float[Array, "B S D"]:
         """Runs the layer on every token."""
         activation = ACTIVATIONS[self.config.activation]
-        hidden = context.at("feed_forward.up", x, self.up(x))
+        hidden = context.at("feed_forward.up", x, self.up(x), self.up.offer)
         if self.config.gated:
-            gate = context.at("feed_forward.gate", x, self.gate(x))
+            gate = context.at("feed_forward.gate", x, self.gate(x), self.gate.offer)
             hidden = activation(gate) * hidden
         else:
             hidden = activation(hidden)
         hidden = context.at("feed_forward.hidden", hidden, hidden)
-        return context.at("feed_forward.down", hidden, self.down(hidden))
+        return context.at("feed_forward.down", hidden, self.down(hidden), self.down.offer)
 
 
 INSIDE = tuple(f"feed_forward.{name}" for name in ("up", "gate", "hidden", "down"))
@@ -104,14 +105,17 @@ class ExpertFeedForward(nnx.Module):
 
         def projected(name: str, bank: ExpertProjections) -> Float[Array, "B S K F"]:
             y = dispatch.map(x, bank.weight[...].astype(x.dtype))
-            return context.at(f"feed_forward.{name}", x, y).astype(jnp.float32)
+            offer = bank.offer(routing.indices, routing.gates)
+            return context.at(f"feed_forward.{name}", x, y, offer).astype(jnp.float32)
 
         hidden = projected("up", self.up)
         if self.config.gated:
             hidden = activation(projected("gate", self.gate)) * hidden
         else:
             hidden = activation(hidden)
-        hidden = context.at("feed_forward.hidden", x, hidden.astype(x.dtype))
+        of_slots = Offer(experts=routing.indices, gates=routing.gates)
+        hidden = context.at("feed_forward.hidden", x, hidden.astype(x.dtype), of_slots)
         y = dispatch.reduce(hidden, self.down.weight[...].astype(x.dtype))
         weighted = (hidden.astype(jnp.float32) * routing.gates[..., None]).sum(-2)
-        return context.at("feed_forward.down", weighted.astype(x.dtype), y)
+        offer = self.down.offer(routing.indices, routing.gates, hidden)
+        return context.at("feed_forward.down", weighted.astype(x.dtype), y, offer)

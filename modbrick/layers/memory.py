@@ -13,11 +13,13 @@ their weights: outputs are averaged by the sums of both sides, which the log-sum
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from modbrick.parallel.choice import Choice
 
 
 @jax.tree_util.register_dataclass
@@ -103,3 +105,11 @@ class Attended:
         nearer = jnp.concatenate([kept[..., 1:], jnp.ones_like(kept[..., :1])], axis=-1)
         weights = self.left[..., None] * take * nearer
         return weights, jnp.ones_like(self.left), self.left * kept[..., 0]
+
+
+class MemoryBrick(Protocol):
+    """Interface of bricks with keys and values in front of every document."""
+
+    def __call__(self, attended: Attended, choice: Choice | None) -> Attended:
+        """Returns what each token got once it has attended to the brick's keys too."""
+        ...

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from modbrick.layers.offer import Offer
 from modbrick.layers.parameters import Initialiser, constant, parameter
 from modbrick.parallel import gathered
 from modbrick.parameters import Role
@@ -90,6 +91,11 @@ class Projection(nnx.Module):
         """Maps the last axis with float32 accuracy, to float32, whatever the dtype of `x`."""
         return self._biased(accurate_matmul(x, gathered(self.weight[...], self.weight.axes)))
 
+    @property
+    def offer(self) -> Offer:
+        """What a site of this map offers to bricks."""
+        return Offer(self.weight[...], self.bias[...] if hasattr(self, "bias") else None)
+
     def _biased(self, y: Float[Array, "... O"]) -> Float[Array, "... O"]:
         return y + self.bias[...] if hasattr(self, "bias") else y
 
@@ -107,3 +113,12 @@ class ExpertProjections(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.weight = parameter(rngs, initialiser, (count, *shape), ("expert", *axes))
+
+    def offer(
+        self,
+        experts: Int[Array, "B S K"],
+        gates: Float[Array, "B S K"],
+        slots: Float[Array, "B S K I"] | None = None,
+    ) -> Offer:
+        """Returns what a site of this bank offers to bricks, see `Offer`."""
+        return Offer(self.weight[...], None, experts, gates, slots)

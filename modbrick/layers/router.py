@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.config import ExpertsConfig
 from modbrick.layers.context import Context
+from modbrick.layers.offer import NOTHING
 from modbrick.layers.parameters import constant, normal, parameter
 from modbrick.layers.projections import Projection, matmul
 from modbrick.layers.rematerialisation import mark_choice, mark_router
@@ -113,7 +114,9 @@ class Router(nnx.Module):
           sublayer: whose experts these are.
           context: of the layer.
         """
-        logits = context.at(f"{sublayer}.router", x, mark_router(self.logits(x)))
+        # Only a linear router is one map from the site's inputs to its outputs.
+        offer = self.output.offer if self.config.router.kind == "linear" else NOTHING
+        logits = context.at(f"{sublayer}.router", x, mark_router(self.logits(x)), offer)
         probabilities = jax.nn.softmax(logits, axis=-1)
         indices = mark_choice(self._choose(probabilities, context.random_keys_of(sublayer)))
         gates = mark_router(jnp.take_along_axis(probabilities, indices, axis=-1))

@@ -9,8 +9,10 @@ from typing import Literal, Protocol
 from etils import epath
 
 from modbrick.bricks.brick import Brick
+from modbrick.bricks.config import BrickConfig
 from modbrick.config import ModelConfig
 from modbrick.data import TokenizerIdentity
+from modbrick.decoder.sites import Site
 from modbrick.errors import InputError
 from modbrick.library.file import StoredBrick, open_brick
 from modbrick.library.manifest import Manifest, attached_sites
@@ -110,6 +112,17 @@ def read_fitting(
     return {name: brick.read() for name, brick in stored.items()}
 
 
+def _shapes(address: str, brick: BrickConfig, have: Site, want: Site) -> list[str]:
+    """Lists arrays that are of other shapes at the model's site, of equal widths."""
+    ours, theirs = (brick.settings.leaves(site) for site in (have, want))
+    return [
+        f"{address}.{leaf}: the brick has {list(info.shape)}, the model needs "
+        f"{list(theirs[leaf].shape)}"
+        for leaf, info in ours.items()
+        if info.shape != theirs[leaf].shape
+    ]
+
+
 def _sites(manifest: Manifest, model: ModelConfig) -> list[str]:
     """Lists sites where the widths differ, and those that only one of both has."""
     try:
@@ -132,4 +145,8 @@ def _sites(manifest: Manifest, model: ModelConfig) -> list[str]:
                 f"{address}: the brick is for widths {have.input_width} and {have.output_width}, "
                 f"the model has {want.input_width} and {want.output_width}"
             )
+        elif (have.hook, have.shape) != (want.hook, want.shape):
+            remarks.append(f"{address}: the brick is for {have}, the model has {want}")
+        else:
+            remarks += _shapes(address, manifest.brick, have, want)
     return remarks

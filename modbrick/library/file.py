@@ -23,7 +23,7 @@ HEADER = "modbrick.brick"
 """Key of the manifest among the metadata of the header."""
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(jnp.bfloat16))
-"""Of the values of a brick."""
+"""Of the values of a brick, but for what is no floating-point number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,10 @@ class StoredBrick:
         """Returns the brick with its values.
 
         Raises:
-          InputError: the file is damaged, or holds infinities or NaN.
+          InputError: the file is damaged, or holds infinities, NaN or indices of nothing.
         """
         values = {address: np.array(tensor.read()) for address, tensor in self.tensors.items()}
-        _require(self.path, _not_finite(values))
+        _require(self.path, _flaws(self.manifest, values))
         return Brick(self.manifest.brick, values)
 
 
@@ -98,13 +98,13 @@ def write_brick(path: epath.PathLike, brick: Brick, manifest: Manifest) -> None:
 
     Raises:
       InputError: the file is there already or cannot be written; or the brick is not what the
-        manifest says, or not finite: every mismatch is named.
+        manifest says, or its values are none: every mismatch is named.
     """
     file = as_path(path)
     assert manifest.brick == brick.config, "a manifest of another brick"
     values = {address: np.asarray(brick.values[address]) for address in sorted(brick.values)}
     specs = {address: TensorSpec(value.shape, value.dtype) for address, value in values.items()}
-    _require(file, _mismatches(manifest, specs) or _not_finite(values))
+    _require(file, _mismatches(manifest, specs) or _flaws(manifest, values))
 
     def write(local: Path) -> None:
         with SafetensorsWriter(local, specs, {HEADER: manifest.to_json()}) as writer:
@@ -132,23 +132,19 @@ def _mismatches(manifest: Manifest, found: Mapping[str, TensorSpec]) -> list[str
         if address in found and found[address].shape != info.shape:
             shape = list(found[address].shape)
             remarks.append(f"{address}: has shape {shape}, the manifest says {list(info.shape)}")
-    names = ", ".join(str(dtype) for dtype in DTYPES)
-    remarks += [
-        f"{address}: is of {spec.dtype}, not one of {names}"
-        for address, spec in found.items()
-        if spec.dtype not in DTYPES
-    ]
+    for address, spec in found.items():
+        dtype = wanted[address].dtype if address in wanted else "float32"
+        known = DTYPES if dtype == "float32" else (np.dtype(dtype),)
+        if spec.dtype not in known:
+            names = ", ".join(str(dtype) for dtype in known)
+            remarks.append(f"{address}: is of {spec.dtype}, not one of {names}")
     return remarks
 
 
-def _not_finite(values: Mapping[str, np.ndarray]) -> list[str]:
-    counts = {
-        address: int(np.count_nonzero(~np.isfinite(value.astype(np.float32))))
-        for address, value in values.items()
-    }
-    return [
-        f"{address}: {count} values are not finite" for address, count in counts.items() if count
-    ]
+def _flaws(manifest: Manifest, values: Mapping[str, np.ndarray]) -> list[str]:
+    """Lists what is wrong with values of the right shapes, each by name."""
+    flaws = {address: info.flaw(values[address]) for address, info in manifest.leaves().items()}
+    return [f"{address}: {flaw}" for address, flaw in flaws.items() if flaw]
 
 
 def _require(path: epath.Path, remarks: list[str]) -> None:

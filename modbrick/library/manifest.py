@@ -148,9 +148,7 @@ def attached_sites(model: ModelConfig, config: BrickConfig) -> dict[str, Site]:
       InputError: a pattern that covers no site.
     """
     return {
-        place.address(layer): place.site
-        for place in attachments(model, config)
-        for layer in (place.layers or (None,))
+        address: place.site for place in attachments(model, config) for address in place.addresses
     }
 
 

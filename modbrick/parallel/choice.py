@@ -29,10 +29,12 @@ class Choice:
     Attributes:
       ids: of the variants; -1: none in this place.
       weights: by which the change of each is multiplied; None: 1.
+      alike: whether they are known to be the same for all tokens.
     """
 
     ids: Int[Array, "B S K"]
     weights: Float[Array, "B S K"] | None = None
+    alike: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def used(self) -> Bool[Array, "B S"]:
@@ -43,6 +45,11 @@ class Choice:
         """Returns the choice among rows of a table: variant m is in row `rows[m]`, -1: in none."""
         known = (self.ids >= 0) & (self.ids < len(rows))
         return Choice(jnp.where(known, rows[jnp.where(known, self.ids, 0)], -1), self.weights)
+
+    def first(self) -> Choice:
+        """Returns the choice of the first token alone."""
+        weights = self.weights
+        return Choice(self.ids[:1, :1], None if weights is None else weights[:1, :1])
 
     def places(self) -> list[Choice]:
         """Returns a choice of at most one variant a token for each place, in order."""

@@ -31,6 +31,8 @@ PARAMETER_RULES: Mapping[str, MeshAxes] = {
     "brick_input": None,
     "brick_output": None,
     "position": None,
+    "brick_expert": None,
+    "brick_entry": None,
 }
 
 FSDP = ("width", "hidden", "heads")

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
@@ -57,7 +58,8 @@ class Partition:
           table: the model's parameters.
           trainable: address patterns of bricks that are trained.
           frozen: address patterns of bricks that are not, even if `trainable` covers them.
-          frozen_dtype: in which frozen parameters are held; None: as they are given.
+          frozen_dtype: in which frozen parameters are held, but for integers; None: as they are
+            given.
 
         Raises:
           InputError: a pattern that covers nothing, or nothing is left to train.
@@ -68,7 +70,7 @@ class Partition:
         trained, held = table.select(trainable), table.select(frozen)
         for info in table:
             nothing = np.zeros(info.bank_shape, bool)
-            mask = trained.get(info.path, nothing) & ~held.get(info.path, nothing)
+            mask = trained.get(info.path, nothing) & ~held.get(info.path, nothing) & info.trained
             if mask.any():
                 self.trainable[info.path] = ParameterSlice.of(info, mask)
             if not mask.all():
@@ -130,7 +132,9 @@ class Partition:
         return joined
 
     def _held(self, leaf: Array) -> Array:
-        return leaf if self.frozen_dtype is None else leaf.astype(self.frozen_dtype)
+        if self.frozen_dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return leaf.astype(self.frozen_dtype)
 
     def select(self, patterns: Iterable[str]) -> dict[str, Bool[np.ndarray, "..."]]:
         """Returns what the patterns cover of the trainable leaves.

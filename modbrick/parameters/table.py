@@ -36,6 +36,8 @@ class ParameterInfo:
       template: its address, with `{layer}` and `{expert}` where it has these axes; "": the path.
       first_layer: absolute index of the first of its layers.
       layers: absolute indices of its layers, where they do not follow one another; else empty.
+      dtype: of its values.
+      trained: whether it may be trained; what may not is always frozen.
       role: what it serves; None: a weight of a layer.
     """
 
@@ -46,6 +48,8 @@ class ParameterInfo:
     first_layer: int = 0
     role: Role | None = None
     layers: tuple[int, ...] = ()
+    dtype: str = "float32"
+    trained: bool = True
 
     @classmethod
     def of_segment(

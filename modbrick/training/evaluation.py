@@ -20,9 +20,9 @@ from modbrick.config import ModelConfig
 from modbrick.data import EvaluationBatches
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.router import RouterStatistics
-from modbrick.next_token import head_token_losses
 from modbrick.parallel.batch import batch_sharding, local_slice, place_batch
 from modbrick.parallel.processes import gather
+from modbrick.training.losses import next_token_losses
 from modbrick.training.observe.router_health import RouterHealth
 from modbrick.training.step import Batch
 
@@ -96,19 +96,14 @@ def evaluation_step(
     @functools.partial(jax.jit, out_shardings=mesh and (batch_sharding(mesh), replicated))
     def evaluate_batch(parameters: Any, batch: Batch) -> tuple[Array, dict[str, RouterStatistics]]:
         model = decoder.bind(parameters)
+        ids = None if brick_sets is None else jnp.asarray(brick_sets)[batch["domains"]]
         features = model.features(
             batch["tokens"],
             segment_ids=batch["segment_ids"],
             positions=batch["positions"],
-            brick_ids=None if brick_sets is None else jnp.asarray(brick_sets)[batch["domains"]],
+            brick_ids=ids,
         )
-        losses = head_token_losses(
-            features.hidden,
-            model.head_weight,
-            batch["targets"],
-            config.logit_multiplier,
-            execution.head_chunk,
-        )
+        losses = next_token_losses(model, features.hidden, batch["targets"], ids)
         return losses * batch["loss_mask"], features.router_statistics
 
     return evaluate_batch

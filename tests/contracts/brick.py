@@ -5,6 +5,7 @@ A test class of a kind names settings that share a form and the formula in numpy
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modbrick.bricks import IA3, Adapter, Bias, LoRA
 from modbrick.bricks.bank import Bank
 from modbrick.decoder.sites import Site
+from modbrick.layers.offer import NOTHING, Offer
 from modbrick.parallel.choice import Choice
 
 SITE = Site("attention.query", 6, 5)
@@ -29,16 +30,17 @@ Arrays = dict[str, np.ndarray]
 
 
 @jax.jit
-def applied(bank: Bank, x: Any, y: Any, choice: Choice | None) -> jax.Array:
+def applied(bank: Bank, x: Any, y: Any, choice: Choice | None, offer: Offer = NOTHING) -> jax.Array:
     """What a bank makes of a site's outputs."""
-    return bank(x, y, choice)
+    return bank(x, y, choice, dataclasses.replace(offer, outputs=y))
 
 
 class BrickContract:
     """What a kind promises."""
 
-    settings: ClassVar[Sequence[LoRA | Adapter | IA3 | Bias]]  # two, of one form and of other sizes
+    settings: ClassVar[Sequence[Any]]  # two, of one form and of other sizes
     site: ClassVar[Site] = SITE
+    offer: ClassVar[Offer] = NOTHING
     at_first: ClassVar[frozenset[str]]  # arrays with a gradient before the first step
 
     @staticmethod
@@ -95,12 +97,16 @@ class BrickContract:
                     )
         return result
 
+    def applied(self, bank: Bank, x: Any, y: Any, choice: Choice | None) -> jax.Array:
+        """What a bank makes of the site's outputs."""
+        return applied(bank, x, y, choice, self.offer)
+
     @pytest.mark.parametrize("weighted", [False, True], ids=["sets", "weighted"])
     def test_each_token_gets_its_bricks_in_their_order(self, weighted: bool) -> None:
         bricks = [self.values(0), self.values(1)]
         x, y = self.tokens()
         choice = Choice(jnp.asarray(IDS), jnp.asarray(WEIGHTS) if weighted else None)
-        actual = np.asarray(applied(self.bank(bricks), x, y, choice))
+        actual = np.asarray(self.applied(self.bank(bricks), x, y, choice))
         expected = self.expected(bricks, x, y, WEIGHTS if weighted else np.ones_like(WEIGHTS))
         np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
         assert np.array_equal(actual[1, 1], y[1, 1]), "a token without bricks keeps its bits"
@@ -109,9 +115,9 @@ class BrickContract:
     def test_without_a_choice_all_apply_in_their_order(self) -> None:
         bricks = [self.values(0), self.values(1)]
         x, y = self.tokens()
-        actual = applied(self.bank(bricks), x, y, None)
+        actual = self.applied(self.bank(bricks), x, y, None)
         both = np.broadcast_to(np.array([0, 1], np.int32), IDS.shape)
-        chosen = applied(self.bank(bricks), x, y, Choice(jnp.asarray(both)))
+        chosen = self.applied(self.bank(bricks), x, y, Choice(jnp.asarray(both)))
         np.testing.assert_allclose(actual, chosen, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -119,7 +125,7 @@ class BrickContract:
         bank = self.bank([self.values(0, new=True), self.values(1, new=True)])
         x, y = (jnp.asarray(values, dtype) for values in self.tokens())
         for choice in (None, Choice(jnp.asarray(IDS))):
-            actual = applied(bank, x, y, choice)
+            actual = self.applied(bank, x, y, choice)
             assert actual.dtype == y.dtype
             assert np.array_equal(actual, y)
 
@@ -127,16 +133,16 @@ class BrickContract:
         bank = self.bank([self.values(0), self.values(1)])
         x, y = self.tokens()
         choice = Choice(jnp.asarray(IDS), jnp.zeros(IDS.shape))
-        np.testing.assert_allclose(applied(bank, x, y, choice), y, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(self.applied(bank, x, y, choice), y, rtol=1e-6, atol=1e-6)
 
     def test_slots_of_experts_are_changed_alike(self) -> None:
         bank = self.bank([self.values(0), self.values(1)])
         x, y = self.tokens()
         slots = np.stack([y, 2 * y], axis=2)
         for choice in (None, Choice(jnp.asarray(IDS))):
-            actual = applied(bank, x, slots, choice)
+            actual = self.applied(bank, x, slots, choice)
             for slot in range(2):
-                alone = applied(bank, x, slots[:, :, slot], choice)
+                alone = self.applied(bank, x, slots[:, :, slot], choice)
                 np.testing.assert_allclose(actual[:, :, slot], alone, rtol=1e-5, atol=1e-5)
 
     def test_gradients_reach_the_bricks_that_were_used_and_no_others(self) -> None:
@@ -146,7 +152,7 @@ class BrickContract:
         ids = jnp.asarray(np.where(IDS == 1, 1, -1))  # the second one only
 
         def loss(leaves: Any) -> jax.Array:
-            changed = Bank(leaves, bank.rows, bank.form)(x, y, Choice(ids))
+            changed = self.applied(Bank(leaves, bank.rows, bank.form), x, y, Choice(ids))
             return (changed * jnp.arange(1.0, 1 + self.site.output_width)).sum()
 
         gradients = jax.jit(jax.grad(loss))(bank.leaves)
@@ -159,9 +165,8 @@ class BrickContract:
         x, y = self.tokens()
         elsewhere = Bank(bank.leaves, jnp.array([-1, 1, 0]), bank.form)
         moved = np.array([2, 1, -1])[IDS]  # 0 is plugged in as 2, and -1 stays
-        actual = applied(elsewhere, x, y, Choice(jnp.asarray(moved)))
-        np.testing.assert_allclose(
-            actual, bank(x, y, Choice(jnp.asarray(IDS))), rtol=1e-5, atol=1e-6
-        )
-        nowhere = applied(elsewhere, x, y, Choice(jnp.zeros_like(IDS)))
+        actual = self.applied(elsewhere, x, y, Choice(jnp.asarray(moved)))
+        wanted = self.applied(bank, x, y, Choice(jnp.asarray(IDS)))
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
+        nowhere = self.applied(elsewhere, x, y, Choice(jnp.zeros_like(IDS)))
         assert np.array_equal(nowhere, y)

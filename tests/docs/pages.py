@@ -67,7 +67,7 @@ def run_python(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     if line[0] == "-m":
         module = f"import runpy; runpy.run_module({line[1]!r}, run_name='__main__', alter_sys=True)"
         line = ["-c", module, *line[2:]]
-    return programs.run(line, cwd=Path.cwd(), timeout=1800)
+    return programs.run(line, cwd=Path.cwd(), environment=programs.QUICK, timeout=1800)
 
 
 def run_shell(example: Example) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from tests.docs.pages import PAGES, is_hidden, name_of, parse, run_page, title
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Page and first line of a block, and why the tests do not run it.
 NOT_RUN = {
     ("README.md", "make quickstart    # set up, and pretrain a small ModuleFormer on real text"): (
@@ -32,6 +34,8 @@ NOT_RUN = {
 }
 # Run by `make verify`, with the page that they stand in.
 LONG = {
+    # As on docs/bricks.md, with a dense model.
+    ("README.md", "python scripts/train.py --config=configs/bricks/lora.py --workdir=tuned \\"),
     (
         "README.md",
         "python scripts/convert_checkpoint.py export run for_others --format=moduleformer",
@@ -49,6 +53,12 @@ LONG = {
         "docs/pods.md",
         "python scripts/plan_pod.py --config=configs/molm_700m_8b.py --topology=v5p:4x4x4 "
         "--json=plan.json",
+    ),
+    # Trains as README.md does, but for domains, of which tests/scripts/test_prepare_data.py knows.
+    (
+        "docs/training.md",
+        "python scripts/prepare_data.py --input code=my_code --input prose=my_notes "
+        "--tokenizer byte --output data",
     ),
     (
         "docs/training.md",

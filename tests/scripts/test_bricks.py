@@ -52,7 +52,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def script(name: str, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return programs.run([ROOT / f"scripts/{name}.py", *arguments], cwd=cwd)
+    line = [ROOT / f"scripts/{name}.py", *arguments]
+    return programs.run(line, cwd=cwd, environment=programs.QUICK)
 
 
 def told(cwd: Path, *arguments: str) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def save(directory: Path, **changes: object) -> str:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return programs.run([ROOT / "scripts" / "evaluate.py", *arguments])
+    line = [ROOT / "scripts" / "evaluate.py", *arguments]
+    return programs.run(line, environment=programs.QUICK)
 
 
 def test_the_last_line_is_one_json_object_of_everything(data: str, tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def script(
     name: str, *arguments: object, status: int = 0, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    done = programs.run([ROOT / "scripts" / name, *arguments], environment=variables)
+    line = [ROOT / "scripts" / name, *arguments]
+    done = programs.run(line, environment=programs.QUICK | variables)
     assert done.returncode == status, done.stderr[-2000:]
     return done
 
@@ -72,7 +73,8 @@ def train(data: Path, workdir: Path, *more: str, status: int = 0) -> str:
 
 
 def start(data: Path, workdir: Path, *more: str) -> Program:
-    return Program([ROOT / "scripts" / "train.py", *arguments(data, workdir, *more)])
+    line = [ROOT / "scripts" / "train.py", *arguments(data, workdir, *more)]
+    return Program(line, environment=programs.QUICK)
 
 
 def wait_for_checkpoint(process: Program, workdir: Path, above: int) -> None:
@@ -184,38 +186,81 @@ def test_a_finished_run_started_again_does_nothing(data: Path, uninterrupted: Pa
     assert (uninterrupted / "metrics.jsonl").read_text() == before
 
 
-def test_another_identity_is_refused_with_what_changed_unless_allowed(
-    data: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_another_identity_is_refused_with_what_changed(data: Path, uninterrupted: Path) -> None:
     change = ["--config.optimizer.learning_rate=0.02", "--config.execution.attention_tolerance=0.1"]
     message = train(data, uninterrupted, *change, status=2)
     assert message.count("\n") == 1
     assert "optimizer.learning_rate: 0.01 -> 0.02" in message
     assert "execution.attention_tolerance: 0.0 -> 0.1" in message
     assert "--allow_change=optimizer,execution" in message
-    longer = ["--config.training.steps=13", "--allow_change=training.steps,optimizer,execution"]
-    copied = tmp_path / "run"
-    subprocess.run(["cp", "-r", str(uninterrupted), str(copied)], check=True)
-    output = train(data, copied, *change, *longer)
-    assert "continuing with a change: optimizer.learning_rate: 0.01 -> 0.02" in output
-    assert describe(copied).step == 13
 
 
-def test_execution_may_change_freely(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    copied = tmp_path / "run"
-    subprocess.run(["cp", "-r", str(uninterrupted), str(copied)], check=True)
-    # The last checkpoint is gone: three steps are left to do, otherwise executed.
+def without_the_last_checkpoint(workdir: Path, copied: Path) -> Path:
+    """Copies a run of which three steps are left to do."""
+    subprocess.run(["cp", "-r", str(workdir), str(copied)], check=True)
     subprocess.run(["rm", "-r", str(copied / "checkpoints" / "12")], check=True)
+    return copied
+
+
+# What changes the program of the step takes its compilation again.
+@pytest.mark.parametrize(
+    ("change", "steps", "allowed", "told"),
+    [
+        (["--config.data.seed=1"], STEPS, "data", "data.seed: 0 -> 1"),
+        pytest.param(
+            [
+                "--config.optimizer.learning_rate=0.02",
+                "--config.execution.attention_tolerance=0.1",
+                "--config.training.steps=13",
+            ],
+            13,
+            "training.steps,optimizer,execution",
+            "optimizer.learning_rate: 0.01 -> 0.02",
+            marks=pytest.mark.verify,
+        ),
+    ],
+    ids=["data", "program"],
+)
+def test_what_is_allowed_to_change_goes_on(
+    data: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    change: list[str],
+    steps: int,
+    allowed: str,
+    told: str,
+) -> None:
+    copied = without_the_last_checkpoint(uninterrupted, tmp_path / "run")
+    output = train(data, copied, *change, f"--allow_change={allowed}")
+    assert f"continuing with a change: {told}" in output
+    assert describe(copied).step == steps
+
+
+@pytest.mark.parametrize(
+    "execution",
+    [
+        [],
+        pytest.param(
+            ["--config.training.microbatches=2", "--config.execution.rematerialisation=full"],
+            marks=pytest.mark.verify,
+        ),
+    ],
+    ids=["pace", "program"],
+)
+def test_execution_may_change_freely(
+    data: Path, uninterrupted: Path, tmp_path: Path, execution: list[str]
+) -> None:
+    copied = without_the_last_checkpoint(uninterrupted, tmp_path / "run")
     train(
         data,
         copied,
-        "--config.training.microbatches=2",
-        "--config.execution.rematerialisation=full",
+        *execution,
         "--config.checkpoint.every=1",
         "--config.logging.every=1",
         "--profile_steps=10:11",
     )
     assert list((copied / "profile").rglob("*.xplane.pb"))
+    assert describe(copied).step == STEPS
     parameters, _ = load_checkpoint(copied)
     expected = load_checkpoint(uninterrupted)[0]
     for path, value in parameters.items():
@@ -238,6 +283,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     assert_same_run(copied, uninterrupted)
 
 
+@pytest.mark.verify  # test_train_foreign.py does so with the checkpoint of another
 def test_fine_tuning_starts_from_a_model_and_leaves_frozen_bricks_alone(
     data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

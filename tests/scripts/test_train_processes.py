@@ -24,13 +24,11 @@ from tests.programs import Program
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests" / "scripts" / "recorded_train.py"
 STEPS, BATCH = 60, 8
-# Processes but the first do not write to the cache of compiled programs.
-ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 Shape = tuple[int, int]  # processes, and devices of each
 Model = tuple[str, ...]  # flags that change it
 ROUTED: Model = ()
-# Compiles in half the time; every process compiles for itself.
+# Compiles in half the time; processes but the first do not write to the cache of programs.
 DENSE: Model = (
     "--config.model.segments[0].layer.attention.experts=None",
     "--config.model.segments[0].layer.feed_forward.experts=None",
@@ -116,7 +114,7 @@ def running(
                     *more,
                     *own,
                 ],
-                environment=ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)},
+                environment=programs.QUICK | {"JAX_NUM_CPU_DEVICES": str(devices)},
                 errors=root / f"errors.{index}",
             )
         )

@@ -18,6 +18,7 @@ from modbrick.config import Activation
 from modbrick.decoder.sites import Hook, Site
 from modbrick.errors import InputError
 from modbrick.layers.activations import ACTIVATIONS
+from modbrick.layers.offer import Offer
 from modbrick.layers.parameters import constant, normal
 from modbrick.layers.projections import matmul
 from modbrick.parallel.choice import Choice
@@ -97,8 +98,10 @@ class Bottleneck:
         inputs: Float[Array, "B S I"],
         outputs: Float[Array, "B S *K O"],
         choice: Choice | None,
+        offer: Offer,
     ) -> Float[Array, "B S *K O"]:
         """Adds what the adapters of each token return, computed in float32."""
+        del offer
         serial = self.placement == "serial"
         if choice is None:
             return added(outputs, self._of_first(leaves, outputs if serial else inputs))

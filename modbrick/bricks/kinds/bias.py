@@ -11,6 +11,7 @@ from modbrick.bricks.kinds.kind import LeafInfo, Leaves, Values
 from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.bricks.kinds.lora import added
 from modbrick.decoder.sites import Hook, Site
+from modbrick.layers.offer import Offer
 from modbrick.layers.parameters import constant
 from modbrick.parallel.choice import Choice
 
@@ -59,9 +60,10 @@ class Shift:
         inputs: Float[Array, "B S I"],
         outputs: Float[Array, "B S *K O"],
         choice: Choice | None,
+        offer: Offer,
     ) -> Float[Array, "B S *K O"]:
         """Adds the vectors of each token's bricks, in float32."""
-        del inputs
+        del inputs, offer
         if choice is None:
             bias = leaves["bias"][0] * leaves["scale"][0]
             return added(outputs, bias[None, None])

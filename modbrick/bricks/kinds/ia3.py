@@ -12,6 +12,7 @@ from modbrick.bricks.kinds.kind import LeafInfo, Leaves, Values
 from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.bricks.kinds.lora import over_slots
 from modbrick.decoder.sites import Hook, Site
+from modbrick.layers.offer import Offer
 from modbrick.layers.parameters import constant
 from modbrick.parallel.choice import Choice
 
@@ -56,9 +57,10 @@ class Rescaling:
         inputs: Float[Array, "B S I"],
         outputs: Float[Array, "B S *K O"],
         choice: Choice | None,
+        offer: Offer,
     ) -> Float[Array, "B S *K O"]:
         """Multiplies each token by the factors of its bricks, in float32."""
-        del inputs
+        del inputs, offer
         if choice is None:
             factor = leaves["factor"][0]
         else:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float64
 from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.decoder.sites import Hook, Site
 from modbrick.layers.memory import Attended
+from modbrick.layers.offer import Offer
 from modbrick.layers.parameters import Initialiser
 from modbrick.parallel.choice import Choice
 
@@ -31,12 +32,30 @@ class LeafInfo:
       axes: a logical name for each axis, for sharding rules.
       initial: maps (key, shape) to the value before training.
       padding: what a brick without this value has, which changes nothing.
+      dtype: of the values.
+      trained: whether training may change them.
+      below: of integers, which lie between 0 and this; None: they are no indices.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     initial: Initialiser
     padding: float = 0.0
+    dtype: str = "float32"
+    trained: bool = True
+    below: int | None = None
+
+    def flaw(self, values: np.ndarray) -> str | None:
+        """Returns what is wrong with values of this shape; None: nothing."""
+        if self.below is not None and values.size:
+            if not np.issubdtype(values.dtype, np.integer):
+                return f"holds {values.dtype}, not indices"
+            least, largest = values.min(), values.max()
+            if least < 0 or largest >= self.below:
+                return f"holds indices from {least} to {largest}, there are {self.below}"
+        if count := np.count_nonzero(~np.isfinite(values.astype(np.float32))):
+            return f"{count} values are not finite"
+        return None
 
 
 class Form(Protocol):
@@ -48,6 +67,7 @@ class Form(Protocol):
         inputs: Float[Array, "B S I"],
         outputs: Float[Array, "B S *K O"],
         choice: Choice | None,
+        offer: Offer,
     ) -> Float[Array, "B S *K O"]:
         """Returns the new outputs, in the dtype of `outputs`.
 
@@ -56,6 +76,7 @@ class Form(Protocol):
           inputs: what the layer computed the outputs from.
           outputs: may have more axes before their last (the expert slots of queries).
           choice: which of the bricks each token uses; None: the first of them, for all tokens.
+          offer: what the site has beside inputs and outputs.
         """
         ...
 

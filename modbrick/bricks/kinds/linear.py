@@ -18,14 +18,16 @@ class LinearMap:
       name: address of its site, for messages.
       weight: `[in, out]`, or `[experts, in, out]`.
       bias: None: it has none.
+      original: the weight before any brick that changes the map's outputs; None: `weight`.
     """
 
     name: str
     weight: Float64[np.ndarray, "*E I O"]
     bias: Float64[np.ndarray, "O"] | None = None
+    original: Float64[np.ndarray, "*E I O"] | None = None
 
-    def plus(self, update: Float64[np.ndarray, "#I O"]) -> LinearMap:
-        """Returns the map with an update added to its weight, to that of every expert alike."""
+    def plus(self, update: Float64[np.ndarray, "*#E #I O"]) -> LinearMap:
+        """Returns the map with an update added to its weight; one without experts to each alike."""
         return dataclasses.replace(self, weight=self.weight + update)
 
     def scaled(self, factor: Float64[np.ndarray, "O"]) -> LinearMap:

@@ -61,7 +61,7 @@ def pieces_of(name: str, brick: Brick, model: ModelConfig) -> Iterator[Piece]:
     settings = brick.config.settings
     for place in attachments(model, brick.config):
         names = settings.leaves(place.site)
-        for address in [place.address(layer) for layer in place.layers] or [place.address()]:
+        for address in place.addresses:
             leaves = {leaf: brick.values[f"{address}.{leaf}"] for leaf in names}
             yield Piece(address, settings, leaves, name)
 

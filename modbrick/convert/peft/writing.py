@@ -70,6 +70,11 @@ def _adapter(
         raise InputError("no bricks to write")
     modules = family_modules(format_named(family), model)
     settings = {name: brick.config.settings for name, brick in bricks.items()}
+    for name, of in settings.items():
+        if isinstance(of, LoRA) and of.pairs == "expert":
+            raise InputError(
+                f"brick {name} has a pair for each expert of a bank: it cannot be written for PEFT"
+            )
     common = {"task_type": "CAUSAL_LM"}
     if all(isinstance(of, LoRA | Bias) for of in settings.values()):
         placed = _placed(bricks, model, modules)

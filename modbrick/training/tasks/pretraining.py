@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, Key
 
-from modbrick.bricks.attachment import attachments
 from modbrick.bricks.plugging import sets_of_domains
 from modbrick.checkpoints import Metadata
 from modbrick.data import (
@@ -27,11 +26,11 @@ from modbrick.data.batches import DOMAINS, FIELDS
 from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.flops import packed_flops
-from modbrick.next_token import head_loss
 from modbrick.objective import Totals
 from modbrick.parallel.batch import check_rows, local_rows
 from modbrick.schema import nearest, to_mapping
 from modbrick.training.evaluation import evaluate, evaluation_step
+from modbrick.training.losses import next_token_loss
 from modbrick.training.run_config import RunConfig
 from modbrick.training.tasks.task import Evaluate, Evaluation, LocalBatch, Work
 
@@ -59,14 +58,7 @@ def next_token_totals(
         brick_ids=brick_ids,
     )
     weights = batch["loss_mask"].astype(jnp.float32)
-    loss = head_loss(
-        features.hidden,
-        model.head_weight,
-        batch["targets"],
-        weights,
-        model.config.logit_multiplier,
-        model.execution.head_chunk,
-    )
+    loss = next_token_loss(model, features.hidden, batch["targets"], weights, brick_ids)
     return Totals(loss, weights.sum(), features.router_statistics)
 
 
@@ -79,9 +71,9 @@ class Pretraining:
         """Makes the task of a run.
 
         Raises:
-          InputError: bricks at the head.
+          InputError: bricks that take features.
         """
-        _refuse_head(config)
+        _refuse_blind_bricks(config)
         self.config = config
 
     @functools.cached_property
@@ -188,11 +180,11 @@ def _require_enough_rows(rows: int | None, config: RunConfig) -> None:
         )
 
 
-def _refuse_head(config: RunConfig) -> None:
-    """Refuses bricks at the head, whose logits are never made as a whole."""
+def _refuse_blind_bricks(config: RunConfig) -> None:
+    """Refuses bricks that take features, as texts have none."""
     for name, brick in config.bricks.items():
-        if any(place.path == "decoder.head" for place in attachments(config.model, brick)):
+        if brick.settings.hook == "tokens":
             raise InputError(
-                f"bricks.{name} is attached at the head, where losses are computed in parts that "
-                "no brick sees: attach it at layer.*.residual of the last layer"
+                f"bricks.{name} takes features, which a data set of texts does not have: train it "
+                "with modbrick.training.tasks.arrays, as examples/digits.py does"
             )

@@ -69,4 +69,4 @@ def test_values_are_finite() -> None:
     brick = Brick.of_parameters("gain", BRICKS["gain"], MODEL, VALUES)
     address = "layer.1.attention.value.factor"
     broken = {**brick.values, address: np.full(8, np.nan, np.float32)}
-    assert Brick(brick.config, broken).mismatches(MODEL) == [f"{address}: holds NaN or infinity"]
+    assert Brick(brick.config, broken).mismatches(MODEL) == [f"{address}: 8 values are not finite"]

@@ -10,7 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modbrick.bricks import IA3, Adapter, Bias, Brick, BrickConfig, LoRA, initial_bricks, plugged
+from modbrick.bricks import (
+    IA3,
+    Adapter,
+    Bias,
+    Brick,
+    BrickConfig,
+    DoRA,
+    LoRA,
+    NormTuning,
+    SparseDelta,
+    initial_bricks,
+    plugged,
+)
 from modbrick.bricks.folding import folded
 from modbrick.config import ModelConfig
 from modbrick.config.families import dense
@@ -61,6 +73,24 @@ CASES: dict[str, tuple[ModelConfig, dict[str, BrickConfig]]] = {
             "more": BrickConfig(("layer.0.attention.query",), IA3()),
         },
     ),
+    "experts, norms and weights": (
+        EXPERTS,
+        {
+            "each": BrickConfig(PROJECTIONS, LoRA(rank=2, alpha=3.0, pairs="expert")),
+            "norms": BrickConfig(("layer.*", "norm"), NormTuning(bias=True)),
+            "few": BrickConfig(("layer.*.attention.*.weight", "layer.1.*"), SparseDelta(0.1)),
+        },
+    ),
+    "two doras between others": (
+        BIASED,
+        {
+            "gain": BrickConfig(("layer.*.attention.*",), IA3()),
+            "one": BrickConfig(("layer.*.attention.*", *LINEAR, "head"), DoRA(rank=2, alpha=3.0)),
+            "low": BrickConfig(("layer.*.attention.*",), LoRA(rank=2)),
+            "few": BrickConfig(("layer.*.attention.*.weight",), SparseDelta(0.1)),
+            "two": BrickConfig(("layer.*.attention.*",), DoRA(rank=3)),
+        },
+    ),
 }
 
 
@@ -69,6 +99,8 @@ def trained(model: ModelConfig, configs: dict[str, BrickConfig]) -> dict[str, An
     values = initial_bricks(model, configs, jax.random.key(1))
     return {
         path: np.asarray(value + random.normal(0.0, 0.3, value.shape), np.float32)
+        if value.dtype == np.float32
+        else np.asarray(value)
         for path, value in values.items()
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ from modbrick.bricks import (
     Adapter,
     Bias,
     BrickConfig,
+    DoRA,
     LoRA,
+    NormTuning,
     Plugged,
     Settings,
     initial_bricks,
@@ -25,16 +28,16 @@ from modbrick.decoder.decoder import Decoder
 from modbrick.decoder.functional import functional_decoder, initial_parameters
 from modbrick.errors import InputError
 from modbrick.layers.context import Context
+from modbrick.layers.offer import Offer
 from modbrick.parallel.choice import Choice
 from tests.compilation import max_traces
 from tests.modbrick.bricks.tiny import BRICKS, MODEL, random_bricks
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 DECODER = functional_decoder(MODEL)
-TOKENS = np.random.default_rng(0).integers(0, 31, (7, 7))
+TOKENS = np.random.default_rng(0).integers(0, 31, (6, 7))
 SETS = [
-    *("de+tone+gain", None, "law+de", "drift", "tone"),
-    *("back+fore+ask", "beg+de"),
+    *("de+tone+gain", None, "law+de+norms", "drift+style+beg", "tone+each", "back+fore+ask"),
 ]
 
 
@@ -105,7 +108,7 @@ def test_adding_swapping_and_removing_compiles_nothing(parameters: Any) -> None:
     bricks = {"one": big, "two": small, "three": small}
     values = random_bricks(bricks)
     first = plugged(MODEL, bricks, values)
-    sets = ["one", "two", None, "three", "two", *[None] * 2]
+    sets = ["one", "two", None, "three", "two", None]
     wanted = np.asarray(logits(parameters, TOKENS, first, first.ids(sets)))
     with max_traces(Decoder, "features", 0):
         # Removed, and in another order.
@@ -117,7 +120,7 @@ def test_adding_swapping_and_removing_compiles_nothing(parameters: Any) -> None:
         new = plugged(
             MODEL, {"new": small, "one": big}, random_bricks({"new": small, "one": big}), like=first
         )
-        found = logits(parameters, TOKENS, new, new.ids(["one", "new", None, "new", *[None] * 3]))
+        found = logits(parameters, TOKENS, new, new.ids(["one", "new", None, "new", None, None]))
         assert not np.array_equal(found, wanted)
 
 
@@ -125,7 +128,7 @@ def test_longer_prefixes_and_prompts_leave_room_for_shorter_ones(parameters: Any
     bricks = {name: BRICKS[name] for name in ("fore", "back", "ask", "beg")}
     values = random_bricks()
     first = plugged(MODEL, bricks, values)
-    sets = ["back", "beg", "beg+back", *[None] * 4]
+    sets = ["back", "beg", "beg+back", *[None] * 3]
     wanted = logits(parameters, TOKENS, first, first.ids(sets))
     with max_traces(Decoder, "features", 0):
         fewer = plugged(MODEL, {n: BRICKS[n] for n in ("beg", "back")}, values, like=first)
@@ -160,32 +163,52 @@ def test_a_model_has_what_is_plugged_in(parameters: Any, trained: Plugged) -> No
     )
 
 
-KINDS: dict[str, Settings] = {
-    "lora": LoRA(rank=2),
-    "adapter": Adapter(hidden=3),
-    "ia3": IA3(),
-    "bias": Bias(),
+RANDOM = np.random.default_rng(1)
+EXPERTS = jnp.asarray(RANDOM.integers(0, 4, (2, 3, 2)))
+
+
+def drawn(*shape: int) -> Any:
+    return jnp.asarray(RANDOM.normal(size=shape), jnp.float32)
+
+
+# At a site of each sort: what it has, and the kinds.
+AT: dict[str, tuple[tuple[Any, Any, Offer], dict[str, Settings]]] = {
+    "attention.key": (
+        (drawn(2, 3, 16), drawn(2, 3, 8), Offer(drawn(16, 8), drawn(8))),
+        {
+            "lora": LoRA(rank=2),
+            "dora": DoRA(rank=2),
+            "adapter": Adapter(hidden=3),
+            "ia3": IA3(),
+            "bias": Bias(),
+        },
+    ),
+    "attention.query": (
+        (drawn(2, 3, 16), drawn(2, 3, 2, 8), Offer(None, None, EXPERTS, drawn(2, 3, 2))),
+        {"lora": LoRA(rank=2), "each": LoRA(rank=2, pairs="expert")},
+    ),
+    "attention_norm": ((drawn(2, 3, 16), drawn(2, 3, 16), Offer()), {"norm": NormTuning()}),
 }
 
 
-@pytest.mark.parametrize("second", KINDS)
-@pytest.mark.parametrize("first", KINDS)
-def test_two_kinds_at_one_site_are_what_they_are_alone(first: str, second: str) -> None:
+@pytest.mark.parametrize(
+    ("site", "first", "second"),
+    [(site, *pair) for site, (_, kinds) in AT.items() for pair in product(kinds, kinds)],
+)
+def test_two_kinds_at_one_site_are_what_they_are_alone(site: str, first: str, second: str) -> None:
     """In one batch with all others, and in either order of their names."""
-    site, names = "layer.*.attention.key", [f"{kind}{i}" for kind in KINDS for i in (1, 2)]
-    bricks = {name: BrickConfig((site,), KINDS[name[:-1]]) for name in names}
+    (x, y, offer), kinds = AT[site]
+    names = [f"{kind}{i}" for kind in kinds for i in (1, 2)]
+    bricks = {name: BrickConfig((f"layer.*.{site}",), kinds[name[:-1]]) for name in names}
     values = random_bricks(bricks)
     a, b = f"{first}1", f"{second}2"
-    random = np.random.default_rng(1)
-    x = jnp.asarray(random.normal(size=(2, 3, 16)), jnp.float32)
-    y = jnp.asarray(random.normal(size=(2, 3, 8)), jnp.float32)
 
     def chosen(*sets: str) -> Choice | None:
         return spread(jnp.asarray(together.ids(sets)), None, x)
 
     def at_site(plug: Plugged, ids: Any) -> np.ndarray:
-        banks = jax.tree.map(lambda array: array[1], plug.segments["0"]["attention.key"])
-        return np.asarray(Context(bricks={"key": banks}, choice=ids).at("key", x, y))
+        banks = jax.tree.map(lambda array: array[1], plug.segments["0"][site])
+        return np.asarray(Context(bricks={site: banks}, choice=ids).at(site, x, y, offer))
 
     together = plugged(MODEL, bricks, values)
     mixed = at_site(together, chosen(f"{a}+{b}", f"{b}+{a}"))
@@ -234,13 +257,13 @@ def test_values_that_do_not_fit_are_refused(change: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"brick_ids": [9] * 7}, "brick ids from 9 to 9 do not fit 9 bricks"),
-        ({"brick_ids": [-2] * 7}, "do not fit 9 bricks"),
-        ({"brick_ids": [0] * 4}, r"brick_ids of shape \(4,\) do not fit tokens \(7, 7\)"),
-        ({"brick_ids": [0.0] * 7}, "brick_ids are integers"),
-        ({"brick_weights": [1.0] * 7}, "brick_weights stand beside brick_ids"),
+        ({"brick_ids": [12] * 6}, "brick ids from 12 to 12 do not fit 12 bricks"),
+        ({"brick_ids": [-2] * 6}, "do not fit 12 bricks"),
+        ({"brick_ids": [0] * 4}, r"brick_ids of shape \(4,\) do not fit tokens \(6, 7\)"),
+        ({"brick_ids": [0.0] * 6}, "brick_ids are integers"),
+        ({"brick_weights": [1.0] * 6}, "brick_weights stand beside brick_ids"),
         (
-            {"brick_ids": [0] * 7, "brick_weights": [[[1.0, 1.0]]] * 7},
+            {"brick_ids": [0] * 6, "brick_weights": [[[1.0, 1.0]]] * 6},
             "brick_weights for 2 bricks a token do not fit brick_ids for 1",
         ),
     ],
@@ -256,7 +279,7 @@ def test_ids_and_weights_that_cannot_be_are_refused(
 
 def test_without_bricks_there_are_no_ids(parameters: Any) -> None:
     with pytest.raises(InputError, match="do not fit 0 bricks"):
-        DECODER.bind(parameters).features(jnp.asarray(TOKENS), brick_ids=jnp.zeros(7, jnp.int32))
+        DECODER.bind(parameters).features(jnp.asarray(TOKENS), brick_ids=jnp.zeros(6, jnp.int32))
 
 
 def test_weights_are_shaped_as_ids() -> None:

@@ -12,7 +12,9 @@ from modbrick.bricks import (
     Adapter,
     Bias,
     BrickConfig,
+    DoRA,
     LoRA,
+    NormTuning,
     Prefix,
     Prompt,
     initial_bricks,
@@ -40,6 +42,11 @@ BRICKS = {
     "tone": BrickConfig(("layer.0.feed_forward", "layer.2.attention"), Adapter(hidden=4)),
     "gain": BrickConfig(("layer.*.attention.value", "layer.*.feed_forward.hidden"), IA3()),
     "drift": BrickConfig(("layer.*.residual", "embedding"), Bias(strength=0.5)),
+    "style": BrickConfig(("layer.*.attention.value", "layer.0.attention.key"), DoRA(rank=2)),
+    "each": BrickConfig(
+        ("layer.*.attention.output", "layer.*.feed_forward.up"), LoRA(rank=2, pairs="expert")
+    ),
+    "norms": BrickConfig(("layer.*.attention_norm", "norm"), NormTuning(bias=True)),
     "fore": BrickConfig(("layer.1-2.attention.memory",), Prefix(length=3)),
     "back": BrickConfig(("layer.*.attention.memory",), Prefix(length=2)),
     "ask": BrickConfig(("prompt",), Prompt(length=4)),
@@ -50,10 +57,12 @@ BRICKS = {
 def random_bricks(
     bricks: dict[str, BrickConfig] = BRICKS, model: ModelConfig = MODEL
 ) -> dict[str, Any]:
-    """Values of trained bricks: no array is as it began."""
+    """Values of trained bricks: no array is as it began, but for indices."""
     random = np.random.default_rng(0)
     values = initial_bricks(model, bricks, jax.random.key(1))
     return {
         path: np.asarray(value + random.normal(0.0, 0.1, value.shape), np.float32)
+        if value.dtype == np.float32
+        else np.asarray(value)
         for path, value in values.items()
     }

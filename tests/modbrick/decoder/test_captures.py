@@ -56,11 +56,11 @@ def test_sites_have_the_inputs_and_outputs_that_bricks_would_see(model):
     for place, listed in {"decoder": sites.decoder, **sites.layers}.items():
         assert set(captured[place]) == {site.name for site in listed}
         for site in listed:
-            found = captured[place][site.name]
-            inputs, outputs = found.inputs, found.outputs
-            width = model.config.vocabulary if site.name == "embedding" else inputs.shape[-1]
+            seen = captured[place][site.name]
+            tokens = site.name == "embedding"
+            width = model.config.vocabulary if tokens else seen.inputs.shape[-1]
             assert width == site.input_width
-            assert outputs.shape[-1] == site.output_width
+            assert seen.outputs.shape[-1] == site.output_width
     # A site of a layer has one entry for each layer of its segment.
     chex.assert_shape(captured["0"]["feed_forward.up"].outputs, (2, *TOKENS.shape, 24))
     residual = captured["0"]["residual"]

@@ -47,7 +47,7 @@ class Offset:
 
     value: jax.Array
 
-    def __call__(self, inputs, outputs, choice):
+    def __call__(self, inputs, outputs, choice, offer):
         return outputs + self.value
 
 

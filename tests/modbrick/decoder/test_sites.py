@@ -10,7 +10,7 @@ from flax import nnx
 
 from modbrick.bricks import BrickConfig, LoRA, initial_bricks, plugged
 from modbrick.bricks.bank import Bank
-from modbrick.config import ExpertsConfig, LayerConfig, RouterConfig
+from modbrick.config import ExpertsConfig, LayerConfig, NormConfig, RouterConfig
 from modbrick.decoder.decoder import Decoder
 from modbrick.decoder.sites import Site, model_sites
 from modbrick.layers.context import Bricks
@@ -46,7 +46,7 @@ SITES = [
         for s in model_sites(model_config(layer)).layers["0"]
         if s.hook == "outputs"
     ),
-    *((name, s) for name in LAYERS for s in ("embedding", "head")),
+    *((name, site) for name in LAYERS for site in ("embedding", "head")),
 ]
 # Sites at a linear map, and where its weight lies; a bank adds the update to every expert.
 WEIGHTS = {
@@ -216,13 +216,45 @@ def test_widths_of_sites():
     assert {"attention.router", "feed_forward.router"} <= set(sparse)
     # Each of a token's experts has outputs of its own.
     hidden = EXPERT_FEED_FORWARD.hidden
-    assert sparse["feed_forward.up"] == Site("feed_forward.up", WIDTH, hidden, slots=2)
-    assert sparse["feed_forward.down"] == Site("feed_forward.down", hidden, WIDTH)
+    up = Site("feed_forward.up", WIDTH, hidden, slots=2, experts=4, linear=True)
+    assert sparse["feed_forward.up"] == up
+    assert sparse["feed_forward.hidden"] == Site("feed_forward.hidden", WIDTH, hidden, 2)
+    down = Site("feed_forward.down", hidden, WIDTH, experts=4, linear=True)
+    assert sparse["feed_forward.down"] == down
+    # What is a linear map is known, too: its weight is at hand.
+    maps = {s.name for s in dense.layers["0"] if s.linear}
+    assert maps == {
+        *(f"attention.{name}" for name in ("query", "key", "value", "output")),
+        *(f"feed_forward.{name}" for name in ("up", "gate", "down")),
+    }
+    assert {s.name for s in dense.decoder if s.linear} == {"head"}
+    assert sparse["attention.router"].linear
+    assert not sparse["attention.router"].experts
     assert {s.name: s.output_width for s in dense.decoder} == {
         "embedding": WIDTH,
         "prompt": WIDTH,
+        "norm": WIDTH,
         "head": VOCABULARY,
     }
+
+
+def test_norms_are_sites_of_their_own_hook():
+    layer = dataclasses.replace(
+        DENSE,
+        attention=dataclasses.replace(
+            DENSE.attention, query_key_norm=NormConfig("rms"), query_key_norm_axis="head"
+        ),
+    )
+    sites = model_sites(model_config(layer))
+    norms = {s.name: s.output_width for s in sites.layers["0"] if s.hook == "norm"}
+    head = layer.attention.head_width
+    assert norms == {
+        "attention_norm": WIDTH,
+        "feed_forward_norm": WIDTH,
+        "attention.query_norm": head,
+        "attention.key_norm": head,
+    }
+    assert [s.name for s in sites.decoder if s.hook == "norm"] == ["norm"]
 
 
 def test_what_stands_in_front_has_sites_of_its_own():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from modbrick.bricks import BrickConfig, LoRA, initial_bricks, plugged
+from modbrick.bricks import BrickConfig, Knowledge, LoRA, initial_bricks, plugged
 from modbrick.config import (
     AttentionConfig,
     ExpertsConfig,
@@ -230,6 +230,33 @@ def test_bricks_are_passed_through(small, small_batch, small_greedily):
     result = small_greedily(PROMPTS, bricks=plug, brick_ids=plug.ids([None, "new", "favour"]))
     assert result.tokens[:2] == small_batch.tokens[:2]
     assert result.tokens[2] != small_batch.tokens[2]
+
+
+def test_features_of_prompts_are_seen_by_what_follows(small, small_batch):
+    mark = int(PROMPTS[0][0])
+    brick = {"eye": BrickConfig(("features",), Knowledge(mark, width=4))}
+    values = initial_bricks(small.config, brick, jax.random.key(0))
+    up = "bricks.eye.decoder.features.up"
+    values[up] = 3 * jax.random.normal(jax.random.key(1), values[up].shape)
+    plug = plugged(small.config, brick, values)
+    features = np.random.default_rng(0).normal(size=(len(PROMPTS), 2, 4)).astype(np.float32)
+    plain, seeing = (
+        generate(
+            small,
+            PROMPTS,
+            max_new_tokens=4,
+            sampling=GREEDY,
+            bricks=plug,
+            brick_features=given,
+        )
+        for given in (None, {"entities": features})
+    )
+    for number, prompt in enumerate(PROMPTS):
+        row = jnp.asarray([prompt])
+        given = {"entities": jnp.asarray(features[number : number + 1])}
+        first = small(row, bricks=plug, brick_features=given).logits[0, -1].argmax()
+        assert seeing.tokens[number][0] == first
+    assert seeing.tokens[0] != plain.tokens[0], "which has the placeholder"
 
 
 def test_a_graph_and_parameters_do_as_well(model, batch):

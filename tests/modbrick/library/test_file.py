@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from modbrick.bricks import Brick
+from modbrick.bricks import Brick, BrickConfig, SparseDelta
 from modbrick.errors import InputError
-from modbrick.library import open_brick, read_brick, write_brick
+from modbrick.library import Manifest, open_brick, read_brick, write_brick
 from modbrick.library.file import HEADER
 from tests import remote_store
-from tests.modbrick.bricks.tiny import BRICKS
+from tests.modbrick.bricks.tiny import BRICKS, MODEL, random_bricks
 from tests.modbrick.library.tiny import described
 
 
@@ -83,6 +83,26 @@ def test_every_mismatch_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as refused:
         open_brick(file)
     assert str(refused.value) == wanted
+
+
+def test_indices_stay_what_they_are(tmp_path: Path) -> None:
+    """Those of a sparse delta are 32-bit integers that lie in the weight."""
+    config = BrickConfig(("layer.1.attention.key.weight",), SparseDelta(0.1))
+    values = random_bricks({"few": config})
+    brick = Brick.of_parameters("few", config, MODEL, values)
+    manifest = Manifest.of("few", config, MODEL)
+    write_brick(tmp_path / "brick", brick, manifest)
+    found, read = read_brick(tmp_path / "brick")
+    assert read == manifest
+    address = "layer.1.attention.key.weight.positions"
+    assert found.values[address].dtype == np.int32
+    np.testing.assert_array_equal(found.values[address], brick.values[address])
+    beyond = {**brick.values, address: brick.values[address] + 128}
+    with pytest.raises(InputError, match=rf"{address}: holds indices from \d+ to \d+, there are"):
+        write_brick(tmp_path / "beyond", Brick(config, beyond), manifest)
+    floats = {**brick.values, address: brick.values[address].astype(np.float32)}
+    with pytest.raises(InputError, match=f"{address}: is of float32, not one of int32"):
+        write_brick(tmp_path / "floats", Brick(config, floats), manifest)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:

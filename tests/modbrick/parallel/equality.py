@@ -1,9 +1,11 @@
 """Run in a process of its own: one step's loss and gradients on a mesh of 8, against one device.
 
-    python equality.py DISPATCH[+bricks|+prompts] MESH...     as reference data=2,expert=4
+    python equality.py DISPATCH[+bricks|+weights|+memory] MESH[:WAY]...
 
-Prints for each mesh and each way of expert parallelism a line of JSON: the relative errors of the
-loss, of each of its parts and of each gradient.
+such as `reference data=2,expert=4:gather`.
+
+Prints for each mesh and each way of expert parallelism, or the one that is named, a line of JSON:
+the relative errors of the loss, of each of its parts and of each gradient.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import itertools
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,9 @@ from modbrick.bricks import (
     IA3,
     Adapter,
     BrickConfig,
+    DoRA,
     LoRA,
+    NormTuning,
     Prefix,
     Prompt,
     initial_bricks,
@@ -63,12 +67,24 @@ CONFIG = dataclasses.replace(
 
 BRICKS = {
     "de": BrickConfig(("layer.*.attention.query", "layer.*.feed_forward.up"), LoRA(rank=2)),
-    "gain": BrickConfig(("layer.*.feed_forward.hidden",), IA3()),
-    "law": BrickConfig(("layer.*.feed_forward", "embedding"), Adapter(hidden=4)),
-    "fore": BrickConfig(("layer.*.attention.memory",), Prefix(length=3)),
+    "gain": BrickConfig(("layer.*.feed_forward.hidden", "embedding"), IA3()),
+    "law": BrickConfig(("layer.*.feed_forward",), Adapter(hidden=4)),
 }
-# Encoded by the model, for which all layers are compiled once more.
-PROMPTS = {"ask": BrickConfig(("prompt",), Prompt(length=5))}
+# Those that read weights, experts or norms.
+WEIGHTS = {
+    "each": BrickConfig(
+        ("layer.*.attention.query", "layer.*.feed_forward.down"),
+        LoRA(rank=2, pairs="expert"),
+    ),
+    "style": BrickConfig(("layer.*.attention.key",), DoRA(rank=2)),
+    "norms": BrickConfig(("layer.*.attention_norm", "norm"), NormTuning()),
+}
+# What stands in front; for prompts all layers are compiled once more.
+MEMORY = {
+    "fore": BrickConfig(("layer.*.attention.memory",), Prefix(length=3)),
+    "ask": BrickConfig(("prompt",), Prompt(length=5)),
+    "beg": BrickConfig(("prompt",), Prompt(length=2)),
+}
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -95,9 +111,8 @@ def values(
     """Loss, its parts, dropped choices and gradients of one step, by name."""
 
     def brick_totals(model: Any, batch: Any, random_keys: Any) -> Any:
-        # Documents of a row use bricks of their own: the second of a row four, the first a prompt.
-        sets = np.array([[-1] * 4, [-1, -1, 4, -1], [0, 1, 2, 3], [2, 4, 3, -1]])
-        ids = jnp.asarray(np.where(sets < len(bricks), sets, -1))[batch["segment_ids"]]
+        # Documents of a row use bricks of their own: the first none, the second two, the third one.
+        ids = jnp.asarray([[-1, -1], [-1, -1], [0, 1], [2, -1]])[batch["segment_ids"]]
         return next_token_totals(model, batch, random_keys, ids if bricks else None)
 
     loss = loss_function(brick_totals, CONFIG, execution, OBJECTIVE, bricks=bricks)
@@ -132,13 +147,16 @@ def main() -> None:
     parameters = initial_parameters(CONFIG, jax.random.key(1))
     dispatch, *meshes = sys.argv[1:]
     dispatch, _, kind = dispatch.partition("+")
-    bricks = {"": NO_BRICKS, "bricks": BRICKS, "prompts": BRICKS | PROMPTS}[kind]
+    bricks = {"": NO_BRICKS, "bricks": BRICKS, "weights": WEIGHTS, "memory": MEMORY}[kind]
     random = np.random.default_rng(3)
     for path, value in initial_bricks(CONFIG, bricks, jax.random.key(2)).items():
         parameters[path] = value + random.normal(0.0, 0.1, value.shape).astype(np.float32)
     alone = values(parameters, batch(), ExecutionConfig(dispatch=dispatch), bricks)
-    ways: tuple[ExpertParallelism, ...] = ("gather", "exchange")
-    for sizes, way in itertools.product(meshes, ways):
+    ways: tuple[ExpertParallelism, ...] = get_args(ExpertParallelism)
+    for asked, way in itertools.product(meshes, ways):
+        sizes, _, only = asked.partition(":")
+        if only and way != only:
+            continue
         if way == "exchange" and dispatch == "reference" and "expert" not in sizes:
             continue  # the same program as the other way; `make verify` compares it too
         execution = ExecutionConfig(dispatch=dispatch, expert_parallelism=way)

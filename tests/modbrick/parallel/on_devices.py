@@ -26,7 +26,9 @@ from modbrick.bricks import (
     Adapter,
     Bias,
     BrickConfig,
+    DoRA,
     LoRA,
+    NormTuning,
     Prefix,
     Prompt,
     plugged,
@@ -37,6 +39,7 @@ from modbrick.config.families import dense
 from modbrick.decoder.functional import functional_decoder, initial_parameters
 from modbrick.decoder.sites import Site
 from modbrick.execution import ExecutionConfig
+from modbrick.layers.offer import Offer
 from modbrick.parallel import MeshConfig, make_mesh, parameter_shardings
 from modbrick.parallel.attention import Keys, Offset, attend_over_mesh
 from modbrick.parallel.choice import Choice
@@ -246,28 +249,47 @@ def brick_cases() -> None:
     x, y, cotangent = (draw((rows, length, width)) for _ in range(3))
     ids = jnp.asarray(random.integers(-1, 3, (rows, length, 2)), jnp.int32)
     choice = Choice(ids, jnp.asarray(draw((rows, length, 2))))
-    site = Site("feed_forward", width, width)
+    at_map = Site("feed_forward", width, width, linear=True)
+    at_bank = dataclasses.replace(at_map, experts=3)
+    experts = jnp.asarray(random.integers(0, 3, (rows, length, 2)), jnp.int32)
+    summed = Offer(experts=experts, gates=jnp.abs(draw((rows, length, 2))))
+    summed = dataclasses.replace(summed, slots=jnp.asarray(draw((rows, length, 2, width))))
+    of_map = Offer(jnp.asarray(draw((width, width))), outputs=jnp.asarray(y))
     mesh = make_mesh(MeshConfig(data=2, sequence=2, tensor=2))
-    for settings in (LoRA(rank=3), Adapter(hidden=3, activation="tanh"), IA3(), Bias()):
+    for settings in (
+        LoRA(rank=3),
+        LoRA(rank=3, pairs="expert"),
+        DoRA(rank=3),
+        Adapter(hidden=3, activation="tanh"),
+        IA3(),
+        Bias(),
+        NormTuning(bias=True),
+    ):
+        offer = summed if isinstance(settings, LoRA) else of_map
+        site = at_bank if isinstance(settings, LoRA) else at_map
         leaves = {
             name: np.abs(draw((3, *info.shape))) for name, info in settings.leaves(site).items()
         }
         constants = settings.constants(site)
         scales = {name: jnp.full(3, value, jnp.float32) for name, value in constants.items()}
-        run = compiled(brick_run(settings, scales, choice))
+        run = compiled(brick_run(settings, scales, choice, offer))
         alone = run((leaves, x, y), cotangent)
         with jax.set_mesh(mesh):
-            together = compiled(brick_run(settings, scales, choice))((leaves, x, y), cotangent)
+            run = compiled(brick_run(settings, scales, choice, offer))
+            together = run((leaves, x, y), cotangent)
         compare(f"bricks: {settings.kind}", alone, together)
 
 
 def brick_run(
-    settings: LoRA | Adapter | IA3 | Bias, scales: Any, choice: Choice
+    settings: LoRA | DoRA | Adapter | IA3 | Bias | NormTuning,
+    scales: Any,
+    choice: Choice,
+    offer: Offer,
 ) -> Callable[..., Any]:
     """Outputs of a site with bricks, and their gradients."""
 
     def apply(leaves: Any, x: Any, y: Any) -> Any:
-        return settings.form({**leaves, **scales}, x, y, choice)
+        return settings.form({**leaves, **scales}, x, y, choice, offer)
 
     def run(arrays: Any, cotangent: Any) -> Any:
         out, pull = jax.vjp(apply, *arrays)

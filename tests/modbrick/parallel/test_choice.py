@@ -8,6 +8,7 @@ from tests.modbrick.parallel.device_process import reports_of
 def test_bricks_of_every_kind_give_what_one_device_gives() -> None:
     reports = reports_of("on_devices.py", "bricks")
     names = [report["name"] for report in reports]
-    assert names == [f"bricks: {kind}" for kind in ("lora", "adapter", "ia3", "bias")]
+    kinds = ("lora", "lora", "dora", "adapter", "ia3", "bias", "norm")
+    assert names == [f"bricks: {kind}" for kind in kinds]
     for report in reports:
         assert report["error"] < 2e-6, report

@@ -8,12 +8,17 @@ import pytest
 from tests.modbrick.parallel.device_process import reports_of
 
 
-# These two meshes have every axis. Dense products compile in half the time of those that users run,
-# which test_dispatch.py compares; `make verify` does it all with those, and on meshes of one axis.
+# The first two meshes have every axis and each way, on one of them. Dense products compile in half
+# the time of those that users run, which test_dispatch.py compares; `make verify` does it all with
+# those, both ways on each mesh, on longer rings and on meshes of one axis.
 @pytest.mark.parametrize(
     ("dispatch", "meshes"),
     [
-        ("reference+bricks", ["sequence=4,data=2", "fsdp=2,tensor=2,expert=2"]),
+        (
+            "reference+bricks",
+            ["sequence=2,data=2,expert=2:gather", "fsdp=2,tensor=2,expert=2:exchange"],
+        ),
+        pytest.param("reference+weights", ["fsdp=2,tensor=2,expert=2"], marks=pytest.mark.verify),
         *(
             pytest.param(dispatch, meshes, marks=pytest.mark.verify)
             for dispatch in ("reference", "xla")
@@ -25,7 +30,10 @@ from tests.modbrick.parallel.device_process import reports_of
                 ["sequence=4,data=2", "fsdp=2,tensor=2,expert=2"],
                 marks=pytest.mark.verify,
             )
-            for dispatch in ("reference", "reference+prompts", "xla", "xla+bricks")
+            for dispatch in (
+                *("reference", "reference+bricks", "reference+memory"),
+                *("xla", "xla+bricks", "xla+memory"),
+            )
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
@@ -34,9 +42,10 @@ def test_a_step_on_a_mesh_is_that_of_one_device(dispatch: str, meshes: list[str]
     reports = reports_of("equality.py", dispatch, *meshes)
     assert [(r["mesh"], r["way"]) for r in reports] == [
         (mesh, way)
-        for mesh in meshes
+        for mesh, _, only in (asked.partition(":") for asked in meshes)
         for way in ("gather", "exchange")
-        if way == "gather" or "expert" in mesh or "reference" not in dispatch
+        if only == way
+        or (not only and (way == "gather" or "expert" in mesh or "reference" not in dispatch))
     ]
     for report in reports:
         assert report["dropped"] == 0

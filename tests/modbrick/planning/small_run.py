@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from modbrick.config.families import moduleformer
+from modbrick.config.families import dense, moduleformer
 from modbrick.data import DataConfig
 from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
@@ -22,29 +22,35 @@ def small_run(
     sequence_length: int = 128,
     microbatches: int = 1,
     heads: int = 2,
-    experts: int = 4,
+    experts: int | None = 4,
     **execution: Any,
 ) -> RunConfig:
-    model = moduleformer(
-        vocabulary=512,
-        width=width,
-        layers=layers,
-        heads=heads,
-        attention_width=width,
-        feed_forward_width=2 * width,
-        attention_experts=experts,
-        feed_forward_experts=experts,
-        router_width=32,
-        context=sequence_length,
-        dtype="bfloat16",
-    )
+    common: Any = {
+        "vocabulary": 512,
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "feed_forward_width": 2 * width,
+        "context": sequence_length,
+        "dtype": "bfloat16",
+    }
+    if experts is None:
+        model = dense(**common)
+    else:
+        model = moduleformer(
+            **common,
+            attention_width=width,
+            attention_experts=experts,
+            feed_forward_experts=experts,
+            router_width=32,
+        )
     named = {"attention": "xla", "dispatch": "xla", **execution}
     return RunConfig(
         model=model,
         data=DataConfig(path="", sequence_length=sequence_length, batch_size=batch_size),
         training=TrainingConfig(steps=100, microbatches=microbatches),
         optimizer=OptimizerConfig(),
-        objective=ObjectiveConfig(load_balancing=0.01),
+        objective=ObjectiveConfig(load_balancing=0.01 if experts else 0.0),
         execution=ExecutionConfig(**named),
         mesh=mesh or MeshConfig(),
     )

@@ -14,7 +14,21 @@ import numpy as np
 import pytest
 
 import modbrick
-from modbrick.bricks import IA3, Adapter, BrickConfig, LoRA, Prefix, Prompt, initial_bricks, plugged
+from modbrick.bricks import (
+    IA3,
+    Adapter,
+    BrickConfig,
+    DoRA,
+    LoRA,
+    Modality,
+    NormTuning,
+    Prefix,
+    Prompt,
+    SparseDelta,
+    initial_bricks,
+    plugged,
+)
+from modbrick.bricks.bank import Bank
 from modbrick.bricks.functional import plugged_decoder
 from modbrick.checkpoints import Metadata, describe, save_model
 from modbrick.config.families import dense
@@ -191,6 +205,38 @@ def test_another_model_of_the_same_shapes_is_refused(
         run(longer, Regression, whole, allow_change=["training"])
 
 
+def test_what_is_not_trained_is_saved_exactly(config: RunConfig, tmp_path: Path) -> None:
+    """Positions of a sparse delta: whole, and stopped and started again."""
+    bricks = {
+        "few": BrickConfig(("layer.*.feed_forward.up.weight",), SparseDelta(0.05)),
+        "style": BrickConfig(("layer.1.attention.key",), DoRA(rank=2)),
+        "norms": BrickConfig(("layer.*", "norm"), NormTuning()),
+    }
+    # Held in bfloat16 the model may be, indices are none of that.
+    config = dataclasses.replace(
+        changed(config, "training", frozen_dtype="bfloat16"), bricks=bricks
+    )
+    begun = program(config)
+    path = "bricks.few.segments.0.feed_forward.up.weight"
+    assert f"{path}.positions" in begun.partition.frozen
+    assert begun.state.frozen[f"{path}.positions"].dtype == jnp.int32
+    whole, twice = tmp_path / "whole", tmp_path / "twice"
+    run(config, Regression, whole)
+    run(changed(config, "training", steps=2), Regression, twice)
+    run(config, Regression, twice, allow_change=["training.steps"])
+    trained = parameters(whole)
+    chex.assert_trees_all_equal(parameters(twice), trained)
+    first = initial_bricks(MODEL, bricks, jax.random.key(config.training.seed))
+    np.testing.assert_array_equal(trained[f"{path}.positions"], first[f"{path}.positions"])
+    for leaf in (f"{path}.values", "bricks.style.segments.0.attention.key.magnitude"):
+        assert (trained[leaf] != first[leaf]).any(), leaf
+    halves = modbrick.load_model(whole, dtype="bfloat16").plugged
+    assert halves is not None
+    (bank,) = halves.segments["0"]["feed_forward.up.weight"]
+    assert isinstance(bank, Bank)
+    assert bank.leaves["positions"].dtype == jnp.int32
+
+
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
@@ -213,10 +259,10 @@ def test_bricks_are_no_model_to_start_from(whole: Path, config: RunConfig, tmp_p
         run(dataclasses.replace(again, bricks={}), Regression, tmp_path)
 
 
-def test_bricks_at_the_head_are_refused(config: RunConfig) -> None:
-    head = dataclasses.replace(config, bricks={"top": BrickConfig(("head",), LoRA(rank=2))})
-    with pytest.raises(InputError, match=r"bricks\.top is attached at the head"):
-        Pretraining(head)
+def test_bricks_that_take_features_are_refused(config: RunConfig) -> None:
+    blind = BrickConfig(("features",), Modality(placeholder=1, width=4))
+    with pytest.raises(InputError, match=r"bricks\.eye takes features"):
+        Pretraining(dataclasses.replace(config, bricks={"eye": blind}))
 
 
 # ------------------------------------------------------------------------- bricks of domains

@@ -8,6 +8,7 @@ import pytest
 
 from modbrick.bricks import Adapter
 from modbrick.errors import InputError
+from modbrick.layers.offer import NOTHING
 from tests.contracts.brick import SITE, SQUARE, BrickContract
 
 
@@ -36,8 +37,8 @@ def test_a_single_expert_is_one_output() -> None:
     } | {"scale": jnp.ones(1)}
     y = jnp.asarray(random.normal(size=(2, 3, 1, 6)), jnp.float32)
     inputs = jnp.zeros((2, 3, 6))
-    found = adapter.form(leaves, inputs, y, None)
-    wanted = adapter.form(leaves, inputs, y[:, :, 0], None)
+    found = adapter.form(leaves, inputs, y, None, NOTHING)
+    wanted = adapter.form(leaves, inputs, y[:, :, 0], None, NOTHING)
     np.testing.assert_allclose(found[:, :, 0], wanted, rtol=1e-6)
 
 

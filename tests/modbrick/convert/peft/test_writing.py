@@ -161,6 +161,13 @@ def test_what_the_library_does_not_have_is_refused(
     assert not any(tmp_path.iterdir())
 
 
+def test_pairs_of_experts_are_refused(tmp_path: Path) -> None:
+    config = BrickConfig(("layer.*.feed_forward.down",), LoRA(2, pairs="expert"))
+    with pytest.raises(InputError, match="brick de has a pair for each expert of a bank"):
+        write_adapter(tmp_path / "a", {"de": brick(config, "mixtral")}, model("mixtral"), "mixtral")
+    assert not any(tmp_path.iterdir())
+
+
 def test_dense_layers_between_banks_are_refused(tmp_path: Path) -> None:
     """For a LoRA the library makes targets of that name into targets among the experts."""
     dense_between = open_checkpoint(ROOT.parent / "qwen3_moe" / "dense_between").model

@@ -19,10 +19,12 @@ from tests.modbrick.planning.small_run import small_run
 ROOT = Path(__file__).resolve().parents[4]
 
 
-def test_a_small_run_is_planned():
+# Compiles in half the time without experts.
+@pytest.mark.parametrize("experts", [None, pytest.param(4, marks=pytest.mark.verify)])
+def test_a_small_run_is_planned(experts):
     """The step compiles for chips that are not here, and what it needs and takes adds up."""
     stages = []
-    run = small_run(mesh=MeshConfig(data=2, fsdp=2), layers=5)
+    run = small_run(mesh=MeshConfig(data=2, fsdp=2), layers=5, experts=experts)
     topology = find_topology("v5e:2x2")
     plan = make_plan(run, topology, progress=lambda stage, seconds: stages.append(stage))
     assert plan.fits
