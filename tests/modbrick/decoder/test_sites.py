@@ -242,7 +242,9 @@ def test_norms_are_sites_of_their_own_hook():
     layer = dataclasses.replace(
         DENSE,
         attention=dataclasses.replace(
-            DENSE.attention, query_key_norm=NormConfig("rms"), query_key_norm_axis="head"
+            DENSE.attention,
+            query_key_norm=NormConfig("rms", bias=False),
+            query_key_norm_axis="head",
         ),
     )
     sites = model_sites(model_config(layer))
