@@ -25,7 +25,7 @@ AREAS = {
     "tests/examples": 0.5,
     "tests/modbrick": 1.5,
     "tests/modbrick/analysis": 1.0,
-    "tests/modbrick/bricks": 4.0,
+    "tests/modbrick/bricks": 4.9,
     "tests/modbrick/checkpoints": 1.8,
     "tests/modbrick/convert": 3.5,
     "tests/modbrick/data": 0.5,
