@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import jax
-
 from modbrick.bricks.config import BrickConfig
-from modbrick.bricks.plugging import plugged
+from modbrick.bricks.plugging import plugged, with_dropout
 from modbrick.bricks.table import BRICKS, brick_infos
 from modbrick.config import ModelConfig
 from modbrick.decoder.decoder import Decoder
@@ -33,15 +31,19 @@ class PluggedDecoder:
     decoder: FunctionalDecoder
     table: ParameterTable
 
-    def bind(self, parameters: Parameters) -> Decoder:
-        """Returns the model with these parameters and its bricks plugged in."""
+    def bind(self, parameters: Parameters, *, training: bool = False) -> Decoder:
+        """Returns the model with these parameters and its bricks plugged in.
+
+        Args:
+          parameters: of both, by path.
+          training: whether bricks drop what their settings say, in calls with random keys.
+        """
         own = {p: x for p, x in parameters.items() if not is_brick(p)}
         model = self.decoder.bind(own)
-        return model.plug(plugged(self.config, self.bricks, parameters)) if self.bricks else model
-
-    def abstract_parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes and dtypes of the parameters."""
-        return {info.path: jax.ShapeDtypeStruct(info.shape, info.dtype) for info in self.table}
+        if not self.bricks:
+            return model
+        found = plugged(self.config, self.bricks, parameters)
+        return model.plug(with_dropout(found, self.bricks) if training else found)
 
 
 def plugged_decoder(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 
 from modbrick.bricks.attachment import Attachment, attachments
 from modbrick.bricks.bank import Bank
-from modbrick.bricks.config import BrickConfig
+from modbrick.bricks.config import BrickConfig, dropout
 from modbrick.bricks.kinds.kind import Form, LeafInfo
 from modbrick.bricks.table import leaf_path
 from modbrick.config import ModelConfig
@@ -142,6 +142,31 @@ def plugged(
     return found if like is None else _fitted(found, like)
 
 
+def with_dropout(bricks: Plugged, configs: Mapping[str, BrickConfig]) -> Plugged:
+    """Returns bricks that drop, in calls with random keys, what their settings say.
+
+    Args:
+      bricks: plugged in.
+      configs: of the same bricks, in the same order.
+    """
+    rates = {name: dropout(config.settings) for name, config in configs.items()}
+    forms = {configs[name].settings.form for name, rate in rates.items() if rate}
+
+    def dropping(sites: SiteBricks) -> SiteBricks:
+        return {
+            site: tuple(
+                dataclasses.replace(bank, rates=tuple(rates.values()))
+                if isinstance(bank, Bank) and bank.form in forms
+                else bank
+                for bank in banks
+            )
+            for site, banks in sites.items()
+        }
+
+    segments = {name: dropping(sites) for name, sites in bricks.segments.items()}
+    return Plugged(segments, dropping(bricks.decoder), bricks.names)
+
+
 def _fitted(bricks: Plugged, like: Plugged) -> Plugged:
     """Pads bricks to the sites, forms and sizes of others."""
 
@@ -211,7 +236,7 @@ def _bank(
                 whole = jnp.full((layers, *shapes[leaf]), info.padding, values.dtype)
                 values = whole.at[np.array(place.layers)].set(values)
             leaves.setdefault(leaf, []).append(values)
-        for leaf, number_ in config.settings.constants(place.site).items():
+        for leaf, number_ in config.settings.constants().items():
             constant = np.full(layers or 1, number_, np.float32)
             leaves.setdefault(leaf, []).append(jnp.asarray(constant))
     stacked = {leaf: jnp.stack(values, axis=1) for leaf, values in leaves.items()}

@@ -70,7 +70,7 @@ def model_sites(config: ModelConfig) -> ModelSites:
         tokens = jnp.zeros((1, 1), jnp.int32)
         return decoder.bind(parameters)(tokens, capture=("sites",)).captured["sites"]
 
-    found = jax.eval_shape(trace, decoder.abstract_parameters())
+    found = jax.eval_shape(trace, decoder.table.abstract())
     sites = {
         place: tuple(_site(name, seen, config.vocabulary) for name, seen in at.items())
         for place, at in found.items()

@@ -28,7 +28,7 @@ class TrainingConfig:
 
     Attributes:
       steps: updates in all.
-      seed: of the initial parameters and of sampled routing.
+      seed: of the initial parameters, of sampled routing and of dropout.
       microbatches: parts in which a batch is computed, to save memory; the update is the whole
         batch's.
       initial_checkpoint: a model to start from instead of new parameters (a run's working
