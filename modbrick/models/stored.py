@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from jaxtyping import Int
 
@@ -16,6 +17,7 @@ from modbrick.bricks.brick import Brick
 from modbrick.bricks.config import BrickConfig
 from modbrick.bricks.functional import plugged_decoder
 from modbrick.bricks.plugging import sets_of_domains
+from modbrick.bricks.table import large_ranks
 from modbrick.checkpoints.files import METADATA
 from modbrick.checkpoints.leaves import Leaf, checksums
 from modbrick.checkpoints.loading import Dtypes
@@ -123,6 +125,8 @@ class StoredModel:
         model = self.base() if self._held else self
         taken = dict.fromkeys(self.bricks, self.origin)
         found = read_fitting(files, model, allow_base=allow_base, taken=taken)
+        for line in large_ranks(self.config, {name: brick.config for name, brick in found.items()}):
+            logging.warning("%s", line)
         return dataclasses.replace(self, plugged={**self.plugged, **found})
 
     def alone(self) -> StoredModel:
