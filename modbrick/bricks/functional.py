@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
 from collections.abc import Mapping
 
 from modbrick.bricks.config import BrickConfig
@@ -56,9 +58,16 @@ def plugged_decoder(
     Raises:
       InputError: a brick that does not fit the model.
     """
-    decoder = functional_decoder(config, execution)
-    table = ParameterTable([*decoder.table, *brick_infos(config, bricks)])
-    return PluggedDecoder(config, dict(bricks), decoder, table)
+    return _plugged_decoder(config, tuple(bricks.items()), execution)
+
+
+@functools.lru_cache(maxsize=64)
+def _plugged_decoder(
+    config: ModelConfig, bricks: tuple[tuple[str, BrickConfig], ...], execution: ExecutionConfig
+) -> PluggedDecoder:
+    decoder, by_name = functional_decoder(config, execution), dict(bricks)
+    table = ParameterTable([*decoder.table, *brick_infos(config, by_name)])
+    return PluggedDecoder(config, types.MappingProxyType(by_name), decoder, table)
 
 
 def is_brick(path: str) -> bool:

@@ -199,13 +199,12 @@ def _fitted_bank(name: str, bank: Bank | None, like: Bank) -> Bank:
         return Bank(jax.tree.map(jnp.zeros_like, like.leaves), nowhere, like.form)
 
     def fitted(leaf: str, have: Array, want: Array, fill: int = 0) -> Array:
-        missing = [more - less for less, more in zip(have.shape, want.shape, strict=True)]
-        if min(missing) < 0:
+        if any(more < less for less, more in zip(have.shape, want.shape, strict=True)):
             raise InputError(
                 f"{leaf} of the bricks at {name} is {have.shape}, before there was room for "
                 f"{want.shape}"
             )
-        return jnp.pad(have, [(0, count) for count in missing], constant_values=fill)
+        return _padded(have, want.shape, fill)
 
     leaves = {leaf: fitted(leaf, have, like.leaves[leaf]) for leaf, have in bank.leaves.items()}
     return Bank(leaves, fitted("rows", bank.rows, like.rows, -1), like.form)
@@ -231,7 +230,7 @@ def _bank(
         for leaf, info in own.items():
             values = _checked(parameters, leaf_path(name, place, leaf), info, len(place.layers))
             values = values if place.layers else values[None]
-            values = _padded(values, shapes[leaf], info.padding)
+            values = _padded(values, (len(values), *shapes[leaf]), info.padding)
             if layers is not None and len(place.layers) < layers:
                 whole = jnp.full((layers, *shapes[leaf]), info.padding, values.dtype)
                 values = whole.at[np.array(place.layers)].set(values)
@@ -256,9 +255,8 @@ def _checked(parameters: Mapping[str, Array], path: str, info: LeafInfo, layers:
 
 
 def _padded(values: Array, shape: tuple[int, ...], padding: float) -> Array:
-    """Returns values `[L, ...]` padded behind to a shape of one layer."""
-    missing = [want - have for want, have in zip(shape, values.shape[1:], strict=True)]
-    if not any(missing):
+    """Returns values padded behind to a shape."""
+    behind = [(0, want - have) for want, have in zip(shape, values.shape, strict=True)]
+    if values.shape == shape:
         return values
-    behind = [(0, 0), *((0, count) for count in missing)]
     return jnp.pad(values, behind, constant_values=padding)

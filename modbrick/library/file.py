@@ -69,7 +69,7 @@ class StoredBrick:
           InputError: as `read`.
         """
         values = dict(sorted(self.read().values.items()))
-        sums = checksums(values)
+        sums = checksums({address: jnp.asarray(value) for address, value in values.items()})
         leaves = {
             address: Leaf(value.shape, str(value.dtype), sums[address])
             for address, value in values.items()

@@ -58,8 +58,8 @@ def check_settings(config: RunConfig, metadata: Metadata, more: Mapping[str, Any
     Raises:
       InputError: processes differ; names them, and in what.
     """
-    settings = {"config": shared_settings(config)}
-    settings |= {name: metadata.run.get(name) for name in ("data", "initial_bricks")}
+    of_run = {name: metadata.run.get(name) for name in ("data", "initial_bricks")}
+    settings = {"config": shared_settings(config), **of_run}
     check_agreement({**settings, **more})
 
 
