@@ -52,8 +52,8 @@ FLOORS = [
     "planning",
 ]
 
-# Runs the original PyTorch code, in an environment of its own.
-FOREIGN = "scripts/benchmark_original.py"
+# Run the code of others, in environments of their own.
+FOREIGN = ("scripts/benchmark_original.py", "scripts/benchmark_peft.py")
 
 GENERATED = {"__pycache__", "build", "runs", "site"}
 
@@ -77,7 +77,7 @@ SHIPPED = ("modbrick", "pallas_kernels", "scripts", "tools", "configs")
 LIBRARY = [
     path
     for path in PYTHON_FILES
-    if path.relative_to(ROOT).parts[0] in SHIPPED and path != ROOT / FOREIGN
+    if path.relative_to(ROOT).parts[0] in SHIPPED and relative(path) not in FOREIGN
 ]
 SCRIPTS = [path for path in LIBRARY if path.parent == ROOT / "scripts"]
 # Other files of tools/ serve these.

@@ -134,8 +134,8 @@ class Decoder(nnx.Module):
             placeholder; None: they change nothing.
           capture: intermediate values to return: names of `CAPTURES`, or of sites
             (`modbrick.decoder.sites.model_sites` lists them).
-          random_keys: one for each sequence, for sampled top-k routing; None (evaluation): plain
-            top-k.
+          random_keys: one for each sequence, of sampled top-k routing and of what bricks drop; None
+            (evaluation): plain top-k, and nothing is dropped.
 
         Raises:
           ValueError: an unknown capture, or shapes that disagree.
@@ -159,6 +159,7 @@ class Decoder(nnx.Module):
         )
         choice = spread(brick_ids, brick_weights, features.hidden)
         context = self._head_context(bricks, choice, names)
+        context = dataclasses.replace(context, random_keys=random_keys)
         logits = self._logits(features.hidden, context)
         captured = features.captured
         if "sites" in names:
@@ -263,10 +264,20 @@ class Decoder(nnx.Module):
         bricks: Bricks | None = None,
         brick_ids: BrickIds | None = None,
         brick_weights: BrickWeights | None = None,
+        random_keys: Key[Array, "B *S"] | None = None,
     ) -> Float[Array, "B S V"]:
-        """Applies the head to final hidden states; float32."""
+        """Applies the head to final hidden states; float32.
+
+        Args:
+          hidden: final hidden states.
+          bricks: as in a call, as the others.
+          brick_ids: of these tokens.
+          brick_weights: of these tokens.
+          random_keys: one for each sequence, or for each of these tokens, of what bricks drop.
+        """
         choice = spread(brick_ids, brick_weights, hidden)
-        return self._logits(hidden, self._head_context(bricks, choice))
+        context = self._head_context(bricks, choice)
+        return self._logits(hidden, dataclasses.replace(context, random_keys=random_keys))
 
     def plug(self, bricks: Bricks) -> Decoder:
         """Returns the same model with bricks that a call without `bricks` has."""

@@ -54,9 +54,8 @@ class Emergent:
             shape = shape[1:]
         return {"weight": LeafInfo(shape, _AXES[-len(shape) :], _refuse)}
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns nothing."""
-        del site
         return {}
 
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:

@@ -95,9 +95,8 @@ class Modality:
         leaves["up_bias"] = LeafInfo((out,), ("brick_output",), zero)
         return leaves
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns the scale and the number of queries."""
-        del site
         return {"scale": self.scale, "count": float(self.queries)}
 
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:

@@ -122,7 +122,9 @@ class ArrayTask:
             batch["tokens"], brick_features=_features(batch), random_keys=random_keys
         )
         weights = batch["loss_mask"].astype(jnp.float32)
-        loss = next_token_loss(model, found.hidden, batch["targets"], weights)
+        loss = next_token_loss(
+            model, found.hidden, batch["targets"], weights, random_keys=random_keys
+        )
         return Totals(loss, weights.sum(), found.router_statistics)
 
     def metadata(self) -> Metadata:

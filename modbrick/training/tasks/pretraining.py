@@ -47,7 +47,7 @@ def next_token_totals(
       model: the decoder.
       batch: `tokens`, `targets`, `segment_ids`, `positions` and `loss_mask`, int32 `[B, S]`, see
         `modbrick.data.batches`.
-      random_keys: one for each row, for sampled routing.
+      random_keys: one for each row, of what is drawn; None: nothing is.
       brick_ids: of the bricks that each token uses; None: all.
     """
     features = model.features(
@@ -58,7 +58,9 @@ def next_token_totals(
         brick_ids=brick_ids,
     )
     weights = batch["loss_mask"].astype(jnp.float32)
-    loss = next_token_loss(model, features.hidden, batch["targets"], weights, brick_ids)
+    loss = next_token_loss(
+        model, features.hidden, batch["targets"], weights, brick_ids, random_keys
+    )
     return Totals(loss, weights.sum(), features.router_statistics)
 
 

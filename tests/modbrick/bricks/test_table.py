@@ -10,7 +10,7 @@ import pytest
 
 from modbrick.bricks import BrickConfig, LoRA, initial_bricks
 from modbrick.bricks.functional import is_brick, plugged_decoder
-from modbrick.bricks.table import brick_infos
+from modbrick.bricks.table import brick_infos, large_ranks
 from modbrick.config import SegmentConfig
 from modbrick.errors import InputError
 from modbrick.parameters import Partition
@@ -82,3 +82,13 @@ def test_a_layer_gets_the_same_values_however_layers_are_segmented() -> None:
 def test_names_stand_in_addresses(name: str) -> None:
     with pytest.raises(InputError, match="is no name of a brick"):
         brick_infos(MODEL, {name: BrickConfig(("head",), LoRA())})
+
+
+def test_a_rank_above_the_width_is_named_once_a_brick() -> None:
+    """At the site where most of it is too much."""
+    wide = {
+        "wide": BrickConfig(("layer.*.attention.*", "head"), LoRA(rank=20)),
+        "fits": BrickConfig(("layer.*.attention.query",), LoRA(rank=4)),
+    }
+    (line,) = large_ranks(MODEL, wide)
+    assert line == "brick wide has a rank of 20 at layer.0.attention.router, where 4 can do as much"
