@@ -129,7 +129,9 @@ class ArrayTask:
 
     def metadata(self) -> Metadata:
         """Returns model, identity of the run, and tokenizer."""
-        run = self.config.settings() | {"data": {"examples": _digest(self._examples)}}
+        data = self.config.data
+        order = {"seed": data.seed, "batch_size": data.batch_size}
+        run = self.config.settings() | {"data": {"examples": _digest(self._examples), **order}}
         identity = self._tokenizer.identity if self._tokenizer else None
         return Metadata(self.config.model, run, to_mapping(identity) if identity else {})
 

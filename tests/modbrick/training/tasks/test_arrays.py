@@ -17,7 +17,7 @@ from modbrick.data import DataConfig
 from modbrick.decoder.functional import initial_parameters
 from modbrick.errors import InputError
 from modbrick.training.adaptation import adaptation
-from modbrick.training.run_config import RunConfig
+from modbrick.training.run_config import RunConfig, check_identity
 from modbrick.training.tasks.arrays import ArrayTask, Shuffled, next_token_examples
 from tests.modbrick.training.run_in_process import parameters, run
 
@@ -77,6 +77,15 @@ def test_a_brick_learns_to_look_and_its_run_goes_on(model: Path, tmp_path: Path)
     assert set(parameters(tmp_path / "whole")) == {
         f"bricks.eye.decoder.features.{leaf}" for leaf in ("down", "down_bias", "up", "up_bias")
     }
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 7), ("batch_size", 8)])
+def test_order_and_size_of_batches_belong_to_a_run(name: str, value: int) -> None:
+    config = config_of(Path("nowhere"))
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, **{name: value}))
+    saved, now = (ArrayTask(c, seen(4, 0), seen(4, 1)).metadata().run for c in (config, other))
+    with pytest.raises(InputError, match=rf"data\.{name}"):
+        check_identity(saved, now, (), "RUN")
 
 
 def test_each_epoch_is_every_example_once_in_an_order_of_its_own() -> None:
