@@ -121,3 +121,25 @@ def test_arrays_that_do_not_fit_are_refused(change: dict[str, Any], complaint: s
     examples = {n: x for n, x in (seen(4, 0) | change).items() if x is not None}
     with pytest.raises(InputError, match=complaint):
         ArrayTask(config_of(Path("nowhere")), examples, seen(4, 1))
+
+
+@pytest.mark.parametrize(
+    ("features", "complaint"),
+    [
+        ({}, r"bricks\.eye takes features: features\.look of shape \[N, P, 3\] are missing"),
+        (
+            {"look": np.zeros((4, 1, 2))},
+            r"features\.look have shape .*eye takes \[N, P, 3",
+        ),
+        ({"look": np.zeros((4, 3))}, r"features\.look have shape .*eye takes \[N, P, 3"),
+        (
+            {"look": np.zeros((4, 1, 3)), "loook": np.zeros((4, 1, 3))},
+            r"no brick takes features features\.loook; did you mean 'look'",
+        ),
+    ],
+)
+def test_features_are_those_that_bricks_take(features: dict[str, Any], complaint: str) -> None:
+    examples = next_token_examples([([1, MARK], [10])] * 4)
+    examples |= {f"features.{name}": array for name, array in features.items()}
+    with pytest.raises(InputError, match=complaint):
+        ArrayTask(config_of(Path("nowhere")), examples, examples)
