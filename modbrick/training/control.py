@@ -12,6 +12,7 @@ import numpy as np
 
 from modbrick.bricks import BrickConfig
 from modbrick.checkpoints import describe
+from modbrick.errors import InputError
 from modbrick.models import open_model
 from modbrick.schema import from_mapping, to_mapping
 from modbrick.training.adaptation import adaptation, with_model
@@ -45,6 +46,9 @@ def against_control(
       steps: of training.
       batch_size: examples in a step.
       learning_rate: the highest.
+
+    Raises:
+      InputError: the model was changed meanwhile.
     """
     config = adaptation({"brick": brick}, learning_rate=learning_rate)
     config = dataclasses.replace(
@@ -67,7 +71,8 @@ def against_control(
         directory = workdir / name
         run_task(config, ArrayTask(config, *examples, tokenizer=tokenizer), directory)
         results[name] = dict(describe(directory).metrics)
-    assert open_model(model).fingerprint() == before, "the model is as it was"
+    if open_model(model).fingerprint() != before:
+        raise InputError(f"{model} was changed while bricks were trained on it: train again")
     return {
         "machine": platform.machine(),
         "versions": {name: importlib.metadata.version(name) for name in ("modbrick", "jax")},
