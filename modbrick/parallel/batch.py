@@ -1,4 +1,4 @@
-"""Batches on a mesh: rows over the batch axes, positions over the sequence axis."""
+"""Batches on a mesh: rows over the batch axes, positions of `[B, S]` over the sequence axis."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from modbrick.parallel.rules import activation_spec, mesh_axes_size
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh, dimensions: int = 2) -> NamedSharding:
-    """Returns how arrays `[B, S, ...]`, or `[B]`, of a batch are divided."""
-    return NamedSharding(mesh, activation_spec(*("batch", "sequence")[:dimensions]))
+    """Returns how arrays of a batch are divided: all by rows, `[B, S]` by positions too."""
+    axes = ("batch", "sequence") if dimensions == 2 else ("batch",)
+    return NamedSharding(mesh, activation_spec(*axes))
 
 
 @functools.lru_cache(maxsize=16)
@@ -42,7 +43,7 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, rows: int) -> dict[
     """Returns the global batch of which each process holds its rows.
 
     Args:
-      batch: arrays `[b, S, ...]`, or `[b]`, of the `local_rows` of this process.
+      batch: arrays `[b]`, `[b, S]` or `[b, P, W]`, of the `local_rows` of this process.
       mesh: the mesh.
       rows: of the global batch, B.
     """
@@ -91,7 +92,14 @@ def check_rows(mesh: Mesh | AbstractMesh, rows: int, name: str) -> None:
         )
 
 
-def check_batch(mesh: Mesh | AbstractMesh, *, rows: int, microbatches: int, positions: int) -> None:
+def check_batch(
+    mesh: Mesh | AbstractMesh,
+    *,
+    rows: int,
+    microbatches: int,
+    positions: int,
+    name: str = "data.sequence_length",
+) -> None:
     """Refuses a batch that the mesh does not divide.
 
     Args:
@@ -99,18 +107,19 @@ def check_batch(mesh: Mesh | AbstractMesh, *, rows: int, microbatches: int, posi
       rows: of the global batch.
       microbatches: parts in which it is computed.
       positions: of each row.
+      name: of their number, for the message.
 
     Raises:
       InputError: rows of a microbatch, or positions, do not divide.
     """
-    name = f"data.batch_size {rows} in {microbatches} training.microbatches"
+    of_rows = f"data.batch_size {rows} in {microbatches} training.microbatches"
     if rows % microbatches:
-        raise InputError(f"{name} does not divide evenly")
-    check_rows(mesh, rows // microbatches, name)
+        raise InputError(f"{of_rows} does not divide evenly")
+    check_rows(mesh, rows // microbatches, of_rows)
     # The head divides positions over the tensor axis too.
     parts = mesh_axes_size(mesh, ("sequence", "tensor"))
     if positions % parts:
         raise InputError(
-            f"data.sequence_length {positions} does not divide by mesh.sequence "
+            f"{name} {positions} does not divide by mesh.sequence "
             f"{mesh.shape['sequence']} x mesh.tensor {mesh.shape['tensor']}"
         )

@@ -81,12 +81,7 @@ def train_program(config: RunConfig, task: Task, mesh: Mesh | AbstractMesh) -> T
     Raises:
       InputError: the mesh divides the model or the batch not evenly; names what.
     """
-    check_batch(
-        mesh,
-        rows=config.data.batch_size,
-        microbatches=config.training.microbatches,
-        positions=config.data.sequence_length,
-    )
+    _check_batch(config, task, mesh)
     decoder = plugged_decoder(config.model, config.bricks, config.execution)
     partition, kept = _partitions(config, decoder.table)
     optimizer = Optimizer(config.optimizer, partition, config.training.steps)
@@ -124,6 +119,20 @@ def train_program(config: RunConfig, task: Task, mesh: Mesh | AbstractMesh) -> T
         state=placed(abstract, shardings),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated)),
     )
+
+
+def _check_batch(config: RunConfig, task: Task, mesh: Mesh | AbstractMesh) -> None:
+    """Refuses a batch of the task that the mesh does not divide."""
+    for name, array in task.batch_shapes().items():
+        if len(array.shape) == 2:
+            positions, of_config = array.shape[1], config.data.sequence_length
+            check_batch(
+                mesh,
+                rows=config.data.batch_size,
+                microbatches=config.training.microbatches,
+                positions=positions,
+                name="data.sequence_length" if positions == of_config else f"the length of {name}",
+            )
 
 
 def _partitions(config: RunConfig, table: ParameterTable) -> tuple[Partition, Partition]:

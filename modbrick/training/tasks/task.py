@@ -97,7 +97,11 @@ class Task(Protocol):
     """Of the mean loss in the metrics of a step, such as `next_token`."""
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the arrays of a global batch, `[B, S]` or `[B]`; needs no data."""
+        """Returns the arrays of a global batch; needs no data.
+
+        Only the second axis of `[B, S]` are positions, which a mesh divides; `[B]` and `[B, P, W]`
+        are divided by rows alone.
+        """
 
     def loss(
         self, model: Decoder, batch: Mapping[str, Any], random_keys: Key[Array, "B"] | None

@@ -1,6 +1,6 @@
 """In a process of its own, with 8 devices: parts of the network over meshes, against one device.
 
-    python on_devices.py dispatch|attention|bricks|memory CASE...
+    python on_devices.py batch|dispatch|attention|bricks|memory CASE...
 
 All cases of attention if none is named.
 
@@ -42,6 +42,7 @@ from modbrick.execution import ExecutionConfig
 from modbrick.layers.offer import Offer
 from modbrick.parallel import MeshConfig, make_mesh, parameter_shardings
 from modbrick.parallel.attention import Keys, Offset, attend_over_mesh
+from modbrick.parallel.batch import place_batch
 from modbrick.parallel.choice import Choice
 from modbrick.parallel.dispatch import make_dispatch
 from pallas_kernels.softmax_attention import softmax_attention
@@ -51,7 +52,7 @@ EXPERTS, K, WIDTH, HIDDEN = 8, 2, 6, 10
 ROWS, LENGTH = 8, 5
 
 
-def compare(name: str, alone: Any, together: Any, **counts: float) -> None:
+def compare(name: str, alone: Any, together: Any, **counts: Any) -> None:
     """Prints the worst relative error of any array."""
     pairs = zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True)
     errors = [
@@ -298,8 +299,21 @@ def brick_run(
     return run
 
 
+def batch_cases() -> None:
+    """Tokens are divided by rows and positions; features and single values of rows by rows."""
+    random = np.random.default_rng(0)
+    batch = {"tokens": random.normal(size=(4, 8)), "features.look": random.normal(size=(4, 3, 5))}
+    batch |= {"share": random.normal(size=4)}
+    batch = {name: x.astype(np.float32) for name, x in batch.items()}
+    placed = place_batch(batch, make_mesh(MeshConfig(data=2, sequence=4)), 4)
+    for name, whole in batch.items():
+        shape = placed[name].sharding.shard_shape(whole.shape)
+        compare(name, whole, placed[name], part=shape)
+
+
 if __name__ == "__main__":
     cases = {
+        "batch": batch_cases,
         "dispatch": dispatch_cases,
         "attention": attention_cases,
         "bricks": brick_cases,

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh
 from modbrick.errors import InputError
 from modbrick.parallel import AXES, MeshConfig, make_mesh
 from modbrick.parallel.batch import check_batch, check_rows, local_rows, local_slice, place_batch
+from tests.modbrick.parallel.device_process import reports_of
 
 
 def test_one_process_holds_every_row_where_it_belongs() -> None:
@@ -53,3 +54,11 @@ def test_other_rows_are_refused_by_their_own_name() -> None:
     check_rows(mesh, 4, "evaluation.batch_size 4")
     with pytest.raises(InputError, match=r"^evaluation\.batch_size 6 does not divide over the 4"):
         check_rows(mesh, 6, "evaluation.batch_size 6")
+
+
+def test_only_positions_of_tokens_are_divided() -> None:
+    """Three features a row on a sequence axis of four."""
+    reports = reports_of("on_devices.py", "batch")
+    parts = {report["name"]: report["part"] for report in reports}
+    assert parts == {"tokens": [2, 2], "features.look": [2, 3, 5], "share": [2]}
+    assert all(report["error"] == 0 for report in reports)

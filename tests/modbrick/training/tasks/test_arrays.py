@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from modbrick.bricks import BrickConfig, Modality
 from modbrick.checkpoints import Metadata, describe, save_model
@@ -16,7 +17,9 @@ from modbrick.config.families import dense
 from modbrick.data import DataConfig
 from modbrick.decoder.functional import initial_parameters
 from modbrick.errors import InputError
+from modbrick.parallel import AXES
 from modbrick.training.adaptation import adaptation
+from modbrick.training.program import train_program
 from modbrick.training.run_config import RunConfig, check_identity
 from modbrick.training.tasks.arrays import ArrayTask, Shuffled, next_token_examples
 from tests.modbrick.training.run_in_process import parameters, run
@@ -82,10 +85,22 @@ def test_a_brick_learns_to_look_and_its_run_goes_on(model: Path, tmp_path: Path)
 @pytest.mark.parametrize(("name", "value"), [("seed", 7), ("batch_size", 8)])
 def test_order_and_size_of_batches_belong_to_a_run(name: str, value: int) -> None:
     config = config_of(Path("nowhere"))
-    other = dataclasses.replace(config, data=dataclasses.replace(config.data, **{name: value}))
+    changes: dict[str, Any] = {name: value}
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
     saved, now = (ArrayTask(c, seen(4, 0), seen(4, 1)).metadata().run for c in (config, other))
     with pytest.raises(InputError, match=rf"data\.{name}"):
         check_identity(saved, now, (), "RUN")
+
+
+def test_rows_divide_by_their_own_length(model: Path) -> None:
+    mesh = AbstractMesh((1, 1, 1, 2, 1), AXES)
+    config = config_of(model)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sequence_length=4))
+    task = ArrayTask(config, seen(16, 0), seen(16, 1))
+    train_program(dataclasses.replace(config, data=DataConfig("", 5, 16)), task, mesh)
+    assert mesh.shape["sequence"] == 2
+    with pytest.raises(InputError, match=r"^the length of tokens 2 does not divide .*sequence 4"):
+        train_program(config, task, AbstractMesh((1, 1, 1, 4, 1), AXES))
 
 
 def test_each_epoch_is_every_example_once_in_an_order_of_its_own() -> None:
