@@ -24,7 +24,7 @@ from modbrick.data.tokenizers.tokenizer import Tokenizer
 from modbrick.errors import InputError
 from modbrick.models import open_model
 from modbrick.training.control import against_control
-from modbrick.training.tasks.arrays import FEATURES, next_token_examples
+from modbrick.training.tasks.examples import FEATURES, next_token_examples
 
 MODEL = flags.DEFINE_string("model", None, "A model with a tokenizer.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for both runs.", required=True)

@@ -27,7 +27,7 @@ from modbrick.data.entities import Entities
 from modbrick.errors import InputError
 from modbrick.models import open_model
 from modbrick.training.control import against_control
-from modbrick.training.tasks.arrays import FEATURES, next_token_examples
+from modbrick.training.tasks.examples import FEATURES, next_token_examples
 
 MODEL = flags.DEFINE_string("model", None, "A model with a tokenizer.", required=True)
 WORDNET = flags.DEFINE_string("wordnet", None, "Directory with WordNet's data.noun.", required=True)

@@ -18,7 +18,8 @@ from modbrick.schema import from_mapping, to_mapping
 from modbrick.training.adaptation import adaptation, with_model
 from modbrick.training.run_config import RunConfig
 from modbrick.training.running import run_task
-from modbrick.training.tasks.arrays import FEATURES, ArrayTask, Examples
+from modbrick.training.tasks.arrays import ArrayTask
+from modbrick.training.tasks.examples import FEATURES, Examples
 
 
 def against_control(

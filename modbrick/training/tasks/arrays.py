@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
@@ -18,24 +17,16 @@ from modbrick.bricks.functional import plugged_decoder
 from modbrick.checkpoints import Metadata
 from modbrick.data import Tokenizer
 from modbrick.decoder.decoder import Decoder
+from modbrick.decoder.output import Features
 from modbrick.errors import InputError
 from modbrick.flops import packed_flops
-from modbrick.next_token import token_losses
 from modbrick.objective import Totals
-from modbrick.parallel.batch import local_rows
+from modbrick.parallel.batch import check_rows, local_rows
 from modbrick.schema import to_mapping
-from modbrick.training.losses import next_token_loss
+from modbrick.training.losses import next_token_loss, next_token_losses
 from modbrick.training.run_config import RunConfig
+from modbrick.training.tasks.examples import FEATURES, Examples, checked, digest, features_of
 from modbrick.training.tasks.task import Evaluate, Evaluation, LocalBatch, Work
-
-FIELDS = ("tokens", "targets", "loss_mask")
-FEATURES = "features."
-"""Front of the names of features, `[N, P, W]`, which a call of the model gets by the rest."""
-
-Examples = Mapping[str, np.ndarray]
-"""Arrays of N examples: `tokens` and `targets` (what follows each token), int32 `[N, S]`,
-`loss_mask`, 1 where a target counts, and features. What no target depends on is padding: behind the
-others, with any token."""
 
 
 @dataclasses.dataclass
@@ -47,16 +38,22 @@ class Shuffled:
     batch: int
     rows: tuple[int, ...]
     at: int = 0
+    _order: tuple[int, np.ndarray] | None = dataclasses.field(default=None, init=False)
 
     def __next__(self) -> LocalBatch:
         count = len(self.examples["tokens"])
         chosen = []
         for row in self.rows:
             epoch, index = divmod(self.at + row, count)
-            order = np.random.default_rng([self.seed, epoch]).permutation(count)
-            chosen.append(order[index])
+            chosen.append(self._order_of(epoch, count)[index])
         self.at += self.batch
         return {name: array[chosen] for name, array in self.examples.items()}
+
+    def _order_of(self, epoch: int, count: int) -> np.ndarray:
+        """Returns the order of an epoch, which is made once."""
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(count)
+        return self._order[1]
 
     def __iter__(self) -> Iterator[LocalBatch]:
         return self
@@ -99,14 +96,16 @@ class ArrayTask:
         Raises:
           InputError: arrays that do not fit together, or not the bricks of the run.
         """
-        self.config, self._examples, self._held_out = config, examples, held_out
-        self._tokenizer = tokenizer
-        _check(examples, "examples")
-        _check(held_out, "held_out")
+        if config.brick_sets:
+            raise InputError("brick_sets are of domains of a data set, arrays have none: leave out")
+        vocabulary = config.model.vocabulary
+        self.config, self._tokenizer = config, tokenizer
+        self._examples = examples = checked(examples, "examples", vocabulary)
+        self._held_out = held_out = checked(held_out, "held_out", vocabulary)
         shapes = [{name: x.shape[1:] for name, x in some.items()} for some in (examples, held_out)]
         if shapes[0] != shapes[1]:
             raise InputError(f"examples of {shapes[0]} do not fit held-out ones of {shapes[1]}")
-        check_features(config.bricks, _features(examples), FEATURES)
+        check_features(config.bricks, features_of(examples), FEATURES)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the arrays of a global batch."""
@@ -120,9 +119,7 @@ class ArrayTask:
         self, model: Decoder, batch: Mapping[str, Any], random_keys: Key[Array, "B"] | None
     ) -> Totals:
         """Returns the sums of the next-token loss."""
-        found = model.features(
-            batch["tokens"], brick_features=_features(batch), random_keys=random_keys
-        )
+        found = _run(model, batch, random_keys)
         weights = batch["loss_mask"].astype(jnp.float32)
         loss = next_token_loss(
             model, found.hidden, batch["targets"], weights, random_keys=random_keys
@@ -133,7 +130,7 @@ class ArrayTask:
         """Returns model, identity of the run, and tokenizer."""
         data = self.config.data
         order = {"seed": data.seed, "batch_size": data.batch_size}
-        run = self.config.settings() | {"data": {"examples": _digest(self._examples), **order}}
+        run = self.config.settings() | {"data": {"examples": digest(self._examples), **order}}
         identity = self._tokenizer.identity if self._tokenizer else None
         return Metadata(self.config.model, run, to_mapping(identity) if identity else {})
 
@@ -152,8 +149,7 @@ class ArrayTask:
         """Returns tokens and useful operations of a global batch."""
         rows, positions = batch["tokens"].shape
         whole = self.config.data.batch_size
-        # Up to the last target; what stands behind it is padding.
-        counted = np.flip(np.maximum.accumulate(np.flip(batch["loss_mask"], 1), 1), 1)
+        counted = np.flip(np.maximum.accumulate(np.flip(batch["loss_mask"], 1), 1), 1)  # as `_run`
         places = np.broadcast_to(np.arange(positions, dtype=np.int32), (rows, positions))
         packed = {"segment_ids": counted, "positions": places}
         flops = packed_flops(self.config.model, packed) * whole / rows
@@ -164,21 +160,22 @@ class ArrayTask:
 
         The accuracy is the share of targets that are the likeliest token.
         """
-        del mesh
         config, held_out = self.config, self._held_out
+        size = config.evaluation.batch_size or config.data.batch_size
+        check_rows(mesh, size, f"evaluation.batch_size {size}")
         decoder = plugged_decoder(config.model, config.bricks, config.execution)
 
         @jax.jit
         def sums(parameters: Any, batch: Mapping[str, Any]) -> tuple[Array, Array, Array]:
             model = decoder.bind(parameters)
-            logits = model(batch["tokens"], brick_features=_features(batch)).logits
+            hidden, targets = _run(model, batch, None).hidden, batch["targets"]
             weights = batch["loss_mask"].astype(jnp.float32)
-            right = logits.argmax(-1) == batch["targets"]
-            loss = (token_losses(logits, batch["targets"]) * weights).sum()
-            return loss, (right * weights).sum(), weights.sum()
+            losses = next_token_losses(model, hidden, targets)
+            right = model.logits(hidden).argmax(-1) == targets
+            return (losses * weights).sum(), (right * weights).sum(), weights.sum()
 
         def run(parameters: Any, should_stop: Callable[[], bool]) -> Evaluation | None:
-            totals, size = np.zeros(3), config.evaluation.batch_size or config.data.batch_size
+            totals = np.zeros(3)
             for first in range(0, len(held_out["tokens"]), size):
                 if should_stop():
                     return None
@@ -196,48 +193,12 @@ class ArrayTask:
         return run
 
 
-def next_token_examples(
-    rows: list[tuple[list[int], list[int]]], padding: int = 0
-) -> dict[str, np.ndarray]:
-    """Returns arrays of examples from prompts and their answers, padded to the longest.
-
-    Args:
-      rows: tokens of a prompt, and those that answer it; only these count in the loss.
-      padding: token that stands behind a row.
-    """
-    length = max(len(prompt) + len(answer) for prompt, answer in rows) - 1
-    tokens = np.full((len(rows), length + 1), padding, np.int32)
-    mask = np.zeros((len(rows), length), np.int32)
-    for number, (prompt, answer) in enumerate(rows):
-        whole = [*prompt, *answer]
-        tokens[number, : len(whole)] = whole
-        mask[number, len(prompt) - 1 : len(whole) - 1] = 1
-    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": mask}
-
-
-def _features(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name.removeprefix(FEATURES): x for name, x in batch.items() if name.startswith(FEATURES)
-    }
-
-
-def _check(examples: Examples, what: str) -> None:
-    if missing := [name for name in FIELDS if name not in examples]:
-        raise InputError(f"{what} have no {missing[0]}")
-    shape = examples["tokens"].shape
-    for name, array in examples.items():
-        if name not in FIELDS and not name.startswith(FEATURES):
-            raise InputError(f"{what} have {name!r}: features begin with {FEATURES!r}")
-        if name in FIELDS and array.shape != shape:
-            raise InputError(f"{name} of {what} have shape {array.shape}, tokens {shape}")
-        if len(array) != len(examples["tokens"]) or not len(array):
-            raise InputError(f"{name} of {what}: {len(array)} for {shape[0]} examples")
-
-
-def _digest(examples: Examples) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(examples):
-        array = np.ascontiguousarray(examples[name])
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:16]
+def _run(model: Decoder, batch: Mapping[str, Any], random_keys: Key[Array, "B"] | None) -> Features:
+    """Runs a model up to the last target of each row; what stands behind it is padding."""
+    real = jax.lax.cummax(jnp.asarray(batch["loss_mask"]), axis=1, reverse=True)
+    return model.features(
+        batch["tokens"],
+        attention_mask=real > 0,
+        brick_features=features_of(batch),
+        random_keys=random_keys,
+    )

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
 from modbrick.bricks import BrickConfig, Modality
 from modbrick.checkpoints import Metadata, describe, save_model
-from modbrick.config.families import dense
+from modbrick.config.families import dense, moduleformer
 from modbrick.data import DataConfig
-from modbrick.decoder.functional import initial_parameters
+from modbrick.decoder.functional import functional_decoder, initial_parameters
 from modbrick.errors import InputError
 from modbrick.parallel import AXES
 from modbrick.training.adaptation import adaptation
+from modbrick.training.observe.observer import Observer
 from modbrick.training.program import train_program
 from modbrick.training.run_config import RunConfig, check_identity
-from modbrick.training.tasks.arrays import ArrayTask, Shuffled, next_token_examples
+from modbrick.training.step import StepMetrics
+from modbrick.training.tasks.arrays import ArrayTask, Shuffled
+from modbrick.training.tasks.examples import next_token_examples
 from tests.modbrick.training.run_in_process import parameters, run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -53,6 +60,17 @@ def config_of(model: Path) -> RunConfig:
     )
 
 
+class Stop(Observer):
+    """Asks the run to stop when a step has started."""
+
+    def __init__(self, after: int) -> None:
+        self._after = after
+
+    def step_started(self, step: int, metrics: StepMetrics) -> None:
+        if step == self._after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
@@ -70,11 +88,11 @@ def test_a_brick_learns_to_look_and_its_run_goes_on(model: Path, tmp_path: Path)
     metrics = describe(tmp_path / "whole").metrics
     assert metrics["accuracy"] > 0.8, "a third without looking"
     assert metrics["loss"] < 3.3, "a model of random weights has 3.47"
-    half = dataclasses.replace(config.training, steps=30)
-    short = dataclasses.replace(config, training=half)
-    run(short, task, tmp_path / "parts")
-    run(config, task, tmp_path / "parts", allow_change=["training.steps"])
-    assert describe(tmp_path / "parts").step == 60
+    assert run(config, task, tmp_path / "parts", [Stop(after=37)]) == "SIGTERM"
+    assert describe(tmp_path / "parts").step == 37
+    run(config, task, tmp_path / "parts")
+    chex.assert_trees_all_equal(parameters(tmp_path / "parts"), parameters(tmp_path / "whole"))
+    assert describe(tmp_path / "parts").metrics == metrics
     with pytest.raises(InputError, match="examples"):
         run(config, lambda c: ArrayTask(c, seen(200, 2), seen(50, 1)), tmp_path / "whole")
     assert set(parameters(tmp_path / "whole")) == {
@@ -115,6 +133,73 @@ def test_each_epoch_is_every_example_once_in_an_order_of_its_own() -> None:
     assert again.get_state() == 8
 
 
+def test_an_epoch_is_ordered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    draw = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: made.append(seed) or draw(seed))
+    batches = Shuffled({"tokens": np.arange(6)[:, None]}, seed=3, batch=4, rows=(0, 1, 2, 3))
+    for _ in range(3):
+        next(batches)
+    assert made == [[3, 0], [3, 1]]
+
+
+def test_padding_reaches_no_router() -> None:
+    """Rows give the same loss and statistics, whatever stands behind their answers."""
+    sizes = {"width": 16, "layers": 1, "heads": 2, "attention_width": 8, "router_width": 8}
+    experts = {"attention_experts": 3, "feed_forward_experts": 4, "feed_forward_width": 12}
+    of_model: dict[str, Any] = {"vocabulary": 32, "dtype": "float32"} | sizes | experts
+    config = dataclasses.replace(
+        config_of(Path("nowhere")),
+        model=dataclasses.replace(moduleformer(**of_model), router_statistics="valid"),
+        bricks={},
+    )
+    decoder = functional_decoder(config.model)
+    model = decoder.bind(initial_parameters(config.model, jax.random.key(0)))
+    rows = [([1, 2], [3, 4]), ([5, 6, 7], [8, 9])]
+    short, long = next_token_examples(rows), next_token_examples([*rows, ([1] * 9, [2])], 11)
+    long = {name: array[:2] for name, array in long.items()}
+    found = []
+    for examples in (short, long):
+        task = ArrayTask(config, examples, examples)
+        batch = {name: jnp.asarray(array) for name, array in examples.items()}
+        found.append(task.loss(model, batch, None))
+    chex.assert_trees_all_close(*found, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([], "there are no examples"),
+        ([([1], [2]), ([], [3])], "example 1 has an empty prompt"),
+        ([([1], [])], "example 0 has an empty answer"),
+    ],
+)
+def test_rows_without_words_are_refused(
+    rows: list[tuple[list[int], list[int]]], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        next_token_examples(rows)
+
+
+def test_lists_are_examples_too() -> None:
+    examples = {name: array.tolist() for name, array in seen(4, 0).items()}
+    task = ArrayTask(config_of(Path("nowhere")), examples, seen(4, 1))  # type: ignore[arg-type]
+    other = ArrayTask(config_of(Path("nowhere")), seen(4, 0), seen(4, 1))
+    assert {n: x.dtype for n, x in task.batch_shapes().items()} == {
+        "tokens": np.int32,
+        "targets": np.int32,
+        "loss_mask": np.int32,
+        "features.look": np.float32,
+    }
+    assert task.metadata() == other.metadata()
+
+
+def test_sets_of_domains_are_refused() -> None:
+    config = dataclasses.replace(config_of(Path("nowhere")), brick_sets={"german": "eye"})
+    with pytest.raises(InputError, match="brick_sets are of domains"):
+        ArrayTask(config, seen(4, 0), seen(4, 1))
+
+
 def test_only_answers_count() -> None:
     found = next_token_examples([([1, 2, 3], [4]), ([5], [6, 7])], padding=9)
     assert found["tokens"].tolist() == [[1, 2, 3], [5, 6, 7]]
@@ -128,6 +213,13 @@ def test_only_answers_count() -> None:
         ({"targets": None}, "examples have no targets"),
         ({"look": np.zeros((4, 1, 3))}, "features begin with 'features.'"),
         ({"targets": np.zeros((4, 3), np.int32)}, "targets of examples have shape"),
+        ({"targets": np.zeros((4, 2))}, "targets of examples hold float64, not integers"),
+        ({"targets": np.full((4, 2), -100)}, "targets of examples hold -100: from 0 to 31"),
+        ({"tokens": np.full((4, 2), 32)}, "tokens of examples hold 32: from 0 to 31 is allowed"),
+        ({"tokens": np.zeros(4, int)}, "tokens of examples have shape .*, not .N, S."),
+        ({"loss_mask": np.full((4, 2), 2)}, "loss_mask of examples hold 2: from 0 to 1"),
+        ({"loss_mask": np.zeros((4, 2), int)}, "no target of examples counts"),
+        ({"features.look": np.full((4, 1, 3), "x")}, "features.look of examples hold <U1, not num"),
         ({"features.look": np.zeros((3, 1, 3))}, "features.look of examples: 3 for 4 examples"),
         ({"features.more": np.zeros((4, 1, 3))}, "do not fit held-out ones"),
     ],
