@@ -136,7 +136,12 @@ def test_each_epoch_is_every_example_once_in_an_order_of_its_own() -> None:
 def test_an_epoch_is_ordered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     draw = np.random.default_rng
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: made.append(seed) or draw(seed))
+
+    def drawn(seed: list[int]) -> np.random.Generator:
+        made.append(seed)
+        return draw(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", drawn)
     batches = Shuffled({"tokens": np.arange(6)[:, None]}, seed=3, batch=4, rows=(0, 1, 2, 3))
     for _ in range(3):
         next(batches)
@@ -183,7 +188,7 @@ def test_rows_without_words_are_refused(
 
 def test_lists_are_examples_too() -> None:
     examples = {name: array.tolist() for name, array in seen(4, 0).items()}
-    task = ArrayTask(config_of(Path("nowhere")), examples, seen(4, 1))  # type: ignore[arg-type]
+    task = ArrayTask(config_of(Path("nowhere")), examples, seen(4, 1))
     other = ArrayTask(config_of(Path("nowhere")), seen(4, 0), seen(4, 1))
     assert {n: x.dtype for n, x in task.batch_shapes().items()} == {
         "tokens": np.int32,
