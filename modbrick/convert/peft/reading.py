@@ -60,8 +60,8 @@ def read_adapter(
     otherwise are bricks of their own (`NAME-r4`, `NAME-a16`, `NAME-r4-a16`), as are the biases of
     `lora_bias` (`NAME-bias`) and the pairs of experts (`NAME-experts`). AdaLoRA and VeRA become
     LoRA, p-tuning becomes a prompt. What an adapter has its own copy of becomes its difference from
-    the base, if there is any: biases (`NAME-base-bias`) and `modules_to_save` (`NAME-saved` with
-    what it is).
+    the base, if there is any: biases (`NAME-base-bias`) and `modules_to_save` (`NAME-saved-head`
+    and so on).
 
     Args:
       directory: with `adapter_config.json` and `adapter_model.safetensors`.
@@ -155,7 +155,8 @@ class _Adapter:
         yield from settings.pieces(by_module, name, base)
         for module in self._saved:
             copy = {end: tensors[PREFIX + module.name + end] for end in whole.shapes(module)}
-            yield from whole.difference(module, copy, base, f"{name}-saved")
+            saved = f"{name}-saved"
+            yield from whole.difference(module, copy, base, saved, norms=f"{saved}-norms")
         for bias, here in self._biases.items():
             yield from self._bias(bias, tensors[PREFIX + here], f"{name}-base-bias")
         for copied, module in self._copies().items():
