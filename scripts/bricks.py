@@ -11,7 +11,7 @@
     python scripts/bricks.py fold MODEL FILE --output=MODEL [--allow_base=any]
     python scripts/bricks.py unfold MODEL --output=MODEL
     python scripts/bricks.py import PEFT FILE --model=MODEL [--family= --license= --tags= --notes=]
-    python scripts/bricks.py export FILE PEFT --family=NAME
+    python scripts/bricks.py export FILE,... PEFT --family=NAME [--model=MODEL]
 
 A brick is one file, which says what it is and what it fits; a library is a directory of such files.
 `fold` puts a brick into the weights of a new model, `unfold` gives the one before, to the bit.
@@ -41,7 +41,7 @@ TAG = flags.DEFINE_string("tag", None, "find: a tag that they have.")
 LIKE = flags.DEFINE_string("like", None, "find: words of their names, tags and notes.")
 BASE = flags.DEFINE_enum("allow_base", "same", ["same", "any"], "check, fold: weights it is for.")
 OUTPUT = flags.DEFINE_string("output", None, "fold, unfold: directory of the new model.")
-MODEL = flags.DEFINE_string("model", None, "import: that the adapter is for.")
+MODEL = flags.DEFINE_string("model", None, "import, export: that it is for.")
 FAMILY = flags.DEFINE_string("family", None, "import, export: whose names modules have, as llama.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 
@@ -96,9 +96,11 @@ def act(*words: str) -> listing.Listing | None:
             base = open_model(MODEL.value)
             made = library.import_adapter(adapter, file, base, family=FAMILY.value, **said)
             return listing.of_bricks(made)
-        case "export", file, adapter if FAMILY.value:
-            library.export_adapter([file], adapter, FAMILY.value)
-            return listing.of_path(file)
+        case "export", listed, adapter if FAMILY.value:
+            known = open_model(MODEL.value) if MODEL.value else None
+            files = listed.split(",")
+            library.export_adapter(files, adapter, FAMILY.value, model=known)
+            return listing.of_bricks([library.open_brick(file) for file in files])
     return None
 
 

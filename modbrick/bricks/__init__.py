@@ -30,10 +30,13 @@ from modbrick.bricks.kinds.knowledge import Knowledge
 from modbrick.bricks.kinds.lora import LoRA
 from modbrick.bricks.kinds.modality import Modality
 from modbrick.bricks.kinds.norm import NormTuning
+from modbrick.bricks.kinds.prefix import Prefix
+from modbrick.bricks.kinds.prompt import Prompt
 from modbrick.bricks.kinds.sparse import SparseDelta
 from modbrick.bricks.plugging import Plugged, plugged
 from modbrick.bricks.steering import steering
 from modbrick.bricks.table import initial_bricks
+from modbrick.bricks.texts import document_brick, prompt_brick
 
 __all__ = [
     "IA3",
@@ -48,10 +51,14 @@ __all__ = [
     "Modality",
     "NormTuning",
     "Plugged",
+    "Prefix",
+    "Prompt",
     "Settings",
     "SparseDelta",
+    "document_brick",
     "initial_bricks",
     "plugged",
+    "prompt_brick",
     "sparse_difference",
     "steering",
 ]

@@ -16,11 +16,24 @@ from modbrick.bricks.kinds.knowledge import Knowledge
 from modbrick.bricks.kinds.lora import LoRA
 from modbrick.bricks.kinds.modality import Modality
 from modbrick.bricks.kinds.norm import NormTuning
+from modbrick.bricks.kinds.prefix import Prefix
+from modbrick.bricks.kinds.prompt import Prompt
 from modbrick.bricks.kinds.sparse import SparseDelta
 from modbrick.errors import InputError
 
 Settings = (
-    LoRA | DoRA | Adapter | IA3 | Bias | NormTuning | SparseDelta | Modality | Knowledge | Emergent
+    LoRA
+    | DoRA
+    | Adapter
+    | IA3
+    | Bias
+    | NormTuning
+    | SparseDelta
+    | Prefix
+    | Prompt
+    | Modality
+    | Knowledge
+    | Emergent
 )
 """Settings of a brick of any kind; `kind` tells them apart."""
 

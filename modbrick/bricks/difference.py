@@ -46,8 +46,8 @@ def sparse_difference(
         >>> config = description.metadata.model
         >>> at = ["layer.*.attention_norm.scale"]
         >>> brick = sparse_difference(config, base, tuned, at=at, density=0.25)
-        >>> brick.values["layer.0.attention_norm.scale.values"]
-        array([0.5, 0.5, 0.5, 0.5], dtype=float32)
+        >>> brick.values["layer.0.attention_norm.scale.positions"].shape  # of 16
+        (4,)
     """
     settings = SparseDelta(density)
     config = BrickConfig(tuple(at), settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,20 @@ from jaxtyping import Array, Int
 from modbrick.bricks.attachment import Attachment, attachments
 from modbrick.bricks.bank import Bank
 from modbrick.bricks.config import BrickConfig, dropout
-from modbrick.bricks.kinds.kind import Form, LeafInfo
+from modbrick.bricks.kinds.kind import Form, LeafInfo, MemoryForm
+from modbrick.bricks.memory import MemoryBank, PromptBank
 from modbrick.bricks.table import leaf_path
 from modbrick.config import ModelConfig
+from modbrick.decoder.sites import Hook
 from modbrick.errors import InputError
-from modbrick.layers.context import Bricks, SiteBrick, SiteBricks
+from modbrick.layers.context import Bricks, SiteBricks
 from modbrick.schema import nearest
+
+AnyForm = Form | MemoryForm
+AnyBank = Bank | MemoryBank | PromptBank
+
+BANKS: Mapping[Hook, Any] = types.MappingProxyType({"memory": MemoryBank, "prompt": PromptBank})
+"""Bricks of a form at a site, stacked, by the site's hook; else `Bank`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,14 +132,14 @@ def plugged(
       InputError: a pattern covers no site; or something does not fit `like`: more bricks, another
         site or kind, a larger rank.
     """
-    at: dict[Attachment, dict[Form, list[tuple[int, str, BrickConfig, Attachment]]]] = {}
+    at: dict[Attachment, dict[AnyForm, list[tuple[int, str, BrickConfig, Attachment]]]] = {}
     for number, (name, config) in enumerate(bricks.items()):
         for place in attachments(model, config):
             forms = at.setdefault(dataclasses.replace(place, layers=()), {})
             forms.setdefault(config.settings.form, []).append((number, name, config, place))
     repeats = {name: segment.repeats for name, _, segment in model.placed_segments()}
-    segments: dict[str, dict[str, tuple[SiteBrick, ...]]] = {}
-    decoder: dict[str, tuple[SiteBrick, ...]] = {}
+    segments: dict[str, dict[str, tuple[AnyBank, ...]]] = {}
+    decoder: dict[str, tuple[AnyBank, ...]] = {}
     for place, forms in at.items():
         banks = tuple(
             _bank(form, members, parameters, len(bricks), repeats.get(place.segment))
@@ -170,13 +179,13 @@ def with_dropout(bricks: Plugged, configs: Mapping[str, BrickConfig]) -> Plugged
 def _fitted(bricks: Plugged, like: Plugged) -> Plugged:
     """Pads bricks to the sites, forms and sizes of others."""
 
-    def at_site(name: str, have: tuple[Any, ...], want: tuple[Any, ...]) -> tuple[Bank, ...]:
+    def at_site(name: str, have: tuple[Any, ...], want: tuple[Any, ...]) -> tuple[AnyBank, ...]:
         by_form = {bank.form: bank for bank in have}
         if by_form.keys() - {bank.form for bank in want}:
             raise InputError(f"bricks of another kind were plugged in at {name} before")
         return tuple(_fitted_bank(name, by_form.get(bank.form), bank) for bank in want)
 
-    def at_sites(where: str, have: SiteBricks, want: SiteBricks) -> dict[str, tuple[Bank, ...]]:
+    def at_sites(where: str, have: SiteBricks, want: SiteBricks) -> dict[str, tuple[AnyBank, ...]]:
         if unknown := sorted(have.keys() - want.keys()):
             raise InputError(f"no bricks were plugged in at {where}{unknown[0]} before")
         return {
@@ -192,11 +201,12 @@ def _fitted(bricks: Plugged, like: Plugged) -> Plugged:
     return Plugged(segments, at_sites("", bricks.decoder, like.decoder), bricks.names)
 
 
-def _fitted_bank(name: str, bank: Bank | None, like: Bank) -> Bank:
+def _fitted_bank(name: str, bank: AnyBank | None, like: AnyBank) -> AnyBank:
     """Pads a bank to the sizes of another; None: no brick is here."""
     if bank is None:
         nowhere = jnp.full(like.rows.shape, -1, like.rows.dtype)
-        return Bank(jax.tree.map(jnp.zeros_like, like.leaves), nowhere, like.form)
+        nothing = jax.tree.map(jnp.zeros_like, like.leaves)
+        return dataclasses.replace(like, leaves=nothing, rows=nowhere)
 
     def fitted(leaf: str, have: Array, want: Array, fill: int = 0) -> Array:
         if any(more < less for less, more in zip(have.shape, want.shape, strict=True)):
@@ -207,16 +217,17 @@ def _fitted_bank(name: str, bank: Bank | None, like: Bank) -> Bank:
         return _padded(have, want.shape, fill)
 
     leaves = {leaf: fitted(leaf, have, like.leaves[leaf]) for leaf, have in bank.leaves.items()}
-    return Bank(leaves, fitted("rows", bank.rows, like.rows, -1), like.form)
+    rows = fitted("rows", bank.rows, like.rows, -1)
+    return dataclasses.replace(like, leaves=leaves, rows=rows)
 
 
 def _bank(
-    form: Form,
+    form: AnyForm,
     members: list[tuple[int, str, BrickConfig, Attachment]],
     parameters: Mapping[str, Array],
     count: int,
     layers: int | None,
-) -> Bank:
+) -> AnyBank:
     """Returns the bricks of a form at a site; `layers` of its segment, None: the decoder's own."""
     rows = np.full((layers or 1, count), -1, np.int32)
     leaves: dict[str, list[Any]] = {}
@@ -239,7 +250,7 @@ def _bank(
             constant = np.full(layers or 1, number_, np.float32)
             leaves.setdefault(leaf, []).append(jnp.asarray(constant))
     stacked = {leaf: jnp.stack(values, axis=1) for leaf, values in leaves.items()}
-    bank = Bank(stacked, jnp.asarray(rows), form)
+    bank: AnyBank = BANKS.get(members[0][3].site.hook, Bank)(stacked, jnp.asarray(rows), form)
     return bank if layers is not None else jax.tree.map(lambda x: x[0], bank)
 
 

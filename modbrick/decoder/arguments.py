@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from modbrick.errors import InputError
 from modbrick.layers.cache import Cache
-from modbrick.layers.context import Bricks
+from modbrick.layers.context import Bricks, Visibility
 from modbrick.parallel.choice import Choice
 from modbrick.schema import nearest
 
@@ -50,6 +51,41 @@ def count_positions(
     if cache is not None:
         counts = counts + cache.mask.sum(1, keepdims=True)
     return counts.astype(jnp.int32)
+
+
+def visible(
+    tokens: Int[Array, "B S"],
+    attention_mask: Bool[Array, "B S"] | None,
+    segment_ids: Int[Array, "B S"] | None,
+    positions: Int[Array, "B S"] | None,
+    cache: Cache | None,
+) -> tuple[Visibility, Bool[Array, "B S"] | None, Int[Array, "B S"], Cache | None]:
+    """Returns what tokens see, which are real, where they stand, and the cache with masks.
+
+    Raises:
+      ValueError: shapes that disagree.
+    """
+    for name, value in (
+        ("attention_mask", attention_mask),
+        ("segment_ids", segment_ids),
+        ("positions", positions),
+    ):
+        if value is not None and value.shape != tokens.shape:
+            raise ValueError(f"{name} has shape {value.shape}, tokens {tokens.shape}")
+    mask = None if attention_mask is None else attention_mask.astype(bool)
+    if segment_ids is not None:
+        mask = segment_ids != 0 if mask is None else mask & (segment_ids != 0)
+    if positions is None:
+        positions = count_positions(tokens, mask, cache)
+    if cache is None:
+        return Visibility(0, mask, segment_ids, segment_ids), mask, positions, None
+    real = jnp.ones(tokens.shape, bool) if mask is None else mask
+    key_mask, documents = cache.append(real, segment_ids)
+    visibility = Visibility(
+        cache.length, key_mask, segment_ids, None if segment_ids is None else documents
+    )
+    cache = dataclasses.replace(cache, mask=key_mask, segment_ids=documents)
+    return visibility, mask, positions, cache
 
 
 def check_ids(ids: BrickIds | None, bricks: Bricks) -> None:

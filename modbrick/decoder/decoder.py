@@ -18,16 +18,22 @@ from modbrick.decoder.arguments import (
     check_ids,
     check_values,
     checked_features,
-    count_positions,
     spread,
+    visible,
 )
 from modbrick.decoder.captures import by_router, gather_captures, recorded_names
 from modbrick.decoder.output import DecoderOutput, Features
-from modbrick.decoder.segment import run_segment, stacked_block
+from modbrick.decoder.prompts import (
+    PROMPT,
+    context_in_front,
+    padded_to_mesh,
+    with_encoded_prompts,
+)
+from modbrick.decoder.segment import run_segments, stacked_block
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.block import Block
-from modbrick.layers.cache import Cache
-from modbrick.layers.context import Bricks, Context, Visibility
+from modbrick.layers.cache import Cache, SegmentCache
+from modbrick.layers.context import Bricks, Context
 from modbrick.layers.norms import Norm
 from modbrick.layers.offer import Offer
 from modbrick.layers.parameters import Initialiser, normal, parameter, uniform_fan_in
@@ -185,46 +191,71 @@ class Decoder(nnx.Module):
         check_values(tokens, config.vocabulary, cache)
         check_ids(brick_ids, bricks)
         brick_features = checked_features(brick_features, bricks, tokens)
-        visibility, counted, positions, cache = self._visible(
+        bricks = self.encoded(bricks)
+        visibility, real, positions, cache = visible(
             tokens, attention_mask, segment_ids, positions, cache
         )
         context = Context(
             positions,
             visibility,
-            counted,
+            None if config.router_statistics == "all" else real,
             random_keys,
             choice=spread(brick_ids, brick_weights, tokens),
             execution=self.execution,
             capture=recorded_names(capture),
         )
         outer = dataclasses.replace(context, bricks=bricks.decoder, captured={})
-        embedding = gathered(self.embedding[...], self.embedding.axes)
-        # Weights may be kept in less than float32; the product is not.
-        x = embedding[tokens].astype(jnp.float32) * config.embedding_multiplier
-        x = constrain(x.astype(config.dtype), "batch", "sequence", "width")
+        x = self.embed(tokens)
         x = outer.at("embedding", tokens, x)
         if outer.looks_at("features"):
-            real = tokens if attention_mask is None else jnp.where(attention_mask, tokens, -1)
-            x = outer.at("features", real, x, Offer(features=brick_features), "tokens")
-        inner: dict[str, Context] = {}
-        for name, first_layer, segment in config.placed_segments():
-            of_segment = dataclasses.replace(
-                context,
-                bricks=bricks.segments.get(name, {}),
-                cache=None if cache is None else cache.segments[name],
-            )
-            x, inner[name] = run_segment(self.segments[name], segment, first_layer, x, of_segment)
+            given = tokens if attention_mask is None else jnp.where(attention_mask, tokens, -1)
+            x = outer.at("features", given, x, Offer(features=brick_features), "tokens")
+        outer.declare(PROMPT, x, x, "prompt")
+        x, inner, cached = run_segments(self.segments, config, x, context, bricks, cache)
         hidden = self.norm(x, outer, "norm")
         if cache is not None:
-            segments = {name: of.cache for name, of in inner.items() if of.cache is not None}
             length = cache.length + tokens.shape[1]
-            cache = dataclasses.replace(cache, segments=segments, length=length)
+            cache = dataclasses.replace(cache, segments=cached, length=length)
         return Features(
             hidden,
             by_router({name: of.statistics for name, of in inner.items()}),
             cache,
             gather_captures(capture, outer, inner),
         )
+
+    def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        """Returns what the first layer reads of tokens."""
+        embedding = gathered(self.embedding[...], self.embedding.axes)
+        # Weights may be kept in less than float32; the product is not.
+        x = embedding[tokens].astype(jnp.float32) * self.config.embedding_multiplier
+        return constrain(x.astype(self.config.dtype), "batch", "sequence", "width")
+
+    def encoded(self, bricks: Bricks | None = None) -> Bricks:
+        """Returns bricks with their prompts as keys and values, which no call encodes again.
+
+        Args:
+          bricks: what is attached; None: what is plugged in.
+        """
+        return with_encoded_prompts(self._attached(bricks), self.keys_and_values)
+
+    def keys_and_values(
+        self, x: Float[Array, "N P D"], lengths: Int[Array, "N"]
+    ) -> dict[str, SegmentCache]:
+        """Runs what stands in front of documents through the layers, without bricks.
+
+        Args:
+          x: what the first layer reads, of N rows each for itself.
+          lengths: of the rows; padding stands behind. The last of a row stands at position -1.
+
+        Returns:
+          Keys and values of each segment's layers, `[L, N, P, G, W]`.
+        """
+        rows, length, _ = x.shape
+        x = padded_to_mesh(x.astype(self.config.dtype))
+        cache = Cache.empty(self.config, *x.shape[:2])
+        context = context_in_front(x, lengths, cache, self.execution)
+        *_, cached = run_segments(self.segments, self.config, x, context, Bricks(), cache)
+        return jax.tree.map(lambda array: array[:, :rows, :length], cached)
 
     def logits(
         self,
@@ -275,35 +306,3 @@ class Decoder(nnx.Module):
     def head_weight(self) -> Float[Array, "D V"]:
         """Weight of the head as it is held: the embedding, transposed, if tied."""
         return self.embedding[...].T if self.config.tied_head else self.head.weight[...]
-
-    def _visible(
-        self,
-        tokens: Int[Array, "B S"],
-        attention_mask: Bool[Array, "B S"] | None,
-        segment_ids: Int[Array, "B S"] | None,
-        positions: Int[Array, "B S"] | None,
-        cache: Cache | None,
-    ) -> tuple[Visibility, Bool[Array, "B S"] | None, Int[Array, "B S"], Cache | None]:
-        """Returns what tokens see, which count, where they stand, and the cache with masks."""
-        for name, value in (
-            ("attention_mask", attention_mask),
-            ("segment_ids", segment_ids),
-            ("positions", positions),
-        ):
-            if value is not None and value.shape != tokens.shape:
-                raise ValueError(f"{name} has shape {value.shape}, tokens {tokens.shape}")
-        mask = None if attention_mask is None else attention_mask.astype(bool)
-        if segment_ids is not None:
-            mask = segment_ids != 0 if mask is None else mask & (segment_ids != 0)
-        counted = None if self.config.router_statistics == "all" else mask
-        if positions is None:
-            positions = count_positions(tokens, mask, cache)
-        if cache is None:
-            return Visibility(0, mask, segment_ids, segment_ids), counted, positions, None
-        real = jnp.ones(tokens.shape, bool) if mask is None else mask
-        key_mask, documents = cache.append(real, segment_ids)
-        visibility = Visibility(
-            cache.length, key_mask, segment_ids, None if segment_ids is None else documents
-        )
-        cache = dataclasses.replace(cache, mask=key_mask, segment_ids=documents)
-        return visibility, counted, positions, cache

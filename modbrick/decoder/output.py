@@ -24,9 +24,10 @@ class Features:
       cache: updated, if one was given.
       captured: what `capture` named: `hidden_states` `[L+1, B, S, D]` (the embedding, then the
         stream after each layer); `attention_weights`, one `[L, B, N, S, C]` by segment (with
-        experts, N runs over key heads, then slots, then heads in a group); `routing`, one stacked
-        `Routing` by router; a site by its name, its outputs stacked `[L, B, S, ...]` by segment
-        (`embedding` and `head` as they are); `sites`, inputs and outputs of every site, by segment
+        experts, N runs over key heads, then slots, then heads in a group; without what stands in
+        front of documents); `routing`, one stacked `Routing` by router; a site by its name, its
+        outputs stacked `[L, B, S, ...]` by segment
+        (`embedding` and `head` as they are); `sites`, the `SeenSite` of every site, by segment
         (and `decoder`), then by name.
     """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,10 +13,10 @@ from flax import nnx
 from jax.random import fold_in
 from jaxtyping import Array, Float
 
-from modbrick.config import SegmentConfig
+from modbrick.config import ModelConfig, SegmentConfig
 from modbrick.layers.block import Block
-from modbrick.layers.cache import SegmentCache
-from modbrick.layers.context import Context, SiteBricks
+from modbrick.layers.cache import Cache, SegmentCache
+from modbrick.layers.context import Bricks, Context, SiteBricks
 from modbrick.layers.parameters import Initialiser
 from modbrick.layers.rematerialisation import mark_layer_input, rematerialised
 
@@ -79,3 +81,38 @@ def run_segment(
         unroll=min(execution.unroll, config.repeats),
     )
     return x, context.with_results(cache, statistics, captured)
+
+
+def run_segments(
+    blocks: Mapping[str, Block],
+    config: ModelConfig,
+    x: Float[Array, "B S D"],
+    context: Context,
+    bricks: Bricks,
+    cache: Cache | None,
+) -> tuple[Float[Array, "B S D"], dict[str, Context], dict[str, SegmentCache]]:
+    """Runs all layers of a model.
+
+    Args:
+      blocks: the layers of each segment, stacked.
+      config: of the model.
+      x: the residual stream.
+      context: of the tokens.
+      bricks: attached to the layers.
+      cache: of the tokens before these; None: none is kept.
+
+    Returns:
+      The stream after the last layer, the context of each segment, and the caches that are kept.
+    """
+    inner: dict[str, Context] = {}
+    cached: dict[str, SegmentCache] = {}
+    for name, first_layer, segment in config.placed_segments():
+        of_segment = dataclasses.replace(
+            context,
+            bricks=bricks.segments.get(name, {}),
+            cache=None if cache is None else cache.segments[name],
+        )
+        x, inner[name] = run_segment(blocks[name], segment, first_layer, x, of_segment)
+        if (kept := inner[name].cache) is not None:
+            cached[name] = kept
+    return x, inner, cached

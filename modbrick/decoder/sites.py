@@ -32,7 +32,10 @@ class Site:
     are sites of weights. With
     attention experts, `attention.query` hands a brick the layer's input and every slot's queries,
     `attention.output` the gate-weighted sum of the slots and the combined output; with feed-forward
-    experts `feed_forward.up` and the other sites inside do likewise.
+    experts `feed_forward.up` and the other sites inside do likewise. At `attention.memory` widths
+    are those of all key heads together, at `prompt` that of an embedding.
+
+    `length` is how many tokens the model is meant for, at `prompt`, where they can be counted.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Site:
     experts: int = 0
     linear: bool = False
     shape: tuple[int, ...] = ()
+    length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +55,7 @@ class ModelSites:
 
     Attributes:
       layers: of a layer of each segment, by the segment's index as text; sorted by name.
-      decoder: `embedding`, `norm` and `head`.
+      decoder: `embedding`, `features`, `prompt`, `norm` and `head`.
     """
 
     layers: dict[str, tuple[Site, ...]]
@@ -62,7 +66,7 @@ class ModelSites:
 def model_sites(config: ModelConfig) -> ModelSites:
     """Lists the sites of a model, by tracing one abstract token through it.
 
-    What the layers call `Context.at` with is what there is: no list is kept beside the code.
+    What the layers call the context with is what there is: no list is kept beside the code.
     """
     decoder = functional_decoder(config)
 
@@ -70,18 +74,20 @@ def model_sites(config: ModelConfig) -> ModelSites:
         tokens = jnp.zeros((1, 1), jnp.int32)
         return decoder.bind(parameters)(tokens, capture=("sites",)).captured["sites"]
 
-    found = jax.eval_shape(trace, decoder.table.abstract())
+    places = jax.eval_shape(trace, decoder.table.abstract())
     sites = {
-        place: tuple(_site(name, seen, config.vocabulary) for name, seen in at.items())
-        for place, at in found.items()
+        place: tuple(_site(name, seen, config) for name, seen in at.items())
+        for place, at in places.items()
     }
     return ModelSites(sites, sites.pop("decoder"))
 
 
-def _site(name: str, seen: SeenSite, vocabulary: int) -> Site:
+def _site(name: str, seen: SeenSite, config: ModelConfig) -> Site:
     inputs, (*outer, out) = seen.inputs.shape, seen.outputs.shape
     # Token ids stand for rows of a one-hot matrix.
-    width = vocabulary if len(inputs) == 2 else inputs[-1]
+    width = config.vocabulary if len(inputs) == 2 else inputs[-1]
+    if seen.hook == "prompt":
+        return Site(name, out, out, hook=seen.hook, length=config.context)
     if seen.hook == "weights":  # behind the axes of layers, batch and sequence
         return Site(name, out, out, hook=seen.hook, shape=(*outer[3:], out))
     return Site(name, width, out, math.prod(outer[2:]), seen.hook, seen.experts, seen.linear)

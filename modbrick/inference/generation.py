@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from modbrick.decoder.arguments import check_ids
 from modbrick.decoder.decoder import Decoder
+from modbrick.decoder.prompts import PROMPT
 from modbrick.errors import InputError
 from modbrick.inference.prompts import (
     check_prompts,
@@ -90,6 +91,8 @@ def generate(
         raise InputError(f"{len(brick_ids)} brick_ids do not fit {len(prompts)} prompts")
     ids = None if brick_ids is None else jnp.asarray(brick_ids, jnp.int32)
     check_ids(ids, bricks or bound.plugged or Bricks())
+    if PROMPT in (attached := bricks or bound.plugged or Bricks()).decoder:
+        bricks = _encoded(nnx.as_pure(parameters), attached, graph=graph)
     request = _Request(
         parameters=nnx.as_pure(parameters),
         random_keys=_random_keys(seed, len(prompts)),
@@ -138,6 +141,12 @@ class _Progress:
     lengths: Int[Array, "B"]
     stopped: Bool[Array, "B"]
     step: Int[Array, ""]
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _encoded(parameters: Any, bricks: Bricks, *, graph: nnx.GraphDef[Decoder]) -> Bricks:
+    """Makes keys and values of prompts, once for all tokens."""
+    return nnx.merge(graph, parameters).encoded(bricks)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "greedily", "top_k", "capacity"))

@@ -14,6 +14,7 @@ from modbrick.config import Projection as ProjectionName
 from modbrick.errors import InputError
 from modbrick.layers.attention_weights import attention_weights
 from modbrick.layers.context import Context
+from modbrick.layers.memory import Attended
 from modbrick.layers.norms import Norm
 from modbrick.layers.offer import NOTHING
 from modbrick.layers.parameters import Initialiser, constant, normal, parameter
@@ -23,8 +24,11 @@ from modbrick.layers.routed import routed
 from modbrick.layers.router import Router, Routing
 from modbrick.parallel.attention import Keys, Offset, attend_over_mesh
 from modbrick.parallel.dispatch import Dispatch
-from pallas_kernels.softmax_attention import softmax_attention
+from pallas_kernels.softmax_attention import softmax_attention, softmax_attention_and_log_sum
 from pallas_kernels.stickbreaking_attention import stickbreaking_attention
+
+MEMORY = "attention.memory"
+"""Site of keys and values in front of every document."""
 
 
 class Attention(nnx.Module):
@@ -89,7 +93,9 @@ class Attention(nnx.Module):
         if "attention_weights" in context.capture:
             weights = attention_weights(self.config, queries, keys, context.visibility)
             context.record("attention_weights", weights)
-        mixed = self._attend(queries, keys, values, context)
+        mixed, left = self._attend(queries, keys, values, context)
+        if context.looks_at(MEMORY):
+            mixed = self._in_front(queries, keys, values, mixed, left, context)
         return self._output(mixed, routing, dispatch, context)
 
     def _queries(
@@ -161,9 +167,10 @@ class Attention(nnx.Module):
         keys: Float[Array, "B C G W"],
         values: Float[Array, "B C G W"],
         context: Context,
-    ) -> Float[Array, "B S N W"]:
+    ) -> tuple[Float[Array, "B S N W"], Float[Array, "B S N"] | None]:
+        """Returns the output, and what it leaves to keys in front if there are any."""
         config, execution, visibility = self.config, context.execution, context.visibility
-        stickbreaking = config.kind == "stickbreaking"
+        stickbreaking, with_left = config.kind == "stickbreaking", MEMORY in context.bricks
         attention = (
             functools.partial(
                 stickbreaking_attention,
@@ -171,6 +178,8 @@ class Attention(nnx.Module):
                 tolerance=execution.attention_tolerance,
             )
             if stickbreaking
+            else softmax_attention_and_log_sum
+            if with_left
             else softmax_attention
         )
 
@@ -200,7 +209,34 @@ class Attention(nnx.Module):
             Keys(keys, values, visibility.key_segment_ids, visibility.key_mask),
             visibility.offset,
             ring=stickbreaking,
+            with_left=with_left,
         )
+
+    def _in_front(
+        self,
+        queries: Float[Array, "B S N W"],
+        keys: Float[Array, "B C G W"],
+        values: Float[Array, "B C G W"],
+        output: Float[Array, "B S N W"],
+        left: Float[Array, "B S N"] | None,
+        context: Context,
+    ) -> Float[Array, "B S N W"]:
+        """Attends to what stands in front of every document."""
+        config = self.config
+        assert context.positions is not None, "layers run on tokens with positions"
+        attended = Attended(
+            queries,
+            context.positions,
+            output,
+            left,
+            groups=config.grouped_heads,
+            scale=config.head_width**-0.5 if config.scale is None else config.scale,
+            window=config.window,
+            kind=config.kind,
+        )
+        whole = (*keys.shape[:2], config.key_width)
+        context.declare(MEMORY, keys.reshape(whole), values.reshape(whole), "memory")
+        return context.in_front(MEMORY, attended)
 
     def _output(
         self,

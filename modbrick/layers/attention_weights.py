@@ -16,7 +16,7 @@ def attention_weights(
     key: Float[Array, "B C G W"],
     visibility: Visibility,
 ) -> Float[Array, "B N S C"]:
-    """Returns the weight of each key for each query, float32.
+    """Returns the weight of each key for each query, float32; of a document's own keys alone.
 
     Stick-breaking: A_ij = sigmoid(z_ij) prod_{l > j} (1 - sigmoid(z_il)) over visible keys (arXiv
     2410.17980, section 2); softmax: the softmax over visible keys, zeros where none is visible.

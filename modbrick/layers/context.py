@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.cache import SegmentCache
+from modbrick.layers.memory import Attended
 from modbrick.layers.offer import NOTHING, Offer
 from modbrick.parallel.choice import Choice
 from modbrick.parameters import flatten, nest
@@ -47,11 +48,12 @@ class SiteBrick(Protocol):
         ...
 
 
-Hook = Literal["outputs", "norm", "weights", "tokens"]
+Hook = Literal["outputs", "norm", "weights", "tokens", "memory", "prompt"]
 """What a brick at a site gets hold of.
 
 `outputs` of a map, which it changes token by token; normalised values and outputs of a `norm`; the
-`weights` themselves, for all tokens; or `tokens` and their embeddings, with features of the call.
+`weights` themselves, for all tokens; `tokens` and their embeddings, with features of the call;
+`memory`, keys and values in front of every document; or a `prompt`, embeddings in front of it.
 """
 
 
@@ -74,8 +76,11 @@ class SeenSite:
     experts: int = dataclasses.field(metadata={"static": True})
 
 
-SiteBricks = Mapping[str, tuple[SiteBrick, ...]]
-"""Bricks of one layer (or, stacked, of a segment), by site, in the order in which they apply."""
+SiteBricks = Mapping[str, tuple[Any, ...]]
+"""Bricks of one layer (or, stacked, of a segment), by site, in the order in which they apply.
+
+Each has the call of its site's hook: `SiteBrick`, `MemoryBrick`, `PromptBricks`.
+"""
 
 
 @jax.tree_util.register_dataclass
@@ -174,12 +179,30 @@ class Context:
         for brick in self.bricks.get(site, ()):
             outputs = brick(inputs, outputs, self.choice, offer)
         self.record(site, outputs)
+        self.declare(site, inputs, outputs, hook, offer)
+        return outputs
+
+    def in_front(self, site: str, attended: Attended) -> Float[Array, "B S N W"]:
+        """Returns the outputs of attention after what stands in front of every document.
+
+        Args:
+          site: its name within the layer.
+          attended: what attention to the tokens of the document gave.
+        """
+        for brick in self.bricks.get(site, ()):
+            attended = brick(attended, self.choice)
+        self.record(site, attended.output)
+        return attended.output
+
+    def declare(
+        self, site: str, inputs: Array, outputs: Array, hook: Hook, offer: Offer = NOTHING
+    ) -> None:
+        """Says that there is a site, where somebody asks for all of them."""
         if "sites" in self.capture:
             weight = offer.weight
             experts = len(weight) if weight is not None and offer.experts is not None else 0
             seen = SeenSite(inputs, outputs, hook, weight is not None, experts)
             self.captured.setdefault("sites", {})[site] = seen
-        return outputs
 
     def weights(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns a layer's parameters, nested, after the bricks attached at them.

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from etils import epath
+from jaxtyping import Array
 
 from modbrick.checkpoints.workdir.directory import as_path
 from modbrick.convert.peft import read_adapter, write_adapter
+from modbrick.convert.peft.base import Weights
 from modbrick.errors import InputError
 from modbrick.library.check import Model
 from modbrick.library.file import StoredBrick, open_brick, write_brick
 from modbrick.library.manifest import Base, Manifest
 
 
+class ReadableModel(Model, Protocol):
+    """Interface of a model on disk whose parameters can be read."""
+
+    def read(self, *, paths: Collection[str]) -> Mapping[str, Array]:
+        """Returns parameters by path."""
+        ...
+
+
 def import_adapter(
     directory: epath.PathLike,
     file: epath.PathLike,
-    model: Model,
+    model: ReadableModel,
     *,
     family: str | None = None,
     licence: str = "",
@@ -44,7 +55,9 @@ def import_adapter(
       InputError: as `read_adapter`; or a file is there already: nothing is written.
     """
     first = as_path(file)
-    found = read_adapter(Path(directory), model.config, family=family, name=first.stem)
+    found = read_adapter(
+        Path(directory), model.config, family=family, name=first.stem, weights=_weights(model)
+    )
     files = {name: first.with_name(f"{name}{first.suffix}") for name in found}
     if taken := [path for path in files.values() if path.exists()]:
         raise InputError(f"{taken[0]} is there already: name a new file")
@@ -65,17 +78,26 @@ def import_adapter(
     return [open_brick(path) for path in files.values()]
 
 
-def export_adapter(files: Sequence[epath.PathLike], directory: epath.PathLike, family: str) -> None:
+def export_adapter(
+    files: Sequence[epath.PathLike],
+    directory: epath.PathLike,
+    family: str,
+    *,
+    model: ReadableModel | None = None,
+) -> None:
     """Writes files of bricks for one model as one adapter of PEFT.
 
     Args:
       files: of the bricks.
       directory: new or empty, on a local disk.
       family: of the names of modules, such as `llama`.
+      model: that they are for; needed where PEFT stores weights of it, or norms of them, see
+        `modbrick.convert.peft.write_adapter`.
 
     Raises:
       InputError: a file is not that of a brick or does not say for which model it is, they are for
-        different models, two have one name, or PEFT has no adapter for them.
+        different models or for another one than `model`, two have one name, or PEFT has no adapter
+        for them.
     """
     stored = [open_brick(file) for file in files]
     bases = {}
@@ -86,7 +108,14 @@ def export_adapter(files: Sequence[epath.PathLike], directory: epath.PathLike, f
     if len(bases) != 1:
         raise InputError(f"{', '.join(str(b.path) for b in stored)} are for different models")
     (base,) = bases.values()
+    if model is not None and model.fingerprint() != base.fingerprint:
+        raise InputError(f"{stored[0].path} is not for {model.origin}, but for other weights")
     bricks = {brick.manifest.name: brick.read() for brick in stored}
     if len(bricks) < len(stored):
         raise InputError("two of the bricks have one name: rename one in a library")
-    write_adapter(Path(directory), bricks, base.model, family)
+    weights = None if model is None else _weights(model)
+    write_adapter(Path(directory), bricks, base.model, family, weights=weights)
+
+
+def _weights(model: ReadableModel) -> Weights:
+    return lambda path: model.read(paths=[path])[path]

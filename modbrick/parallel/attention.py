@@ -72,25 +72,35 @@ def attend_over_mesh(
     offset: Offset,
     *,
     ring: bool,
-) -> Float[Array, "B S H W"]:
+    with_left: bool = False,
+) -> tuple[Float[Array, "B S H W"], Float[Array, "B S H"] | None]:
     """Runs attention on the mesh in force, or as it is without one.
 
     Args:
-      attend: returns the output, or for a ring the pair of output and remainder `[B, S, H]`.
+      attend: returns the output, or for a ring the pair of output and remainder `[B, S, H]`; of
+        softmax attention with `with_left` output and log-sum-exp.
       query: of all positions of this call.
       segment_ids: of the queries.
       keys: of all positions.
       offset: index among the keys at which query 0 stands.
       ring: whether blocks of keys compose by remainders.
+      with_left: whether remainder or log-sum-exp are asked for.
+
+    Returns:
+      The output, and remainder or log-sum-exp, float32, if asked for.
 
     Raises:
       InputError: heads that do not divide over the tensor axis; fewer or more keys than queries
         where the positions are divided.
     """
+
+    def pair(result: Any) -> tuple[Array, Array | None]:
+        output, left = result if ring or with_left else (result, None)
+        return output, left if with_left else None
+
     mesh = current_mesh()
     if mesh is None:
-        result = attend(query, segment_ids, keys, offset)
-        return result[0] if ring else result
+        return pair(attend(query, segment_ids, keys, offset))
     divided, tensor = mesh.shape["sequence"] > 1, mesh.shape["tensor"]
     if keys.key.shape[2] % tensor:
         raise InputError(
@@ -99,17 +109,18 @@ def attend_over_mesh(
     if divided and keys.key.shape[1] != query.shape[1]:
         raise InputError("mesh.sequence divides whole sequences only: decode with mesh.sequence 1")
 
-    def local(query: Array, segment_ids: Array | None, keys: Keys, offset: Array) -> Array:
+    def local(
+        query: Array, segment_ids: Array | None, keys: Keys, offset: Array
+    ) -> tuple[Array, Array | None]:
         if not divided:
-            result = attend(query, segment_ids, keys, offset)
-            return result[0] if ring else result
+            return pair(attend(query, segment_ids, keys, offset))
         if ring:
-            return _ring(attend, query, segment_ids, keys)
+            return pair(_ring(attend, query, segment_ids, keys))
         everything = jax.tree.map(
             lambda x: jax.lax.all_gather(x, "sequence", axis=1, tiled=True), keys
         )
         here = jax.lax.axis_index("sequence") * query.shape[1]
-        return attend(query, segment_ids, everything, here)
+        return pair(attend(query, segment_ids, everything, here))
 
     heads = activation_spec("batch", "sequence", "heads", "head_width")
     row = activation_spec("batch", "sequence")
@@ -118,7 +129,7 @@ def attend_over_mesh(
         local,
         mesh=mesh,
         in_specs=(heads, row, key_specs, jax.sharding.PartitionSpec()),
-        out_specs=heads,
+        out_specs=(heads, activation_spec("batch", "sequence", "heads")),
         # Kernels do not declare over which axes their results vary.
         check_vma=False,
     )(query, segment_ids, keys, jnp.asarray(offset, jnp.int32))
@@ -126,8 +137,11 @@ def attend_over_mesh(
 
 def _ring(
     attend: Callable[..., Any], query: Array, segment_ids: Array | None, keys: Keys
-) -> Float[Array, "B S H W"]:
-    """Attention of this device's queries over its own keys, then over those of each before it."""
+) -> tuple[Float[Array, "B S H W"], Float[Array, "B S H"]]:
+    """Attention of this device's queries over its own keys, then over those of each before it.
+
+    Returns output and remainder.
+    """
     devices = jax.lax.axis_size("sequence")
     here = jax.lax.axis_index("sequence")
     length = query.shape[1]
@@ -154,7 +168,7 @@ def _ring(
         output, remainder = jax.lax.cond(back <= here, earlier, later)
         return (total + left[..., None] * output, left * remainder, keys), None
 
-    (total, _, _), _ = jax.lax.scan(
+    (total, left, _), _ = jax.lax.scan(
         step, (total, remainder, keys), jnp.arange(1, devices, dtype=jnp.int32)
     )
-    return total.astype(output.dtype)
+    return total.astype(output.dtype), left

@@ -30,6 +30,7 @@ PARAMETER_RULES: Mapping[str, MeshAxes] = {
     "rank": None,
     "brick_input": None,
     "brick_output": None,
+    "position": None,
     "brick_expert": None,
     "brick_entry": None,
 }

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modbrick.bricks import Settings
 from modbrick.bricks.bank import Bank
 from modbrick.decoder.sites import Site
 from modbrick.layers.offer import NOTHING, Offer
@@ -39,7 +38,7 @@ def applied(bank: Bank, x: Any, y: Any, choice: Choice | None, offer: Offer = NO
 class BrickContract:
     """What a kind promises."""
 
-    settings: ClassVar[Sequence[Settings]]  # two, of one form and of other sizes
+    settings: ClassVar[Sequence[Any]]  # two, of one form and of other sizes
     site: ClassVar[Site] = SITE
     offer: ClassVar[Offer] = NOTHING
     at_first: ClassVar[frozenset[str]]  # arrays with a gradient before the first step

@@ -52,9 +52,22 @@ def softmax(arrays: Any, options: dict[str, Any]) -> Arrays:
       arrays: query, key, value, and the cotangent of the output `[B, Sq, H, dv]`.
       options: of `softmax_attention`.
     """
+    output, _, *gradients = softmax_and_log_sum([*arrays, np.zeros(arrays[0].shape[:3])], options)
+    return [output, *gradients]
+
+
+def softmax_and_log_sum(arrays: Any, options: dict[str, Any]) -> Arrays:
+    """Output, log-sum-exp, and the gradients of query, key and value.
+
+    Args:
+      arrays: query, key, value, and the cotangents of output `[B, Sq, H, dv]` and of log-sum-exp
+        `[B, Sq, H]`.
+      options: of `softmax_attention`.
+    """
     options = dict(options)
     nearest = 0 if options.pop("causal", True) else None
-    query, key, value, d_output = _by_head(*arrays)
+    query, key, value, d_output = _by_head(*arrays[:4])
+    d_log_sum = np.swapaxes(arrays[4], 1, 2)[..., None]
     scale = options.pop("scale", None) or query.shape[-1] ** -0.5
     seen = _seen(query, key, nearest, **options)
     logits = scale * (query @ _turned(key))
@@ -62,11 +75,13 @@ def softmax(arrays: Any, options: dict[str, Any]) -> Arrays:
     shares = np.where(seen, np.exp(np.where(seen, logits - largest, 0.0)), 0.0)
     total = shares.sum(-1, keepdims=True)
     weights = shares / np.where(total > 0, total, 1.0)
+    with np.errstate(divide="ignore"):
+        log_sum = np.where(total > 0, largest + np.log(total), -np.inf)
 
     d_log_weights = weights * (d_output @ _turned(value))
-    d_logits = d_log_weights - weights * d_log_weights.sum(-1, keepdims=True)
+    d_logits = d_log_weights - weights * (d_log_weights.sum(-1, keepdims=True) - d_log_sum)
     gradients = _gradients(query, key, d_output, scale, weights, d_logits, arrays[1].shape[2])
-    return [_by_position(weights @ value), *gradients]
+    return [_by_position(weights @ value), np.swapaxes(log_sum[..., 0], 1, 2), *gradients]
 
 
 def _by_head(query: Any, key: Any, value: Any, d_output: Any) -> Arrays:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Float64
 
 from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.decoder.sites import Hook, Site
+from modbrick.layers.memory import Attended
 from modbrick.layers.offer import Offer
 from modbrick.layers.parameters import Initialiser
 from modbrick.parallel.choice import Choice
@@ -80,6 +81,20 @@ class Form(Protocol):
         ...
 
 
+class MemoryForm(Protocol):
+    """Static part of a kind whose bricks are keys and values; hashable."""
+
+    def __call__(self, leaves: Leaves, attended: Attended, choice: Choice | None) -> Attended:
+        """Returns what each token has once it has attended to its bricks too.
+
+        Args:
+          leaves: of N bricks, constants included.
+          attended: what attention gave so far.
+          choice: which of the bricks each token uses; None: all, in their order.
+        """
+        ...
+
+
 class Kind(Protocol):
     """Settings of a brick of a kind; a frozen record with a field `kind` of its own."""
 
@@ -87,7 +102,7 @@ class Kind(Protocol):
     """Sites of which hook the kind is attached at."""
 
     @property
-    def form(self) -> Form:
+    def form(self) -> Form | MemoryForm:
         """What computes it."""
         ...
 

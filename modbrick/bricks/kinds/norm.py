@@ -1,4 +1,4 @@
-"""Norm tuning: other scales, and biases, of the norms (arXiv 2312.11420, section 3)."""
+"""Norm tuning: other scales, and biases, of the norms (arXiv 2312.11420)."""
 
 from __future__ import annotations
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from modbrick.config import ModelConfig
 from modbrick.convert.format import Format, Translation
 from modbrick.convert.huggingface.exported_config import changes
-from modbrick.convert.peft.module import Module, family_modules
+from modbrick.convert.peft.bank import family_banks
+from modbrick.convert.peft.module import Module, plain_modules
 from modbrick.convert.registry import FORMATS, format_named
 from modbrick.errors import InputError
 
@@ -15,8 +16,8 @@ PREFIX = "base_model.model."
 """In front of the names of modules in PEFT's files."""
 
 
-def modules_of(model: ModelConfig, family: str | None, tensors: Iterable[str]) -> dict[str, Module]:
-    """Returns the modules of a model, by name, in its family.
+def form_of(model: ModelConfig, family: str | None, tensors: Iterable[str]) -> Format:
+    """Returns the family of a model.
 
     Args:
       model: the base.
@@ -27,12 +28,27 @@ def modules_of(model: ModelConfig, family: str | None, tensors: Iterable[str]) -
       InputError: the family is none, or there is no family that can express the model.
     """
     if family is not None:
-        return family_modules(format_named(family), model)
+        return format_named(family)
     named = [name.removeprefix(PREFIX) for name in tensors]
-    candidates = [family_modules(form, model) for form in FORMATS.values() if _says(form, model)]
+    candidates = [form for form in FORMATS.values() if _says(form, model)]
     if not candidates:
         raise InputError("the model is of no family of the transformers library, as PEFT's are")
-    return max(candidates, key=lambda modules: sum(_known(name, modules) for name in named))
+
+    def known(form: Format) -> int:
+        modules = family_modules(form, model)
+        paths = {*modules, *(name.rpartition(".")[0] for name in modules)}
+        return sum(_known(name, paths) for name in named)
+
+    return max(candidates, key=known)
+
+
+def family_modules(form: Format, model: ModelConfig) -> dict[str, Module]:
+    """Lists the modules of a model in a family, and the weights of its banks, by name.
+
+    Raises:
+      InputError: the family has no place for something that the model has.
+    """
+    return plain_modules(form, model) | family_banks(form, model)
 
 
 def _says(form: Format, model: ModelConfig) -> bool:
@@ -46,7 +62,7 @@ def _says(form: Format, model: ModelConfig) -> bool:
     return not changes(form, written, model)
 
 
-def _known(tensor: str, modules: dict[str, Module]) -> bool:
-    """Returns whether a tensor is named after one of the modules."""
+def _known(tensor: str, paths: Collection[str]) -> bool:
+    """Returns whether a tensor is named after a module."""
     parts = tensor.split(".")
-    return any(".".join(parts[:count]) in modules for count in range(len(parts)))
+    return any(".".join(parts[:count]) in paths for count in range(1, len(parts)))

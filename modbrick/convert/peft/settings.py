@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from modbrick.convert.peft.module import Module
 from modbrick.errors import InputError
@@ -44,16 +44,24 @@ class Targets:
       exclude_modules: the same, of modules that are not.
       layers_to_transform: the only layers of ends of names; a module named whole is in any.
       layers_pattern: what stands in front of the layer's index in a name.
+      modules_to_save: ends of names of modules of which the adapter has a copy; they are no
+        targets.
     """
+
+    adapts: ClassVar[tuple[str, ...]] = ("linear",)
+    """Kinds of modules that can be adapted."""
 
     target_modules: Names = None
     exclude_modules: Names = None
     layers_to_transform: tuple[int, ...] | int | None = None
     layers_pattern: Names = None
+    modules_to_save: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.target_modules:
+        if not self.target_modules and not self._targets_more:
             raise InputError("target_modules names nothing")
+        if not all(self.modules_to_save or ()):
+            raise InputError("modules_to_save has an empty name")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise InputError("layers_to_transform has no effect where target_modules is a text")
         if self.layers_pattern and self.layers_to_transform is None:
@@ -65,21 +73,63 @@ class Targets:
         Raises:
           InputError: a target that matches nothing, or a module that cannot be adapted here.
         """
+        modules = {name: m for name, m in modules.items() if m.kind != "bank"}
         entries = self.target_modules
         entries = (entries,) if isinstance(entries, str) else entries or ()
         idle = [name for name in entries if not any(self._targets(m, name) for m in modules)]
         if idle:
             raise InputError(f"target_modules that match nothing: {', '.join(map(repr, idle))}")
         found = [module for name, module in modules.items() if self._covers(name)]
-        if not found:
+        if not found and not self._targets_more:
             raise InputError("target_modules match nothing in these layers")
-        problems = [f"{module.name}: {module.obstacle}" for module in found if module.obstacle]
+        problems = [f"{m.name}: {m.obstacle}" for m in found if m.kind not in self.adapts]
         if problems:
             raise InputError(f"cannot be adapted here: {'; '.join(problems)}")
         return found
 
+    def saved(self, modules: Mapping[str, Module], chosen: Iterable[Module]) -> list[Module]:
+        """Lists the modules of which the adapter has a copy.
+
+        A name stands for a module with all that is inside, and for whatever ends with it.
+
+        Args:
+          modules: all, by name.
+          chosen: those that are adapted.
+
+        Raises:
+          InputError: a name that matches nothing, or a module that cannot be replaced here.
+        """
+        entries = self.modules_to_save or ()
+        idle = [entry for entry in entries if not any(saves(entry, name) for name in modules)]
+        if idle:
+            raise InputError(f"modules_to_save that match nothing: {', '.join(map(repr, idle))}")
+        found = [m for name, m in modules.items() if any(saves(e, name) for e in entries)]
+        problems = [f"{m.name}: {m.obstacle}" for m in found if m.kind in ("", "bank")]
+        problems += [f"{m.name} is adapted, too" for m in found if m in chosen]
+        if problems:
+            raise InputError(f"modules_to_save cannot be replaced here: {'; '.join(problems)}")
+        return found
+
+    def shared(self, modules: Sequence[Module]) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of tensors that all modules share, by name."""
+        del modules
+        return {}
+
+    def changed_biases(self, chosen: Sequence[Module], biases: Collection[str]) -> dict[str, str]:
+        """Returns which biases of the base the adapter has, each by the name that it has there."""
+        del chosen, biases
+        return {}
+
+    @property
+    def _targets_more(self) -> bool:
+        """Whether there are targets of another sort than modules."""
+        return False
+
     def _covers(self, name: str) -> bool:
         if self.exclude_modules and names(self.exclude_modules, name):
+            return False
+        copied = [rf"(?:^|.*\.){entry}(?:\Z|\.)" for entry in self.modules_to_save or ()]
+        if any(_search(pattern, name) for pattern in copied):
             return False
         assert self.target_modules is not None, "checked at first"
         if not isinstance(self.target_modules, str) and name in self.target_modules:
@@ -108,6 +158,12 @@ def names(targets: tuple[str, ...] | str, name: str) -> bool:
         found = _search(rf"(?:{targets})\Z", name)
         return found is not None
     return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def saves(entry: str, name: str) -> bool:
+    """Returns whether a name in `modules_to_save` stands for a module, or for one around it."""
+    parts = name.split(".")
+    return any(".".join(parts[:count]).endswith(entry) for count in range(1, len(parts) + 1))
 
 
 def of_pattern[T](patterns: Mapping[str, T] | None, name: str, default: T) -> T:

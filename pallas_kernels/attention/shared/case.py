@@ -23,6 +23,7 @@ class Case:
       tolerance: of the early exit of stick-breaking attention.
       causal: whether keys in the future of a query are not seen.
       offset: the key index at which query 0 stands; None if it is traced.
+      log_sum: whether softmax attention returns its log-sum-exp too.
     """
 
     query: jax.ShapeDtypeStruct | jax.Array
@@ -34,6 +35,7 @@ class Case:
     tolerance: float = 0.0
     causal: bool = True
     offset: int | None = 0
+    log_sum: bool = False
 
     @classmethod
     def of(

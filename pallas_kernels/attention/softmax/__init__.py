@@ -10,7 +10,9 @@ Example:
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -27,10 +29,25 @@ from pallas_kernels.attention.softmax.implementations import (
 __all__ = [
     "IMPLEMENTATIONS",
     "Case",
+    "SoftmaxOutput",
     "available_implementations",
     "choose_implementation",
     "softmax_attention",
+    "softmax_attention_and_log_sum",
 ]
+
+
+class SoftmaxOutput(NamedTuple):
+    """Results of softmax attention with the sum that it divided by.
+
+    Attributes:
+      output: `[B, Sq, H, dv]` in the dtype of the values.
+      log_sum: float32 `[B, Sq, H]`, the logarithm of the sum of `exp(logit)` over the keys that a
+        query sees; minus infinity for one that sees none.
+    """
+
+    output: Array
+    log_sum: Array
 
 
 def softmax_attention(
@@ -77,10 +94,78 @@ def softmax_attention(
       ValueError: shapes or dtypes do not fit together, or the implementation cannot run; the
         message names the argument.
     """
+    visibility = _visibility(
+        query,
+        key,
+        value,
+        causal,
+        query_segment_ids,
+        key_segment_ids,
+        key_mask,
+        query_offset,
+        window,
+    )
+    name = choose_implementation(implementation, Case.of(query, key, value, visibility))
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    run = REGISTRY.load_implementation(name).softmax_attention
+    output: Array = run(query, key, value, visibility, scale=scale)
+    return output
+
+
+def softmax_attention_and_log_sum(
+    query: Float[Array, "B Sq H d"],
+    key: Float[Array, "B Sk G d"],
+    value: Float[Array, "B Sk G dv"],
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    query_segment_ids: Int[Array, "B Sq"] | None = None,
+    key_segment_ids: Int[Array, "B Sk"] | None = None,
+    key_mask: Bool[Array, "B Sk"] | None = None,
+    query_offset: int | Int[Array, ""] | None = None,
+    window: int | None = None,
+    implementation: str | None = None,
+) -> SoftmaxOutput:
+    """`softmax_attention`, and what attention to further keys needs to be added to it.
+
+    With sums s and s' over two sets of keys, attention over both is the mean of the two outputs
+    weighted by s and s'. Arguments and errors as there; output and log-sum are differentiable.
+    "splash" and "cudnn" refuse.
+    """
+    visibility = _visibility(
+        query,
+        key,
+        value,
+        causal,
+        query_segment_ids,
+        key_segment_ids,
+        key_mask,
+        query_offset,
+        window,
+    )
+    case = dataclasses.replace(Case.of(query, key, value, visibility), log_sum=True)
+    name = choose_implementation(implementation, case)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    run = REGISTRY.load_implementation(name).softmax_attention_and_log_sum
+    return SoftmaxOutput(*run(query, key, value, visibility, scale=scale))
+
+
+def _visibility(
+    query: Array,
+    key: Array,
+    value: Array,
+    causal: bool,
+    query_segment_ids: Array | None,
+    key_segment_ids: Array | None,
+    key_mask: Array | None,
+    query_offset: int | Array | None,
+    window: int | None,
+) -> Visibility:
+    """Returns the rules of a call, whose arguments are checked."""
     check_arguments(
         query, key, value, query_segment_ids, key_segment_ids, key_mask, query_offset, window
     )
-    visibility = Visibility(
+    return Visibility(
         offset=key.shape[1] - query.shape[1] if query_offset is None else query_offset,
         query_segment_ids=query_segment_ids,
         key_segment_ids=key_segment_ids,
@@ -88,8 +173,3 @@ def softmax_attention(
         nearest=0 if causal else None,
         window=window,
     )
-    name = choose_implementation(implementation, Case.of(query, key, value, visibility))
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
-    run = REGISTRY.load_implementation(name).softmax_attention
-    output: Array = run(query, key, value, visibility, scale=scale)
-    return output

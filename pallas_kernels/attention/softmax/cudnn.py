@@ -28,6 +28,8 @@ def unsupported(case: Case | None, platform: str | None) -> str | None:
         return f"cuDNN is for NVIDIA GPUs, and the platform is {platform!r}"
     if case is None:
         return None
+    if case.log_sum:
+        return "cuDNN through jax gives no log-sum-exp that gradients pass through"
     if case.query.dtype not in _DTYPES:
         return f"cuDNN takes bfloat16 and float16, and inputs are {case.query.dtype}"
     if case.segments or case.padding:

@@ -43,6 +43,8 @@ def unsupported(case: Case | None, platform: str | None) -> str | None:
         return f"its kernel is for TPUs, and the platform is {platform!r}"
     if case is None:
         return None
+    if case.log_sum:
+        return "its kernel gives no log-sum-exp that gradients pass through"
     if case.query.dtype != jnp.bfloat16:
         return f"its kernel rounds products to bfloat16, and inputs are {case.query.dtype}"
     if case.offset is None:

@@ -27,11 +27,29 @@ def softmax_attention(
         return jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
     query = blocks.fold_heads(query, key.shape[2])
     sizes = xla_block_sizes(query.shape[1], key.shape[1])
-    output = _attend(query, key, value, visibility, scale, sizes)[0]
+    output = _attend(query, key, value, visibility, scale, sizes, False)[0]
     return blocks.unfold_heads(output).astype(value.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def softmax_attention_and_log_sum(
+    query: Array, key: Array, value: Array, visibility: Visibility, *, scale: float
+) -> tuple[Array, Array]:
+    """Returns output `[B, Sq, H, dv]` and log-sum-exp `[B, Sq, H]` (see the public op)."""
+    dtype = blocks.accumulation_dtype(query)
+    if 0 in query.shape or 0 in value.shape:
+        output = jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
+        return output, jnp.full(query.shape[:-1], -jnp.inf, dtype)
+    query = blocks.fold_heads(query, key.shape[2])
+    sizes = xla_block_sizes(query.shape[1], key.shape[1])
+    output, maximum, share = _attend(query, key, value, visibility, scale, sizes, True)
+    # The maximum brings the whole gradient, see `_attend`.
+    share = jax.lax.stop_gradient(share)
+    log_sum = jnp.where(share > 0, maximum - jnp.log(jnp.where(share > 0, share, 1)), -jnp.inf)
+    log_sum = blocks.unfold_heads(log_sum[..., None])[..., 0]
+    return blocks.unfold_heads(output).astype(value.dtype), log_sum
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _attend(
     query: Array,
     key: Array,
@@ -39,11 +57,15 @@ def _attend(
     visibility: Visibility,
     scale: float,
     sizes: BlockSizes,
+    with_log_sum: bool,
 ) -> tuple[Array, Array, Array]:
     """Query `[B, Sq, G, R, d]` to output `[B, Sq, G, R, dv]`, not rounded, maximum and share.
 
     A weight is `exp(logit - maximum) * share`. One number, `maximum - log(share)`, would lose the
     share beside a large maximum.
+
+    With the log-sum-exp, which is that number, the cotangent of the maximum is that of it; without
+    it, neither maximum nor share has one.
     """
     batch, query_length, groups, repeats, _ = query.shape
     dtype = blocks.accumulation_dtype(query)
@@ -102,18 +124,25 @@ def _attend_forward(
     visibility: Visibility,
     scale: float,
     sizes: BlockSizes,
+    with_log_sum: bool,
 ) -> tuple[tuple[Array, Array, Array], _Residuals]:
-    output, maximum, share = _attend(query, key, value, visibility, scale, sizes)
+    output, maximum, share = _attend(query, key, value, visibility, scale, sizes, with_log_sum)
     return (output, maximum, share), (query, key, value, visibility, output, maximum, share)
 
 
 def _attend_backward(
-    scale: float, sizes: BlockSizes, residuals: _Residuals, cotangents: tuple[Array, Array, Array]
+    scale: float,
+    sizes: BlockSizes,
+    with_log_sum: bool,
+    residuals: _Residuals,
+    cotangents: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array, None]:
     query, key, value, visibility, output, maximum, share = residuals
-    d_output, _, _ = cotangents  # Maximum and share are not returned to the caller.
+    d_output, d_log_sum, _ = cotangents
     query_length, _, repeats = query.shape[1:4]
     mean = jnp.sum(d_output * output, axis=-1)
+    if with_log_sum:  # d log_sum / d logit is the weight
+        mean = mean - d_log_sum
     d_output = d_output.astype(value.dtype)
 
     def query_block(

@@ -35,8 +35,10 @@ from tests.modbrick.bricks.tiny import BRICKS, MODEL, random_bricks
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 DECODER = functional_decoder(MODEL)
-TOKENS = np.random.default_rng(0).integers(0, 31, (5, 7))
-SETS = ["de+tone+gain", None, "law+de+norms", "drift+style", "tone+each"]
+TOKENS = np.random.default_rng(0).integers(0, 31, (6, 7))
+SETS = [
+    *("de+tone+gain", None, "law+de+norms", "drift+style+beg", "tone+each", "back+fore+ask"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def test_adding_swapping_and_removing_compiles_nothing(parameters: Any) -> None:
     bricks = {"one": big, "two": small, "three": small}
     values = random_bricks(bricks)
     first = plugged(MODEL, bricks, values)
-    sets = ["one", "two", None, "three", "two"]
+    sets = ["one", "two", None, "three", "two", None]
     wanted = np.asarray(logits(parameters, TOKENS, first, first.ids(sets)))
     with max_traces(Decoder, "features", 0):
         # Removed, and in another order.
@@ -118,8 +120,20 @@ def test_adding_swapping_and_removing_compiles_nothing(parameters: Any) -> None:
         new = plugged(
             MODEL, {"new": small, "one": big}, random_bricks({"new": small, "one": big}), like=first
         )
-        found = logits(parameters, TOKENS, new, new.ids(["one", "new", None, "new", None]))
+        found = logits(parameters, TOKENS, new, new.ids(["one", "new", None, "new", None, None]))
         assert not np.array_equal(found, wanted)
+
+
+def test_longer_prefixes_and_prompts_leave_room_for_shorter_ones(parameters: Any) -> None:
+    bricks = {name: BRICKS[name] for name in ("fore", "back", "ask", "beg")}
+    values = random_bricks()
+    first = plugged(MODEL, bricks, values)
+    sets = ["back", "beg", "beg+back", *[None] * 3]
+    wanted = logits(parameters, TOKENS, first, first.ids(sets))
+    with max_traces(Decoder, "features", 0):
+        fewer = plugged(MODEL, {n: BRICKS[n] for n in ("beg", "back")}, values, like=first)
+        found = logits(parameters, TOKENS, fewer, fewer.ids(sets))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -243,13 +257,13 @@ def test_values_that_do_not_fit_are_refused(change: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"brick_ids": [8] * 5}, "brick ids from 8 to 8 do not fit 8 bricks"),
-        ({"brick_ids": [-2] * 5}, "do not fit 8 bricks"),
-        ({"brick_ids": [0] * 4}, r"brick_ids of shape \(4,\) do not fit tokens \(5, 7\)"),
-        ({"brick_ids": [0.0] * 5}, "brick_ids are integers"),
-        ({"brick_weights": [1.0] * 5}, "brick_weights stand beside brick_ids"),
+        ({"brick_ids": [12] * 6}, "brick ids from 12 to 12 do not fit 12 bricks"),
+        ({"brick_ids": [-2] * 6}, "do not fit 12 bricks"),
+        ({"brick_ids": [0] * 4}, r"brick_ids of shape \(4,\) do not fit tokens \(6, 7\)"),
+        ({"brick_ids": [0.0] * 6}, "brick_ids are integers"),
+        ({"brick_weights": [1.0] * 6}, "brick_weights stand beside brick_ids"),
         (
-            {"brick_ids": [0] * 5, "brick_weights": [[[1.0, 1.0]]] * 5},
+            {"brick_ids": [0] * 6, "brick_weights": [[[1.0, 1.0]]] * 6},
             "brick_weights for 2 bricks a token do not fit brick_ids for 1",
         ),
     ],
@@ -265,7 +279,7 @@ def test_ids_and_weights_that_cannot_be_are_refused(
 
 def test_without_bricks_there_are_no_ids(parameters: Any) -> None:
     with pytest.raises(InputError, match="do not fit 0 bricks"):
-        DECODER.bind(parameters).features(jnp.asarray(TOKENS), brick_ids=jnp.zeros(5, jnp.int32))
+        DECODER.bind(parameters).features(jnp.asarray(TOKENS), brick_ids=jnp.zeros(6, jnp.int32))
 
 
 def test_weights_are_shaped_as_ids() -> None:

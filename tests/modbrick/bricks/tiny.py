@@ -15,6 +15,8 @@ from modbrick.bricks import (
     DoRA,
     LoRA,
     NormTuning,
+    Prefix,
+    Prompt,
     initial_bricks,
 )
 from modbrick.config import ModelConfig
@@ -45,6 +47,10 @@ BRICKS = {
         ("layer.*.attention.output", "layer.*.feed_forward.up"), LoRA(rank=2, pairs="expert")
     ),
     "norms": BrickConfig(("layer.*.attention_norm", "norm"), NormTuning(bias=True)),
+    "fore": BrickConfig(("layer.1-2.attention.memory",), Prefix(length=3)),
+    "back": BrickConfig(("layer.*.attention.memory",), Prefix(length=2)),
+    "ask": BrickConfig(("prompt",), Prompt(length=4)),
+    "beg": BrickConfig(("prompt",), Prompt(length=3)),
 }
 
 

@@ -57,7 +57,7 @@ def test_sites_have_the_inputs_and_outputs_that_bricks_would_see(model):
         assert set(captured[place]) == {site.name for site in listed}
         for site in listed:
             seen = captured[place][site.name]
-            tokens = site.name == "embedding"
+            tokens = site.name in ("embedding", "features")
             width = model.config.vocabulary if tokens else seen.inputs.shape[-1]
             assert width == site.input_width
             assert seen.outputs.shape[-1] == site.output_width

@@ -232,6 +232,7 @@ def test_widths_of_sites():
     assert not sparse["attention.router"].experts
     assert {s.name: s.output_width for s in dense.decoder} == {
         "embedding": WIDTH,
+        "prompt": WIDTH,
         "norm": WIDTH,
         "head": VOCABULARY,
     }
@@ -241,7 +242,9 @@ def test_norms_are_sites_of_their_own_hook():
     layer = dataclasses.replace(
         DENSE,
         attention=dataclasses.replace(
-            DENSE.attention, query_key_norm=NormConfig("rms"), query_key_norm_axis="head"
+            DENSE.attention,
+            query_key_norm=NormConfig("rms", bias=False),
+            query_key_norm_axis="head",
         ),
     )
     sites = model_sites(model_config(layer))
@@ -254,3 +257,12 @@ def test_norms_are_sites_of_their_own_hook():
         "attention.key_norm": head,
     }
     assert [s.name for s in sites.decoder if s.hook == "norm"] == ["norm"]
+
+
+def test_what_stands_in_front_has_sites_of_its_own():
+    config = model_config(DENSE)
+    sites = model_sites(config)
+    (memory,) = (s for s in sites.layers["0"] if s.hook == "memory")
+    assert memory == Site("attention.memory", 8, 8, hook="memory"), "all key heads together"
+    (prompt,) = (s for s in sites.decoder if s.hook == "prompt")
+    assert prompt == Site("prompt", WIDTH, WIDTH, hook="prompt", length=config.context)

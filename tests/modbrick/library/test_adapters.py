@@ -42,6 +42,24 @@ def test_several_ranks_are_several_files(tmp_path: Path) -> None:
     assert [brick.parameters for brick in again] == [brick.parameters for brick in stored]
 
 
+def test_what_needs_the_weights_of_the_model_says_so(tmp_path: Path) -> None:
+    import_adapter(FIXTURES / "dora", tmp_path / "german.brick", MODEL)
+    with pytest.raises(InputError, match=r"weights of the base are needed.*: name its model"):
+        export_adapter([tmp_path / "german.brick"], tmp_path / "peft", "llama")
+    other = open_model(FIXTURES.parent / "mixtral/model")
+    with pytest.raises(InputError, match=r"german.brick is not for .*mixtral/model"):
+        export_adapter([tmp_path / "german.brick"], tmp_path / "peft", "llama", model=other)
+    assert not (tmp_path / "peft").exists()
+    export_adapter([tmp_path / "german.brick"], tmp_path / "peft", "llama", model=MODEL)
+    name = "adapter_model.safetensors"
+    ours, theirs = (
+        read_safetensors(place / name) for place in (tmp_path / "peft", FIXTURES / "dora")
+    )
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        np.testing.assert_allclose(ours[key].read(), tensor.read(), rtol=1e-6)
+
+
 def test_no_file_is_overwritten_and_none_is_written_then(tmp_path: Path) -> None:
     stored = import_adapter(FIXTURES / "patterns", tmp_path / "german.brick", MODEL)
     (tmp_path / "german.brick").unlink()

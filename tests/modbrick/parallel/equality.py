@@ -1,6 +1,6 @@
 """Run in a process of its own: one step's loss and gradients on a mesh of 8, against one device.
 
-    python equality.py DISPATCH[+bricks|+weights] MESH[:WAY]...
+    python equality.py DISPATCH[+bricks|+weights|+memory] MESH[:WAY]...
 
 such as `reference data=2,expert=4:gather`.
 
@@ -21,7 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modbrick.bricks import IA3, Adapter, BrickConfig, DoRA, LoRA, NormTuning, initial_bricks
+from modbrick.bricks import (
+    IA3,
+    Adapter,
+    BrickConfig,
+    DoRA,
+    LoRA,
+    NormTuning,
+    Prefix,
+    Prompt,
+    initial_bricks,
+)
 from modbrick.bricks.config import NO_BRICKS
 from modbrick.bricks.functional import plugged_decoder
 from modbrick.config.families import moduleformer
@@ -68,6 +78,12 @@ WEIGHTS = {
     ),
     "style": BrickConfig(("layer.*.attention.key",), DoRA(rank=2)),
     "norms": BrickConfig(("layer.*.attention_norm", "norm"), NormTuning()),
+}
+# What stands in front; for prompts all layers are compiled once more.
+MEMORY = {
+    "fore": BrickConfig(("layer.*.attention.memory",), Prefix(length=3)),
+    "ask": BrickConfig(("prompt",), Prompt(length=5)),
+    "beg": BrickConfig(("prompt",), Prompt(length=2)),
 }
 
 
@@ -130,8 +146,8 @@ def on_mesh(
 def main() -> None:
     parameters = initial_parameters(CONFIG, jax.random.key(1))
     dispatch, *meshes = sys.argv[1:]
-    dispatch, _, with_bricks = dispatch.partition("+")
-    bricks = {"": NO_BRICKS, "bricks": BRICKS, "weights": WEIGHTS}[with_bricks]
+    dispatch, _, kind = dispatch.partition("+")
+    bricks = {"": NO_BRICKS, "bricks": BRICKS, "weights": WEIGHTS, "memory": MEMORY}[kind]
     random = np.random.default_rng(3)
     for path, value in initial_bricks(CONFIG, bricks, jax.random.key(2)).items():
         parameters[path] = value + random.normal(0.0, 0.1, value.shape).astype(np.float32)

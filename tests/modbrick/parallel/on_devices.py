@@ -1,6 +1,8 @@
 """In a process of its own, with 8 devices: parts of the network over meshes, against one device.
 
-    python on_devices.py dispatch|attention|bricks CASE...  all cases of attention if none is named
+    python on_devices.py dispatch|attention|bricks|memory CASE...
+
+All cases of attention if none is named.
 
 Prints a line of JSON for each case: its name, and the worst relative error of values and gradients;
 what a case counts beside that stands in the line too.
@@ -19,11 +21,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from modbrick.bricks import IA3, Adapter, Bias, DoRA, LoRA, NormTuning, Settings
+from modbrick.bricks import (
+    IA3,
+    Adapter,
+    Bias,
+    BrickConfig,
+    DoRA,
+    LoRA,
+    NormTuning,
+    Prefix,
+    Prompt,
+    plugged,
+)
+from modbrick.bricks.table import brick_infos
+from modbrick.config import RopeConfig, SegmentConfig
+from modbrick.config.families import dense
+from modbrick.decoder.functional import functional_decoder, initial_parameters
 from modbrick.decoder.sites import Site
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.offer import Offer
-from modbrick.parallel import MeshConfig, make_mesh
+from modbrick.parallel import MeshConfig, make_mesh, parameter_shardings
 from modbrick.parallel.attention import Keys, Offset, attend_over_mesh
 from modbrick.parallel.choice import Choice
 from modbrick.parallel.dispatch import make_dispatch
@@ -136,7 +153,8 @@ def attention_run(kind: str, window: int | None, attend_current: bool) -> Callab
     def run(arrays: Any, segments: Any, mask: Any, cotangent: Any) -> Any:
         def output(query: Any, key: Any, value: Any) -> Any:
             keys = Keys(key, value, segments, mask)
-            return attend_over_mesh(attend, query, segments, keys, 0, ring=kind == "stickbreaking")
+            ring = kind == "stickbreaking"
+            return attend_over_mesh(attend, query, segments, keys, 0, ring=ring)[0]
 
         out, pull = jax.vjp(output, *arrays)
         return out, pull(cotangent)
@@ -175,6 +193,52 @@ def attention_cases(*names: str) -> None:
 
 
 # -------------------------------------------------------------------------------------- bricks
+
+
+def memory_cases() -> None:
+    """Softmax attention behind a prefix and a prompt, chosen document by document."""
+    base = dense(vocabulary=32, width=16, layers=2, heads=4, feed_forward_width=16, dtype="float32")
+    layer = base.segments[0].layer
+    attention = dataclasses.replace(
+        layer.attention, kind="softmax", rope=RopeConfig(), key_value_heads=2, window=11
+    )
+    layer = dataclasses.replace(layer, attention=attention)
+    config = base.replace(segments=(SegmentConfig(layer, 2),), initial_scale=0.3)
+    bricks = {
+        "fore": BrickConfig(("layer.*.attention.memory",), Prefix(length=3)),
+        "ask": BrickConfig(("prompt",), Prompt(length=5)),
+    }
+    random, decoder = np.random.default_rng(3), functional_decoder(config)
+    tokens = random.integers(0, 32, (4, 16))
+    segments = np.sort(random.integers(0, 4, tokens.shape), axis=1)
+    starts = np.array([[np.searchsorted(row, x) for x in row] for row in segments])
+    ids = np.array([[-1, -1], [0, 1], [1, -1], [-1, -1]])[segments]
+    values = {
+        path: random.normal(0.0, 0.3, info.shape).astype(np.float32)
+        for info in brick_infos(config, bricks)
+        for path in [info.path]
+    }
+
+    def loss(values: Any, parameters: Any) -> Any:
+        return decoder.bind(parameters)(
+            jnp.asarray(tokens),
+            segment_ids=jnp.asarray(segments),
+            positions=jnp.asarray(np.arange(16) - starts),
+            bricks=plugged(config, bricks, values),
+            brick_ids=jnp.asarray(ids),
+        ).logits
+
+    def run(values: Any, parameters: Any) -> Any:
+        logits, pull = jax.vjp(loss, values, parameters)
+        return logits, pull(jnp.sin(jnp.arange(logits.size).reshape(logits.shape)))
+
+    parameters = initial_parameters(config, jax.random.key(0))
+    alone = compiled(run)(values, parameters)
+    mesh = make_mesh(MeshConfig(data=2, sequence=2, tensor=2))
+    shardings = parameter_shardings(decoder.table, mesh)
+    placed = {path: jax.device_put(x, shardings[path]) for path, x in parameters.items()}
+    with jax.set_mesh(mesh):
+        compare("memory: softmax", alone, compiled(lambda *x: run(*x))(values, placed))
 
 
 def brick_cases() -> None:
@@ -216,7 +280,12 @@ def brick_cases() -> None:
         compare(f"bricks: {settings.kind}", alone, together)
 
 
-def brick_run(settings: Settings, scales: Any, choice: Choice, offer: Offer) -> Callable[..., Any]:
+def brick_run(
+    settings: LoRA | DoRA | Adapter | IA3 | Bias | NormTuning,
+    scales: Any,
+    choice: Choice,
+    offer: Offer,
+) -> Callable[..., Any]:
     """Outputs of a site with bricks, and their gradients."""
 
     def apply(leaves: Any, x: Any, y: Any) -> Any:
@@ -230,5 +299,10 @@ def brick_run(settings: Settings, scales: Any, choice: Choice, offer: Offer) -> 
 
 
 if __name__ == "__main__":
-    cases = {"dispatch": dispatch_cases, "attention": attention_cases, "bricks": brick_cases}
+    cases = {
+        "dispatch": dispatch_cases,
+        "attention": attention_cases,
+        "bricks": brick_cases,
+        "memory": memory_cases,
+    }
     cases[sys.argv[1]](*sys.argv[2:])

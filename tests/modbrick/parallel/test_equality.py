@@ -30,7 +30,10 @@ from tests.modbrick.parallel.device_process import reports_of
                 ["sequence=4,data=2", "fsdp=2,tensor=2,expert=2"],
                 marks=pytest.mark.verify,
             )
-            for dispatch in ("reference", "reference+bricks", "xla", "xla+bricks")
+            for dispatch in (
+                *("reference", "reference+bricks", "reference+memory"),
+                *("xla", "xla+bricks", "xla+memory"),
+            )
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),

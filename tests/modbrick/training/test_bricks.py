@@ -22,8 +22,11 @@ from modbrick.bricks import (
     LoRA,
     Modality,
     NormTuning,
+    Prefix,
+    Prompt,
     SparseDelta,
     initial_bricks,
+    plugged,
 )
 from modbrick.bricks.bank import Bank
 from modbrick.bricks.functional import plugged_decoder
@@ -54,6 +57,8 @@ BRICKS = {
     "de": BrickConfig(("layer.*.attention.query", "embedding"), LoRA(rank=2)),
     "law": BrickConfig(("layer.1.feed_forward",), Adapter(hidden=4)),
     "gain": BrickConfig(("layer.*.attention.value",), IA3()),
+    "fore": BrickConfig(("layer.*.attention.memory",), Prefix(length=2)),
+    "ask": BrickConfig(("prompt",), Prompt(length=3)),
 }
 TINY = tiny.get_config()
 
@@ -118,6 +123,10 @@ def test_it_begins_where_the_model_is_and_learns(whole: Path, config: RunConfig)
     task = Regression(config)
     batch = next(task.batches(make_mesh(MeshConfig(), jax.devices()[:1])))
     model = modbrick.load_model(str(config.training.initial_checkpoint))
+    # The others change nothing at first; a prompt does, and a prefix takes of what it gets.
+    front = {name: BRICKS[name] for name in ("fore", "ask")}
+    values = initial_bricks(MODEL, front, jax.random.key(config.training.seed))
+    model = model.plug(plugged(MODEL, front, values))
     found = task.loss(model, {k: jnp.asarray(v) for k, v in batch.items()}, None)
     assert errors[0] == pytest.approx(float(found.loss / found.weight), rel=1e-5)
     assert errors[-1] < errors[0]

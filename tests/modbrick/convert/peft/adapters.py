@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from modbrick.bricks import Brick, BrickConfig, Plugged, plugged
+from modbrick.bricks.folding import folded
 from modbrick.bricks.table import leaves
 from modbrick.config import ModelConfig
 from modbrick.convert import open_checkpoint
@@ -27,15 +29,28 @@ ROOT = Path(__file__).parents[4] / "tests" / "fixtures" / "peft"
 READ = {
     "llama": (
         "lora", "rslora", "patterns", "rslora_patterns", "layers", "regex", "bfloat16",
-        "lora_bias", "ia3", "ia3_feed_forward", "adalora", "vera",
+        "lora_bias", "ia3", "ia3_feed_forward", "adalora", "vera", "dora", "bias",
+        "modules_to_save", "embedding", "head", "norms", "biases", "saved_layers",
+        "dora_patterns", "copies",
     ),
-    "mixtral": ("lora", "ia3"),
-    "granitemoe": ("lora", "rslora"),
-    "jetmoe": ("lora", "lora_bias", "ia3"),
+    "mixtral": ("lora", "ia3", "experts", "one_weight"),
+    "granitemoe": (
+        "lora", "rslora", "experts", "embedding", "head", "outermost", "saved_embedding",
+        "saved_head", "ranks",
+    ),
+    "jetmoe": ("lora", "lora_bias", "ia3", "dora"),
 }  # fmt: skip
 ADAPTERS = [ROOT / family / name for family, names in READ.items() for name in names]
+FOLDED = (
+    "modules_to_save", "biases", "saved_layers", "dora_patterns", "copies", "one_weight", "ranks",
+)  # fmt: skip
 # Those that are no LoRA in the file are read only.
 WRITTEN = [path for path in ADAPTERS if path.name not in ("adalora", "vera")]
+# What the base's weights are taken off and added to again is rounded.
+ROUNDED = (
+    "dora", "dora_patterns", "bias", "biases", "norms", "copies", "modules_to_save", "saved_layers",
+    "saved_embedding", "saved_head", "outermost",
+)  # fmt: skip
 
 
 def label(directory: Path) -> str:
@@ -45,6 +60,16 @@ def label(directory: Path) -> str:
 @functools.cache
 def model_of(family: str) -> ModelConfig:
     return open_checkpoint(ROOT / family / "model").model
+
+
+@functools.cache
+def parameters_of(family: str) -> dict[str, np.ndarray]:
+    checkpoint = open_checkpoint(ROOT / family / "model")
+    return {info.path: checkpoint.read(info.path) for info in checkpoint.correspondence.parameters}
+
+
+def weights_of(family: str) -> Callable[[str], np.ndarray]:
+    return lambda path: parameters_of(family)[path]
 
 
 @functools.cache
@@ -58,38 +83,75 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
 
 @functools.cache
 def logits(family: str) -> dict[Path, np.ndarray]:
-    """Logits of a family's model with each adapter, all of them in one batch, for the tokens."""
-    checkpoint = open_checkpoint(ROOT / family / "model")
-    model = checkpoint.model
-    paths = [info.path for info in checkpoint.correspondence.parameters]
+    """Logits of a family's model with each adapter, for the tokens.
+
+    Adapters that can be folded into the weights are, where they change weights or others of their
+    kinds are plugged in; all others come in one batch.
+    """
     directories = [ROOT / family / name for name in READ[family]]
-    bricks = {d: read_adapter(d, model, name=d.name) for d in directories}
-    configs = {name: b.config for of in bricks.values() for name, b in of.items()}
+    bricks = {d: read(d, d.name) for d in directories}
+    together = [d for d in directories if d.name not in FOLDED]
+    runs = run_together(family, [bricks[d] for d in together])
+    found = dict(zip(together, runs, strict=True))
+    for directory in directories:
+        if directory.name in FOLDED:
+            found[directory] = run_folded(family, bricks[directory])
+    return found
+
+
+def run_folded(family: str, bricks: Mapping[str, Brick]) -> np.ndarray:
+    """Logits of a family's model into which bricks are folded."""
+    parameters = parameters_of(family)
+    parameters = parameters | folded(model_of(family), parameters, bricks)
+    tokens = expected(ROOT / family / "model")["tokens"]
+    return np.asarray(_plain(family)(parameters, tokens))
+
+
+@functools.cache
+def _plain(family: str) -> Callable[[Mapping[str, ArrayLike], ArrayLike], Array]:
+    decoder = functional_decoder(model_of(family))
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(parameters: Parameters, tokens: Array) -> Array:
+        return decoder.bind(parameters)(tokens).logits
+
+    return run
+
+
+def read(directory: Path, name: str = "default", family: str = "") -> dict[str, Brick]:
+    family = family or directory.parent.name
+    return read_adapter(directory, model_of(family), name=name, weights=weights_of(family))
+
+
+def run_together(family: str, adapters: Sequence[Mapping[str, Brick]]) -> list[np.ndarray]:
+    """Logits of a family's model with each of several adapters, in one batch."""
+    model = model_of(family)
+    configs = {name: b.config for of in adapters for name, b in of.items()}
     values: dict[str, Array] = {}
-    for of in bricks.values():
+    for of in adapters:
         for name, brick in of.items():
             values |= brick.parameters(name, model)
     plug = plugged(model, configs, values)
     tokens = expected(ROOT / family / "model")["tokens"]
-    ids = plug.ids([name for of in bricks.values() for name in ["+".join(of)] * len(tokens)])
+    sets = [name for of in adapters for name in ["+".join(of)] * len(tokens)]
+    ids = plug.ids(sets) if len(adapters) > 1 else None
     decoder = functional_decoder(model)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
-    def run(parameters: Parameters, tokens: Array, plug: Plugged, ids: Array) -> Array:
+    def run(parameters: Parameters, tokens: Array, plug: Plugged, ids: Array | None) -> Array:
         return decoder.bind(parameters)(tokens, bricks=plug, brick_ids=ids).logits
 
-    parameters = {path: checkpoint.read(path) for path in paths}
-    found = run(parameters, np.tile(tokens, (len(bricks), 1)), plug, ids)
-    return dict(zip(directories, np.split(np.asarray(found), len(bricks)), strict=True))
+    found = run(parameters_of(family), np.tile(tokens, (len(adapters), 1)), plug, ids)
+    return np.split(np.asarray(found), len(adapters))
 
 
 def random_brick(config: BrickConfig, model: ModelConfig, seed: int = 0) -> Brick:
-    """A brick on layers whose values are all drawn."""
+    """A brick whose values are all drawn."""
     generator = np.random.default_rng(seed)
     values = {
-        f"{place.address(layer)}.{leaf}": generator.standard_normal(info.shape).astype(np.float32)
+        f"{address}.{leaf}": generator.standard_normal(info.shape).astype(np.float32)
         for place, leaf, info in leaves(model, config)
-        for layer in place.layers
+        for address in [place.address(layer) for layer in place.layers] or [place.address()]
     }
     return Brick(config, values)
 

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modbrick.bricks import IA3, Bias, LoRA
+from modbrick.bricks import IA3, Bias, DoRA, LoRA
 from modbrick.convert.peft import read_adapter
+from modbrick.convert.peft.family import PREFIX
 from modbrick.convert.peft.reading import KINDS
 from modbrick.errors import InputError
 from tests.contracts.transformers_parity import HOSTILE, relative_error
-from tests.modbrick.convert.peft.adapters import ADAPTERS, ROOT, changed, expected, label, logits
+from tests.modbrick.convert.peft.adapters import (
+    ADAPTERS,
+    ROOT,
+    bits,
+    changed,
+    expected,
+    label,
+    logits,
+    read,
+    tensors,
+    weights_of,
+)
 from tests.modbrick.convert.peft.adapters import model_of as model
 
 LORA = ROOT / "llama" / "lora"
@@ -111,12 +125,6 @@ def test_values_are_float32() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("dora", r"not supported: use_dora \(True\)"),
-        ("bias", r"not supported: bias \('lora_only'\)"),
-        ("modules_to_save", r"not supported: modules_to_save \(\['lm_head'\]\)"),
-        ("embedding", "model.embed_tokens: no linear map"),
-        ("head", "lm_head: the head"),
-        ("norms", "'LN_TUNING' is not read; what is: LORA"),
         ("loha", "'LOHA' is not read"),
         ("prefix", "'PREFIX_TUNING' is not read"),
         ("prompt", "'PROMPT_TUNING' is not read"),
@@ -128,15 +136,188 @@ def test_what_has_no_kind_here_is_refused(name: str, message: str) -> None:
         read_adapter(ROOT / "llama" / name, model("llama"))
 
 
-@pytest.mark.parametrize("family", ["mixtral", "granitemoe"])
-def test_banks_of_experts_are_refused(family: str) -> None:
-    with pytest.raises(InputError, match=r"not supported: target_parameters \(\['.*down_proj'"):
-        read_adapter(ROOT / family / "experts", model(family))
+NEEDED = {
+    "dora": "model.layers.0.self_attn.q_proj.weight",
+    "bias": "model.layers.0.self_attn.q_proj.bias",
+    "norms": "model.layers.0.input_layernorm.weight",
+    "modules_to_save": "lm_head.weight",
+    "embedding": "model.embed_tokens.weight",
+    "head": "lm_head.weight",
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_weights_of_the_base_that_are_needed_and_not_there_are_named(name: str) -> None:
+    with pytest.raises(
+        InputError, match=f"{name}/.*: the weights of the base are needed, for {NEEDED[name]}"
+    ):
+        read_adapter(ROOT / "llama" / name, model("llama"))
+
+
+def test_magnitudes_are_relative_to_the_base() -> None:
+    (brick,) = read(ROOT / "llama" / "dora").values()
+    assert brick.config.settings == DoRA(3, 5.0)
+    stored = tensors(ROOT / "llama" / "dora" / "adapter_model.safetensors")
+    weight = tensors(ROOT / "llama" / "model" / "model.safetensors")[
+        "model.layers.0.self_attn.q_proj.weight"
+    ]
+    found = brick.values["layer.0.attention.query.magnitude"] * np.linalg.norm(weight, axis=1)
+    np.testing.assert_allclose(found, stored[f"{QUERY}.lora_magnitude_vector"], rtol=1e-6)
+
+
+def test_a_row_of_zeros_has_no_magnitude() -> None:
+    def weights(path: str) -> np.ndarray:
+        values = weights_of("llama")(path).copy()
+        if path.endswith("query.weight"):
+            values[1, :, 2] = 0
+        return values
+
+    with pytest.raises(InputError, match=r"layers\.1\.self_attn\.q_proj: 1 rows .* are zero"):
+        read_adapter(ROOT / "llama" / "dora", model("llama"), weights=weights)
+
+
+def test_the_base_may_be_held_in_bfloat16() -> None:
+    def weights(path: str) -> np.ndarray:
+        return weights_of("llama")(path).astype(jnp.bfloat16)
+
+    (brick,) = read_adapter(ROOT / "llama" / "dora", model("llama"), weights=weights).values()
+    exact = read(ROOT / "llama" / "dora")["default"].values
+    assert brick.values.keys() == exact.keys()
+    for address, values in exact.items():
+        assert brick.values[address].dtype == np.float32
+        np.testing.assert_allclose(brick.values[address], values, rtol=1e-2)
+
+
+def test_copies_that_are_the_base_make_no_brick(tmp_path: Path) -> None:
+    base = tensors(ROOT / "llama" / "model" / "model.safetensors")
+
+    def same(found: dict[str, np.ndarray]) -> None:
+        for name in found:
+            own = name.removeprefix(PREFIX).replace(".base_layer", "")
+            found[name] = base.get(own.replace(".ln_tuning_layers", ""), found[name])
+
+    for name in ("modules_to_save", "saved_layers", "biases"):
+        path = changed(ROOT / "llama" / name, tmp_path / name, weights=same)
+        assert read(path, family="llama").keys() == {"default"}
+    path = changed(ROOT / "llama" / "norms", tmp_path / "norms", weights=same)
+    with pytest.raises(InputError, match="the adapter changes nothing in this base"):
+        read(path, family="llama")
+
+
+def test_copies_of_the_base_beside_an_adapter_are_those_of_the_base(tmp_path: Path) -> None:
+    def halve(name: str, found: dict[str, np.ndarray]) -> None:
+        found[name] = found[name].astype(np.float16)
+
+    def remove(name: str, found: dict[str, np.ndarray]) -> None:
+        del found[name]
+
+    def double(name: str, found: dict[str, np.ndarray]) -> None:
+        found[name] = 2 * found[name]
+
+    for name, module in (("embedding", "model.embed_tokens"), ("head", "lm_head")):
+        stored = f"{PREFIX}{module}.base_layer.weight"
+        paths = {
+            change: changed(
+                ROOT / "llama" / name,
+                tmp_path / name / change.__name__,
+                weights=functools.partial(change, stored),
+            )
+            for change in (halve, remove, double)
+        }
+        for change in (halve, remove):
+            assert read(paths[change], family="llama").keys() == {"default"}
+        with pytest.raises(InputError, match=f"{stored} is not the base's {module}.weight"):
+            read(paths[double], family="llama")
+
+
+def test_an_embedding_that_was_saved_without_being_adapted(tmp_path: Path) -> None:
+    """The library stores it where the vocabulary grew, or on demand."""
+    base = tensors(ROOT / "llama" / "model" / "model.safetensors")
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    same = {PREFIX + name: base[name] for name in names}
+    path = changed(LORA, tmp_path / "same", weights=lambda found: found.update(same))
+    assert bits(read(path, family="llama")) == bits(read(LORA))
+    grown = {name: np.concatenate([value, value[:1]]) for name, value in same.items()}
+    path = changed(LORA, tmp_path / "grown", weights=lambda found: found.update(grown))
+    with pytest.raises(InputError, match=r"lm_head.weight has shape \[41, 16\], not \[40, 16\]"):
+        read(path, family="llama")
+
+
+def test_pairs_of_experts() -> None:
+    bricks = read(ROOT / "mixtral" / "experts")
+    assert bricks["default-experts"].config.settings == LoRA(3, 5.0, pairs="expert")
+    values = bricks["default-experts"].values
+    shared = [values[f"layer.0.feed_forward.{site}.down"] for site in ("gate", "up")]
+    assert np.array_equal(shared[0], shared[1])
+    stored = tensors(ROOT / "mixtral" / "experts" / "adapter_model.safetensors")
+    down = stored[f"{PREFIX}model.layers.0.mlp.experts.base_layer.lora_A.weight"]
+    assert np.array_equal(shared[0][1], down[3:6].T)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_parameters": ["mlp.gate.weight"]}, "match nothing: 'mlp.gate.weight'"),
+        ({"use_dora": True}, "use_dora is for linear maps only, not for .*gate_up_proj"),
+        ({"lora_bias": True}, "lora_bias is for linear maps only, not for .*gate_up_proj"),
+        ({"target_modules": None}, "target_modules names nothing"),
+        ({"target_modules": ["experts.down_proj"]}, "match nothing: 'experts.down_proj'"),
+        ({"modules_to_save": ["experts"]}, "a bank of experts, which only target_parameters"),
+    ],
+)
+def test_banks_that_cannot_be_adapted_so_are_refused(
+    settings: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read(changed(ROOT / "mixtral" / "experts", tmp_path / "a", settings), family="mixtral")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"modules_to_save": ["nope"]}, "modules_to_save that match nothing: 'nope'"),
+        ({"modules_to_save": [""]}, "modules_to_save has an empty name"),
+        ({"modules_to_save": ["_proj"]}, r"modules_to_save .*q_proj is adapted, too"),
+        ({"modules_to_save": ["mlp"]}, r"mlp.gate_proj.weight is missing"),
+        ({"target_modules": ["q_proj", "norm"]}, "model.norm: no linear map"),
+        ({"lora_bias": True, "use_dora": True}, "lora_bias and use_dora exclude each other"),
+        (
+            {"target_modules": ["embed_tokens"], "use_dora": True},
+            "use_dora is for linear maps only, not for model.embed_tokens",
+        ),
+        ({"ensure_weight_tying": True}, r"not supported: ensure_weight_tying \(True\)"),
+    ],
+)
+def test_copies_that_do_not_fit_are_refused(
+    settings: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    path = changed(ROOT / "llama" / "modules_to_save", tmp_path / "a", settings)
+    with pytest.raises(InputError, match=message):
+        read(path, family="llama")
+
+
+def test_what_is_saved_is_no_target(tmp_path: Path) -> None:
+    settings = {"target_modules": ["q_proj", "lm_head"]}
+    path = changed(ROOT / "llama" / "modules_to_save", tmp_path / "a", settings)
+    assert bits(read(path, family="llama")) == bits(read(ROOT / "llama" / "modules_to_save"))
+
+
+def test_a_bias_that_no_site_has_must_be_the_base_s(tmp_path: Path) -> None:
+    base = tensors(ROOT / "jetmoe" / "model" / "model.safetensors")
+    biases = {PREFIX + name: value for name, value in base.items() if name.endswith("bias")}
+    assert biases
+    of = ROOT / "jetmoe" / "lora"
+    path = changed(of, tmp_path / "a", {"bias": "all"}, lambda found: found.update(biases))
+    assert bits(read(path, family="jetmoe")) == bits(read(of))
+    more = {name: 1 + value for name, value in biases.items()}
+    path = changed(of, tmp_path / "b", {"bias": "all"}, lambda found: found.update(more))
+    with pytest.raises(InputError, match="bias differs from the base's, and no site here has it"):
+        read(path, family="jetmoe")
 
 
 def test_all_unsupported_settings_are_named(tmp_path: Path) -> None:
-    settings = {"use_dora": True, "init_lora_weights": "pissa", "from_tomorrow": 3, "odd": None}
-    with pytest.raises(InputError, match=r"init_lora.*use_dora.*from_tomorrow") as caught:
+    settings = {"init_lora_weights": "pissa", "use_qalora": True, "from_tomorrow": 3, "odd": None}
+    with pytest.raises(InputError, match=r"init_lora.*use_qalora.*from_tomorrow") as caught:
         read_adapter(changed(LORA, tmp_path / "a", settings), model("llama"))
     assert "odd" not in str(caught.value)
     assert str(tmp_path / "a" / "adapter_config.json") in str(caught.value)
@@ -218,11 +399,14 @@ def test_biases_that_no_module_has_are_no_obstacle(tmp_path: Path) -> None:
     path = changed(ROOT / "mixtral" / "lora", tmp_path / "a", {"bias": "all"})
     read_adapter(path, model("mixtral"))
     path = changed(LORA, tmp_path / "b", {"bias": "all"})
-    with pytest.raises(InputError, match=r"bias \('all'\), which replaces those of the base"):
+    with pytest.raises(InputError, match=r"q_proj.base_layer.bias is missing"):
         read_adapter(path, model("llama"))
 
 
-@pytest.mark.parametrize("name", ["lora", "ia3_feed_forward", "adalora", "vera"])
+@pytest.mark.parametrize(
+    "name",
+    ["lora", "ia3_feed_forward", "adalora", "vera", "dora", "biases", "saved_layers", "copies"],
+)
 def test_whatever_stands_in_the_settings_ends_in_bricks_or_a_clean_error(
     name: str, tmp_path: Path
 ) -> None:
@@ -234,7 +418,7 @@ def test_whatever_stands_in_the_settings_ends_in_bricks_or_a_clean_error(
         for value in values:
             (path / "adapter_config.json").write_text(json.dumps(settings | {key: value}))
             try:
-                bricks = read_adapter(path, model("llama"), family="llama")
+                bricks = read(path, family="llama")
             except InputError:
                 continue
             for brick in bricks.values():

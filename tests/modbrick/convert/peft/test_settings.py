@@ -9,7 +9,7 @@ from modbrick.convert.peft.settings import Targets, of_pattern, read_settings
 from modbrick.errors import InputError
 
 MODULES = {
-    name: Module(name, obstacle="no linear map" if "norm" in name else "")
+    name: Module(name, "", obstacle="no linear map") if "norm" in name else Module(name, "linear")
     for layer in range(12)
     for name in (
         f"model.layers.{layer}.attn.q_proj",

@@ -8,11 +8,18 @@ left.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from modbrick.bricks.kinds.lora import LoRA
-from modbrick.convert.peft.lora import Shapes, Tensors, brick_names, check_alpha, low_rank_pieces
+from modbrick.convert.peft.base import Base
+from modbrick.convert.peft.kinds.low_rank import (
+    Shapes,
+    Tensors,
+    brick_names,
+    check_alpha,
+    low_rank_pieces,
+)
 from modbrick.convert.peft.module import Module
 from modbrick.convert.peft.piece import Piece
 from modbrick.convert.peft.settings import Targets
@@ -59,12 +66,7 @@ class AdaLoRASettings(Targets):
             ".lora_E": (rank, 1),
         }
 
-    def shared(self, modules: Sequence[Module]) -> Shapes:
-        """Returns the shapes of tensors that all modules share, by name."""
-        del modules
-        return {}
-
-    def pieces(self, tensors: Tensors, name: str) -> Iterator[Piece]:
+    def pieces(self, tensors: Tensors, name: str, base: Base) -> Iterator[Piece]:
         """Yields a LoRA for each site of each module of which singular values are left."""
         alpha = self.lora_alpha if self.lora_alpha > 0 else float(self.init_r)
         ranks = {module: (rank, alpha) for module in tensors if (rank := self.rank(module))}

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from modbrick.bricks.kinds.lora import LoRA
-from modbrick.convert.peft.lora import Shapes, Tensors, low_rank_pieces
+from modbrick.convert.peft.base import Base
+from modbrick.convert.peft.kinds.low_rank import Shapes, Tensors, low_rank_pieces
 from modbrick.convert.peft.module import Module
 from modbrick.convert.peft.piece import Piece
 from modbrick.convert.peft.settings import Targets
@@ -54,7 +55,7 @@ class VeRASettings(Targets):
         outputs = max(module.output_width for module in modules)
         return {FIRST: (self.r, inputs), SECOND: (outputs, self.r)}
 
-    def pieces(self, tensors: Tensors, name: str) -> Iterator[Piece]:
+    def pieces(self, tensors: Tensors, name: str, base: Base) -> Iterator[Piece]:
         """Yields a LoRA of scale 1 for each site of each module."""
         for module, own in tensors.items():
             down = own[FIRST][:, : module.input_width] * own[".vera_lambda_d"][:, None]

@@ -7,13 +7,14 @@ factors `[1, in]` of its inputs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from modbrick.bricks.kinds.ia3 import IA3
-from modbrick.convert.peft.lora import Shapes, Tensors
+from modbrick.convert.peft.base import Base
+from modbrick.convert.peft.kinds.low_rank import Shapes, Tensors
 from modbrick.convert.peft.module import Module
 from modbrick.convert.peft.piece import Piece
 from modbrick.convert.peft.settings import Names, Targets, names
@@ -48,12 +49,7 @@ class IA3Settings(Targets):
         before = self._before(module)
         return {FACTORS: (1, module.input_width) if before else (module.output_width, 1)}
 
-    def shared(self, modules: Sequence[Module]) -> Shapes:
-        """Returns the shapes of tensors that all modules share, by name."""
-        del modules
-        return {}
-
-    def pieces(self, tensors: Tensors, name: str) -> Iterator[Piece]:
+    def pieces(self, tensors: Tensors, name: str, base: Base) -> Iterator[Piece]:
         """Yields factors for each site of each module, or for the one before it."""
         for module, own in tensors.items():
             factors = own[FACTORS].reshape(-1)

@@ -1,0 +1,79 @@
+"""Prompts: embeddings in front of every document, which the model itself makes keys and values of.
+
+They go through the layers once a call, for themselves and without bricks. What attention reads of
+them then stands in front of the documents of those tokens that choose them, in every layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from modbrick.decoder.arguments import visible
+from modbrick.execution import ExecutionConfig
+from modbrick.layers.attention import MEMORY
+from modbrick.layers.cache import Cache, SegmentCache
+from modbrick.layers.context import Bricks, Context
+from modbrick.layers.memory import MemoryBrick
+from modbrick.parallel import current_mesh
+from modbrick.parallel.rules import ACTIVATION_RULES, mesh_axes_size
+
+PROMPT = "prompt"
+"""The decoder's site of prompts."""
+
+Encode = Callable[[Float[Array, "N P D"], Int[Array, "N"]], Mapping[str, SegmentCache]]
+"""Makes keys and values of embeddings and lengths of N prompts, by segment."""
+
+
+class PromptBricks(Protocol):
+    """Interface of bricks at `prompt`."""
+
+    def encoded(self, encode: Encode) -> Mapping[str, MemoryBrick]:
+        """Returns their keys and values by segment, stacked over its layers."""
+        ...
+
+
+def with_encoded_prompts(bricks: Bricks, encode: Encode) -> Bricks:
+    """Returns bricks whose prompts are keys and values, farther than those that they have."""
+    prompts: tuple[PromptBricks, ...] = bricks.decoder.get(PROMPT, ())
+    if not prompts:
+        return bricks
+    segments = {name: dict(sites) for name, sites in bricks.segments.items()}
+    for prompt in prompts:
+        for name, memory in prompt.encoded(encode).items():
+            sites = segments.setdefault(name, {})
+            sites[MEMORY] = (*sites.get(MEMORY, ()), memory)
+    decoder = {site: found for site, found in bricks.decoder.items() if site != PROMPT}
+    return dataclasses.replace(bricks, segments=segments, decoder=decoder)
+
+
+def context_in_front(
+    x: Float[Array, "N P D"], lengths: Int[Array, "M"], cache: Cache, execution: ExecutionConfig
+) -> Context:
+    """Returns the context of rows whose last token stands at position -1, in an empty cache.
+
+    Args:
+      x: N rows, padded behind.
+      lengths: of the first M of them; the others are empty.
+      cache: for them.
+      execution: how to run.
+    """
+    place = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    lengths = jnp.pad(lengths.astype(jnp.int32), (0, len(x) - len(lengths)))[:, None]
+    positions = place - lengths
+    visibility, real, positions, _ = visible(place, positions < 0, None, positions, cache)
+    return Context(positions, visibility, real, execution=execution)
+
+
+def padded_to_mesh(x: Float[Array, "N P D"]) -> Float[Array, "N P D"]:
+    """Returns rows padded so that the mesh in force divides rows and positions."""
+    mesh = current_mesh()
+    if mesh is None:
+        return x
+    sizes = (mesh_axes_size(mesh, ACTIVATION_RULES[axis]) for axis in ("batch", "sequence"))
+    missing = [-length % size for length, size in zip(x.shape, sizes, strict=False)]
+    return jnp.pad(x, [*((0, count) for count in missing), (0, 0)])
