@@ -31,6 +31,7 @@ from modbrick.training.tasks.pretraining import Pretraining
 CONFIG = DEFINE_config("config", RunConfig, complete=with_model)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, local or remote.")
 ALLOW_CHANGE = flags.DEFINE_list("allow_change", [], "What may differ: names such as optimizer.")
+BASE = flags.DEFINE_enum("allow_base", "same", ["same", "any"], "Weights initial_bricks are for.")
 PROFILE_STEPS = flags.DEFINE_string("profile_steps", None, "FIRST:LAST, to WORKDIR/profile.")
 flags.adopt_module_key_flags(process_flags)
 
@@ -47,7 +48,12 @@ def main(argv: Sequence[str]) -> int:
 
     start_processes(process_flags.process_config())  # they find each other
     reason = run_task(
-        config, Pretraining(config), workdir, allow_change=ALLOW_CHANGE.value, profiled=profiled
+        config,
+        Pretraining(config),
+        workdir,
+        allow_change=ALLOW_CHANGE.value,
+        allow_base=BASE.value,
+        profiled=profiled,
     )
     if reason != FINISHED:
         return EXIT_PREEMPTED

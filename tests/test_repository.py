@@ -52,8 +52,8 @@ FLOORS = [
     "planning",
 ]
 
-# Runs the original PyTorch code, in an environment of its own.
-FOREIGN = "scripts/benchmark_original.py"
+# Run the code of others, in environments of their own.
+FOREIGN = ("scripts/benchmark_original.py", "scripts/benchmark_peft.py")
 
 GENERATED = {"__pycache__", "build", "runs", "site"}
 
@@ -71,13 +71,17 @@ def tree() -> Iterator[Path]:
                 yield path
 
 
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
 FILES = list(tree())
 PYTHON_FILES = [path for path in FILES if path.suffix == ".py"]
 SHIPPED = ("modbrick", "pallas_kernels", "scripts", "tools", "configs")
 LIBRARY = [
     path
     for path in PYTHON_FILES
-    if path.relative_to(ROOT).parts[0] in SHIPPED and path != ROOT / FOREIGN
+    if path.relative_to(ROOT).parts[0] in SHIPPED and relative(path) not in FOREIGN
 ]
 SCRIPTS = [path for path in LIBRARY if path.parent == ROOT / "scripts"]
 # Other files of tools/ serve these.
@@ -92,10 +96,6 @@ PAGES = [
     for path in FILES
     if path.suffix == ".md" and (path.parent == ROOT or path.is_relative_to(ROOT / "docs"))
 ]
-
-
-def relative(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
 
 
 def module_name(path: Path) -> str:

@@ -63,6 +63,11 @@ class BrickConfig:
             raise InputError("a brick is attached somewhere: `at` names no site")
 
 
+def dropout(settings: Settings) -> float:
+    """Returns which share of what it reads a brick drops in training."""
+    return settings.dropout if isinstance(settings, LoRA | DoRA) else 0.0
+
+
 NO_BRICKS: Mapping[str, BrickConfig] = types.MappingProxyType({})
 """Bricks of a model that has none."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
 from collections.abc import Mapping
 
-import jax
-
 from modbrick.bricks.config import BrickConfig
-from modbrick.bricks.plugging import plugged
+from modbrick.bricks.plugging import plugged, with_dropout
 from modbrick.bricks.table import BRICKS, brick_infos
 from modbrick.config import ModelConfig
 from modbrick.decoder.decoder import Decoder
@@ -33,15 +33,19 @@ class PluggedDecoder:
     decoder: FunctionalDecoder
     table: ParameterTable
 
-    def bind(self, parameters: Parameters) -> Decoder:
-        """Returns the model with these parameters and its bricks plugged in."""
+    def bind(self, parameters: Parameters, *, training: bool = False) -> Decoder:
+        """Returns the model with these parameters and its bricks plugged in.
+
+        Args:
+          parameters: of both, by path.
+          training: whether bricks drop what their settings say, in calls with random keys.
+        """
         own = {p: x for p, x in parameters.items() if not is_brick(p)}
         model = self.decoder.bind(own)
-        return model.plug(plugged(self.config, self.bricks, parameters)) if self.bricks else model
-
-    def abstract_parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes and dtypes of the parameters."""
-        return {info.path: jax.ShapeDtypeStruct(info.shape, info.dtype) for info in self.table}
+        if not self.bricks:
+            return model
+        found = plugged(self.config, self.bricks, parameters)
+        return model.plug(with_dropout(found, self.bricks) if training else found)
 
 
 def plugged_decoder(
@@ -54,9 +58,16 @@ def plugged_decoder(
     Raises:
       InputError: a brick that does not fit the model.
     """
-    decoder = functional_decoder(config, execution)
-    table = ParameterTable([*decoder.table, *brick_infos(config, bricks)])
-    return PluggedDecoder(config, dict(bricks), decoder, table)
+    return _plugged_decoder(config, tuple(bricks.items()), execution)
+
+
+@functools.lru_cache(maxsize=64)
+def _plugged_decoder(
+    config: ModelConfig, bricks: tuple[tuple[str, BrickConfig], ...], execution: ExecutionConfig
+) -> PluggedDecoder:
+    decoder, by_name = functional_decoder(config, execution), dict(bricks)
+    table = ParameterTable([*decoder.table, *brick_infos(config, by_name)])
+    return PluggedDecoder(config, types.MappingProxyType(by_name), decoder, table)
 
 
 def is_brick(path: str) -> bool:

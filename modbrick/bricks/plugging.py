@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 
 from modbrick.bricks.attachment import Attachment, attachments
 from modbrick.bricks.bank import Bank
-from modbrick.bricks.config import BrickConfig
+from modbrick.bricks.config import BrickConfig, dropout
 from modbrick.bricks.kinds.kind import Form, LeafInfo, MemoryForm
 from modbrick.bricks.memory import MemoryBank, PromptBank
 from modbrick.bricks.table import leaf_path
@@ -151,6 +151,31 @@ def plugged(
     return found if like is None else _fitted(found, like)
 
 
+def with_dropout(bricks: Plugged, configs: Mapping[str, BrickConfig]) -> Plugged:
+    """Returns bricks that drop, in calls with random keys, what their settings say.
+
+    Args:
+      bricks: plugged in.
+      configs: of the same bricks, in the same order.
+    """
+    rates = {name: dropout(config.settings) for name, config in configs.items()}
+    forms = {configs[name].settings.form for name, rate in rates.items() if rate}
+
+    def dropping(sites: SiteBricks) -> SiteBricks:
+        return {
+            site: tuple(
+                dataclasses.replace(bank, rates=tuple(rates.values()))
+                if isinstance(bank, Bank) and bank.form in forms
+                else bank
+                for bank in banks
+            )
+            for site, banks in sites.items()
+        }
+
+    segments = {name: dropping(sites) for name, sites in bricks.segments.items()}
+    return Plugged(segments, dropping(bricks.decoder), bricks.names)
+
+
 def _fitted(bricks: Plugged, like: Plugged) -> Plugged:
     """Pads bricks to the sites, forms and sizes of others."""
 
@@ -184,13 +209,12 @@ def _fitted_bank(name: str, bank: AnyBank | None, like: AnyBank) -> AnyBank:
         return dataclasses.replace(like, leaves=nothing, rows=nowhere)
 
     def fitted(leaf: str, have: Array, want: Array, fill: int = 0) -> Array:
-        missing = [more - less for less, more in zip(have.shape, want.shape, strict=True)]
-        if min(missing) < 0:
+        if any(more < less for less, more in zip(have.shape, want.shape, strict=True)):
             raise InputError(
                 f"{leaf} of the bricks at {name} is {have.shape}, before there was room for "
                 f"{want.shape}"
             )
-        return jnp.pad(have, [(0, count) for count in missing], constant_values=fill)
+        return _padded(have, want.shape, fill)
 
     leaves = {leaf: fitted(leaf, have, like.leaves[leaf]) for leaf, have in bank.leaves.items()}
     rows = fitted("rows", bank.rows, like.rows, -1)
@@ -217,12 +241,12 @@ def _bank(
         for leaf, info in own.items():
             values = _checked(parameters, leaf_path(name, place, leaf), info, len(place.layers))
             values = values if place.layers else values[None]
-            values = _padded(values, shapes[leaf], info.padding)
+            values = _padded(values, (len(values), *shapes[leaf]), info.padding)
             if layers is not None and len(place.layers) < layers:
                 whole = jnp.full((layers, *shapes[leaf]), info.padding, values.dtype)
                 values = whole.at[np.array(place.layers)].set(values)
             leaves.setdefault(leaf, []).append(values)
-        for leaf, number_ in config.settings.constants(place.site).items():
+        for leaf, number_ in config.settings.constants().items():
             constant = np.full(layers or 1, number_, np.float32)
             leaves.setdefault(leaf, []).append(jnp.asarray(constant))
     stacked = {leaf: jnp.stack(values, axis=1) for leaf, values in leaves.items()}
@@ -242,9 +266,8 @@ def _checked(parameters: Mapping[str, Array], path: str, info: LeafInfo, layers:
 
 
 def _padded(values: Array, shape: tuple[int, ...], padding: float) -> Array:
-    """Returns values `[L, ...]` padded behind to a shape of one layer."""
-    missing = [want - have for want, have in zip(shape, values.shape[1:], strict=True)]
-    if not any(missing):
+    """Returns values padded behind to a shape."""
+    behind = [(0, want - have) for want, have in zip(shape, values.shape, strict=True)]
+    if values.shape == shape:
         return values
-    behind = [(0, 0), *((0, count) for count in missing)]
     return jnp.pad(values, behind, constant_values=padding)

@@ -16,7 +16,9 @@ from jaxtyping import Array
 
 from modbrick.bricks.attachment import Attachment, attachments
 from modbrick.bricks.config import BrickConfig, check_name
+from modbrick.bricks.kinds.dora import DoRA
 from modbrick.bricks.kinds.kind import LeafInfo
+from modbrick.bricks.kinds.lora import LoRA
 from modbrick.config import ModelConfig
 from modbrick.parameters import ParameterInfo
 
@@ -74,6 +76,25 @@ def initial_bricks(
                 jnp.stack(drawn) if layers else info.initial(own, info.shape)
             )
     return values
+
+
+def large_ranks(model: ModelConfig, bricks: Mapping[str, BrickConfig]) -> list[str]:
+    """Lists bricks whose rank is above a width of their site, a line each: a waste, no mistake."""
+    lines = []
+    for name, config in bricks.items():
+        if not isinstance(config.settings, LoRA | DoRA):
+            continue
+        rank = config.settings.rank
+        widths = {
+            place.addresses[0]: min(place.site.input_width, place.site.output_width)
+            for place in attachments(model, config)
+        }
+        if above := {address: width for address, width in widths.items() if rank > width}:
+            address, width = min(above.items(), key=lambda item: item[1])
+            lines.append(
+                f"brick {name} has a rank of {rank} at {address}, where {width} can do as much"
+            )
+    return lines
 
 
 def leaf_path(name: str, place: Attachment, leaf: str) -> str:

@@ -165,11 +165,7 @@ def save_model(
         name: Leaf(tuple(value.shape), str(value.dtype), 0)
         for name, value in named_leaves(parameters).items()
     }
-    expected = {
-        info.path: jax.ShapeDtypeStruct(info.shape, dtypes.get(info.path, info.dtype))
-        for info in metadata.table()
-    }
-    remarks = mismatches(saved, expected)
+    remarks = mismatches(saved, metadata.table().abstract(dtypes))
     if remarks:
         raise InputError(f"the parameters do not fit the model: {'; '.join(remarks)}")
     path = target / CHECKPOINTS / str(step)

@@ -7,7 +7,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
@@ -32,10 +31,6 @@ class FunctionalDecoder:
     def bind(self, parameters: Parameters) -> Decoder:
         """Returns the module with these parameters; inside a pure function it costs nothing."""
         return nnx.merge(self.graph, nest(parameters))
-
-    def abstract_parameters(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes and dtypes of the parameters."""
-        return {info.path: jax.ShapeDtypeStruct(info.shape, jnp.float32) for info in self.table}
 
 
 @functools.lru_cache(maxsize=64)

@@ -74,7 +74,7 @@ def model_sites(config: ModelConfig) -> ModelSites:
         tokens = jnp.zeros((1, 1), jnp.int32)
         return decoder.bind(parameters)(tokens, capture=("sites",)).captured["sites"]
 
-    places = jax.eval_shape(trace, decoder.abstract_parameters())
+    places = jax.eval_shape(trace, decoder.table.abstract())
     sites = {
         place: tuple(_site(name, seen, config) for name, seen in at.items())
         for place, at in places.items()

@@ -128,7 +128,8 @@ class Context:
       positions: of each token in its document; None where no layer runs.
       visibility: which keys the tokens see.
       counted: tokens that count in router statistics; None: all.
-      random_keys: one for each sequence, for sampled routing; None: plain top-k.
+      random_keys: one for each sequence (at the head, for each token), of sampled routing and of
+        what bricks drop; None: nothing is drawn.
       bricks: attached to the decoder or to the layer at hand.
       choice: which of the attached bricks each token uses; None: all of them.
       cache: keys and values of the segment; None: none is kept.
@@ -142,7 +143,7 @@ class Context:
     positions: Int[Array, "B S"] | None = None
     visibility: Visibility = Visibility()
     counted: Bool[Array, "B S"] | None = None
-    random_keys: Key[Array, "B"] | None = None
+    random_keys: Key[Array, "B *S"] | None = None
     bricks: SiteBricks = dataclasses.field(default_factory=dict)
     choice: Choice | None = None
     cache: SegmentCache | None = None
@@ -172,7 +173,9 @@ class Context:
           hook: what they get hold of.
         """
         if site in self.bricks:
-            offer = dataclasses.replace(offer, outputs=outputs)
+            offer = dataclasses.replace(
+                offer, outputs=outputs, random_keys=self.random_keys, site=site
+            )
         for brick in self.bricks.get(site, ()):
             outputs = brick(inputs, outputs, self.choice, offer)
         self.record(site, outputs)
@@ -221,8 +224,9 @@ class Context:
         if choice is not None and site in self.bricks:
             if not choice.alike:
                 raise InputError(
-                    f"the brick at {site} changes a weight for all tokens: call without brick_ids, "
-                    "or with the same for all of them and known, not traced"
+                    f"the brick at {site} changes a weight for all tokens: no brick_ids or "
+                    "brick_sets choose beside it (in a call of a model that is not compiled, the "
+                    "same for all may); fold it into the weights to choose among others"
                 )
             choice = choice.first()
         of_site = dataclasses.replace(self, choice=choice)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 
 @jax.tree_util.register_dataclass
@@ -26,6 +26,8 @@ class Offer:
         the site's inputs, and outputs of its own.
       outputs: of the map, before any brick.
       features: that a call brings beside its tokens, `[B, P, W]`, by name.
+      random_keys: one for each row or token, of what is drawn in training.
+      site: its name.
     """
 
     weight: Float[Array, "*E I O"] | None = None
@@ -35,6 +37,8 @@ class Offer:
     slots: Float[Array, "B S K I"] | None = None
     outputs: Float[Array, "B S *K O"] | None = None
     features: Mapping[str, Float[Array, "B P W"]] = dataclasses.field(default_factory=dict)
+    random_keys: Key[Array, "B *S"] | None = None
+    site: str = dataclasses.field(default="", metadata={"static": True})
 
 
 NOTHING = Offer()

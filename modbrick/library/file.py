@@ -12,6 +12,8 @@ import numpy as np
 from etils import epath
 
 from modbrick.bricks.brick import Brick
+from modbrick.checkpoints.leaves import Leaf, checksums
+from modbrick.checkpoints.metadata import model_fingerprint
 from modbrick.checkpoints.workdir.directory import as_path, is_local
 from modbrick.errors import InputError
 from modbrick.formats.safetensors import SafetensorsWriter, TensorSpec, read_with_metadata
@@ -59,6 +61,20 @@ class StoredBrick:
         values = {address: np.array(tensor.read()) for address, tensor in self.tensors.items()}
         _require(self.path, _flaws(self.manifest, values))
         return Brick(self.manifest.brick, values)
+
+    def fingerprint(self) -> str:
+        """Returns a digest of its values, which it reads, and of their addresses.
+
+        Raises:
+          InputError: as `read`.
+        """
+        values = dict(sorted(self.read().values.items()))
+        sums = checksums({address: jnp.asarray(value) for address, value in values.items()})
+        leaves = {
+            address: Leaf(value.shape, str(value.dtype), sums[address])
+            for address, value in values.items()
+        }
+        return model_fingerprint(leaves)
 
 
 def open_brick(path: epath.PathLike) -> StoredBrick:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from jaxtyping import Int
 
@@ -16,6 +18,7 @@ from modbrick.bricks.brick import Brick
 from modbrick.bricks.config import BrickConfig
 from modbrick.bricks.functional import plugged_decoder
 from modbrick.bricks.plugging import sets_of_domains
+from modbrick.bricks.table import large_ranks
 from modbrick.checkpoints.files import METADATA
 from modbrick.checkpoints.leaves import Leaf, checksums
 from modbrick.checkpoints.loading import Dtypes
@@ -59,6 +62,7 @@ class StoredModel:
       description: what the checkpoint says about itself; None: a foreign one.
       plugged: bricks that do not lie with it, by name.
       base_path: where the model of its bricks lies; None: where it lay.
+      known_base: this model, if it was opened and is the one.
     """
 
     config: ModelConfig
@@ -68,6 +72,7 @@ class StoredModel:
     description: checkpoints.Description | None = None
     plugged: Mapping[str, Brick] = dataclasses.field(default_factory=dict)
     base_path: epath.PathLike | None = None
+    known_base: StoredModel | None = None
 
     def fingerprint(self) -> str:
         """Returns the fingerprint of its parameters; of a foreign checkpoint, reads them all.
@@ -79,6 +84,10 @@ class StoredModel:
         """
         if self._held:
             raise InputError(f"{self.origin} holds bricks for a model: name the model")
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         if self.description is not None:
             return model_fingerprint(self.description.parameters)
         leaves = {}
@@ -120,10 +129,12 @@ class StoredModel:
         """
         if not files:
             return self
-        model = self.base() if self._held else self
+        base = self.base() if self._held else None
         taken = dict.fromkeys(self.bricks, self.origin)
-        found = read_fitting(files, model, allow_base=allow_base, taken=taken)
-        return dataclasses.replace(self, plugged={**self.plugged, **found})
+        found = read_fitting(files, base or self, allow_base=allow_base, taken=taken)
+        for line in large_ranks(self.config, {name: brick.config for name, brick in found.items()}):
+            logging.warning("%s", line)
+        return dataclasses.replace(self, plugged={**self.plugged, **found}, known_base=base)
 
     def alone(self) -> StoredModel:
         """Returns the model without bricks, of which those that lie with it name one elsewhere."""
@@ -135,6 +146,10 @@ class StoredModel:
         Raises:
           InputError: it is not there, or another one.
         """
+        return self.known_base or self._base
+
+    @functools.cached_property
+    def _base(self) -> StoredModel:
         base = self.description.metadata.base if self.description else None
         assert base is not None, "bricks have a base"
         path = base.origin if self.base_path is None else self.base_path

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from modbrick.errors import InputError
@@ -117,6 +118,18 @@ class ParameterTable:
 
     def __contains__(self, path: str) -> bool:
         return path in self._parameters
+
+    def abstract(self, dtypes: Mapping[str, Any] | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes and dtypes of the parameters, by path.
+
+        Args:
+          dtypes: of some of them, by path; the others are in their own.
+        """
+        others = dtypes or {}
+        return {
+            info.path: jax.ShapeDtypeStruct(info.shape, others.get(info.path, info.dtype))
+            for info in self
+        }
 
     def select(self, patterns: Iterable[str]) -> dict[str, np.ndarray]:
         """Returns what the patterns cover: for each stored path, a mask over layers and experts.

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 
 from etils import epath
 
-from modbrick.checkpoints import BaseModel, Metadata
-from modbrick.checkpoints.workdir.directory import as_path, is_local
+from modbrick.checkpoints import BaseModel, Metadata, describe
+from modbrick.checkpoints.workdir.directory import (
+    CHECKPOINTS,
+    as_path,
+    complete_steps,
+    is_local,
+)
+from modbrick.library import open_brick
 from modbrick.models import open_model
 from modbrick.training.run_config import RunConfig
 from modbrick.training.tasks.task import Task
@@ -30,14 +37,43 @@ def base_model(config: RunConfig) -> BaseModel | None:
     return BaseModel(os.path.abspath(path) if is_local(path) else str(path), fingerprint)
 
 
-def run_metadata(task: Task, config: RunConfig) -> Metadata:
-    """Returns what a run's checkpoints say about it: what its task says, and its bricks and base.
+def initial_fingerprints(config: RunConfig, workdir: epath.PathLike) -> dict[str, str]:
+    """Returns the fingerprints of the values that bricks of a run begin with, by name.
+
+    Of a file that is not there any more it is what the run's last checkpoint says.
 
     Raises:
-      InputError: the data or the model cannot be opened.
+      InputError: a file is no brick; or it is not there, and the run has no checkpoint.
     """
+    before: Mapping[str, str] = {}
+    if complete_steps(as_path(workdir) / CHECKPOINTS):
+        before = describe(workdir).metadata.run.get("initial_bricks", {})
+    return {
+        name: before[name]
+        if name in before and not as_path(file).exists()
+        else open_brick(file).fingerprint()
+        for name, file in config.initial_bricks.items()
+    }
+
+
+def run_metadata(task: Task, config: RunConfig, workdir: epath.PathLike) -> Metadata:
+    """Returns what a run's checkpoints say about it: what its task says, and its bricks and base.
+
+    Args:
+      task: what is trained.
+      config: of the run.
+      workdir: directory of the run, which may have checkpoints.
+
+    Raises:
+      InputError: the data, the model or the file of a brick cannot be opened.
+    """
+    metadata = task.metadata()
+    run = metadata.run
+    if config.initial_bricks:
+        run = {**run, "initial_bricks": initial_fingerprints(config, workdir)}
     return dataclasses.replace(
-        task.metadata(),
+        metadata,
+        run=run,
         bricks=config.bricks,
         brick_sets=config.brick_sets,
         base=base_model(config),

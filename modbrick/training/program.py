@@ -21,7 +21,7 @@ from modbrick.training.offload import check_host_memory, offloaded, on_host
 from modbrick.training.placement import placed, state_shardings
 from modbrick.training.run_config import RunConfig
 from modbrick.training.state import TrainState, initial_state
-from modbrick.training.step import StepMetrics, loss_function, samples_routing, train_step
+from modbrick.training.step import StepMetrics, draws, loss_function, train_step
 from modbrick.training.tasks.task import LocalBatch, Task
 
 
@@ -90,7 +90,7 @@ def train_program(config: RunConfig, task: Task, mesh: Mesh | AbstractMesh) -> T
     decoder = plugged_decoder(config.model, config.bricks, config.execution)
     partition, kept = _partitions(config, decoder.table)
     optimizer = Optimizer(config.optimizer, partition, config.training.steps)
-    whole = decoder.abstract_parameters()
+    whole = decoder.table.abstract()
     abstract = jax.eval_shape(lambda p: initial_state(p, partition, optimizer), whole)
     shardings = state_shardings(abstract, partition, mesh)
     check_host_memory(config.execution, mesh)
@@ -103,7 +103,7 @@ def train_program(config: RunConfig, task: Task, mesh: Mesh | AbstractMesh) -> T
         loss_name=task.loss_name,
         bricks=config.bricks,
     )
-    seed = config.training.seed if samples_routing(config.model) else None
+    seed = config.training.seed if draws(config.model, config.bricks) else None
     step = train_step(loss, optimizer, partition, seed=seed)
     # Kernels import Pallas when a trace first asks for them, and Pallas adds to the settings that
     # jax keeps traces by: the step would be traced and compiled again when it is called again.

@@ -19,7 +19,7 @@ from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import OptimizerConfig
 from modbrick.parallel import MeshConfig
-from modbrick.schema import differences, from_mapping, to_mapping
+from modbrick.schema import differences, from_mapping, nearest, to_mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TrainingConfig:
 
     Attributes:
       steps: updates in all.
-      seed: of the initial parameters and of sampled routing.
+      seed: of the initial parameters, of sampled routing and of dropout.
       microbatches: parts in which a batch is computed, to save memory; the update is the whole
         batch's.
       initial_checkpoint: a model to start from instead of new parameters (a run's working
@@ -109,6 +109,10 @@ class RunConfig:
     with `brick_sets`, documents of a domain of the data those that are named for it (`de+law`), and
     documents of other domains none.
 
+    With `initial_bricks`, files of bricks by the name of the brick in the run, these begin with the
+    values of the files: to be trained further, or frozen beneath others (then they are held in
+    `training.frozen_dtype`, as the model is).
+
     Examples:
         >>> import modbrick
         >>> from modbrick.data import DataConfig
@@ -138,6 +142,7 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     bricks: Mapping[str, BrickConfig] = dataclasses.field(default_factory=dict)
     brick_sets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    initial_bricks: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.data.batch_size % self.training.microbatches:
@@ -148,6 +153,10 @@ class RunConfig:
         self.checkpoint.require_evaluations(self.evaluation.every)
         for name in self.bricks:
             check_name(name)
+        for name in self.initial_bricks:
+            if name not in self.bricks:
+                remark = nearest(name, self.bricks)
+                raise InputError(f"initial_bricks.{name}: the run has no such brick; {remark}")
         for domain, given in self.brick_sets.items():
             try:
                 set_ids(tuple(self.bricks), [given])
@@ -157,6 +166,7 @@ class RunConfig:
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """Returns, as JSON-able data, what decides the parameters after each step.
 
+        With `initial_bricks`, their values are in it too, see `modbrick.training.metadata`.
         Evaluation, logging and checkpoint policy are not in it, nor what changes by no more than
         rounding: mesh, execution but for what `ExecutionConfig.identity` names, the number of
         microbatches. They may change freely from one start to the next. (On which mesh an exchange
@@ -190,7 +200,7 @@ def shared_settings(config: RunConfig) -> dict[str, Any]:
     Data may lie elsewhere on each machine; what they are is compared by the run's identity.
     """
     settings = to_mapping(config)
-    del settings["data"]["path"]
+    del settings["data"]["path"], settings["initial_bricks"]
     return settings
 
 
@@ -252,6 +262,15 @@ def _as_today(saved: Mapping[str, Any], directory: str) -> dict[str, Any]:
                 found[name] = to_mapping(from_mapping(record, found[name], name))
             except InputError as error:
                 raise InputError(f"{directory} holds a run that cannot be read: {error}") from None
+    if "bricks" in found:
+        try:
+            bricks = {
+                name: from_mapping(BrickConfig, brick, f"bricks.{name}")
+                for name, brick in found["bricks"].items()
+            }
+        except InputError as error:
+            raise InputError(f"{directory} holds a run that cannot be read: {error}") from None
+        found["bricks"] = to_mapping(bricks)
     found.get("training", {}).pop("microbatches", None)
     return found
 

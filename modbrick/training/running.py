@@ -28,6 +28,7 @@ def run_task(
     workdir: epath.PathLike,
     *,
     allow_change: Sequence[str] = (),
+    allow_base: str = "same",
     profiled: ProfiledSteps | None = None,
     observers: Sequence[Observer] = (),
     devices: Sequence[jax.Device] | None = None,
@@ -41,6 +42,8 @@ def run_task(
       task: what it is trained for.
       workdir: receives checkpoints, metrics and the config.
       allow_change: what may differ from the run to be continued.
+      allow_base: on which weights bricks that the run begins with may have been trained: `same`,
+        those of its model, or `any` of the same shapes.
       profiled: steps to profile.
       observers: notified beside the standard ones.
       devices: to run on; None: all.
@@ -51,9 +54,14 @@ def run_task(
     Raises:
       InputError: config, task, model and workdir do not fit together, or writing fails.
     """
-    metadata = everywhere(lambda: run_metadata(task, config))
+    metadata = everywhere(lambda: run_metadata(task, config, workdir))
     steps = None if profiled is None else [profiled.first, profiled.last]
-    settings = {"workdir": str(workdir), "profile": steps, "allow_change": sorted(allow_change)}
+    settings = {
+        "workdir": str(workdir),
+        "profile": steps,
+        "allow_change": sorted(allow_change),
+        "allow_base": allow_base,
+    }
     check_settings(config, metadata, settings)
     mesh = make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
@@ -63,7 +71,9 @@ def run_task(
             PreemptionGuard(mesh) as guard,
             CheckpointStore(workdir, config.checkpoint, warn=say) as store,
         ):
-            start = start_run(program, store, metadata, allow_change=allow_change)
+            start = start_run(
+                program, store, metadata, allow_change=allow_change, allow_base=allow_base
+            )
             describe_run(workdir, program)
             loop = TrainingLoop(program, batches, evaluate, store, metadata, guard)
             standard = standard_observers(workdir, program, start.step, profiled)

@@ -12,10 +12,12 @@ from etils import epath
 
 from modbrick.bricks import initial_bricks
 from modbrick.bricks.functional import is_brick
+from modbrick.bricks.table import large_ranks
 from modbrick.checkpoints import BaseModel, CheckpointStore, Metadata, Restored, save_tokenizer
 from modbrick.checkpoints.workdir.directory import as_path, write_text
 from modbrick.decoder.functional import initial_parameters
 from modbrick.errors import InputError
+from modbrick.library.initial import read_initial
 from modbrick.models import StoredModel, open_model
 from modbrick.parallel.processes import check_agreement, everywhere, is_first, say
 from modbrick.schema import to_json
@@ -49,14 +51,15 @@ def check_settings(config: RunConfig, metadata: Metadata, more: Mapping[str, Any
     """Makes sure that all processes train the same. Every process makes this call.
 
     Args:
-      config: of the run; paths of data may differ, what they hold may not.
+      config: of the run; paths of data and of bricks may differ, what they hold may not.
       metadata: of the run, from its task.
       more: settings beside the config, by name, JSON-able.
 
     Raises:
       InputError: processes differ; names them, and in what.
     """
-    settings = {"config": shared_settings(config), "data": metadata.run.get("data")}
+    of_run = {name: metadata.run.get(name) for name in ("data", "initial_bricks")}
+    settings = {"config": shared_settings(config), **of_run}
     check_agreement({**settings, **more})
 
 
@@ -66,6 +69,7 @@ def start_run(
     metadata: Metadata,
     *,
     allow_change: Iterable[str] = (),
+    allow_base: str = "same",
 ) -> Start:
     """Continues the run in the store, or begins it. Every process makes this call.
 
@@ -74,11 +78,15 @@ def start_run(
       store: of the run's checkpoints.
       metadata: of the run, from its task; `run` is its identity.
       allow_change: what may differ from the run to be continued, see `check_identity`.
+      allow_base: on which weights bricks that it begins with may have been trained: `same`, those
+        of its model, or `any` of the same shapes.
 
     Raises:
       InputError: the checkpoints are of another run, do not fit, or are all damaged; or the initial
-        checkpoint does not fit.
+        checkpoint or a brick that the run begins with does not fit.
     """
+    for line in large_ranks(program.config.model, program.config.bricks):
+        say(line)
     if (latest := store.latest()) is not None:
         before, directory = latest.metadata.run, str(store.directory)
         if latest.metadata.base is not None and metadata.base is not None:
@@ -89,7 +97,7 @@ def start_run(
             say(f"continuing with a change: {line}")
     restored = store.restore_latest(program.stored(program.state), program.state.optimizer)
     if restored is None:
-        return Start(_first_state(program))
+        return Start(_first_state(program, allow_base))
     say(f"continuing from step {restored.step}")
     return Start(
         _restored_state(program, restored),
@@ -107,8 +115,8 @@ def describe_run(directory: epath.PathLike, program: TrainProgram) -> None:
         save_tokenizer(directory, tokenizer.to_json())
 
 
-def _first_state(program: TrainProgram) -> TrainState:
-    """Returns the state before the first step, of new parameters or of the initial checkpoint's."""
+def _first_state(program: TrainProgram, allow_base: str) -> TrainState:
+    """Returns the state before the first step: what is new, and what was trained before."""
     model, training = program.config.model, program.config.training
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.parameters)
     origin = training.initial_checkpoint
@@ -121,8 +129,21 @@ def _first_state(program: TrainProgram) -> TrainState:
         for line in stored.changes(model):
             say(f"with another config than it was saved with: {line}")
     bricks = initial_bricks(model, program.config.bricks, jax.random.key(training.seed))
+    if program.config.initial_bricks:
+        bricks |= everywhere(lambda: _read_bricks(program.config, allow_base))
     parameters |= {path: jax.device_put(x, shardings[path]) for path, x in bricks.items()}
     return initial_state(parameters, program.partition, program.optimizer, _shardings(program))
+
+
+def _read_bricks(config: RunConfig, allow_base: str) -> dict[str, jax.Array]:
+    """Reads the values of bricks that begin with those of files."""
+    origin = config.training.initial_checkpoint
+    assert origin is not None, "bricks are trained on a model"
+    files, model = config.initial_bricks, open_model(origin)
+    found = read_initial(files, config.bricks, model, allow_base=allow_base)
+    for name, file in files.items():
+        say(f"brick {name} starts from {file}")
+    return found
 
 
 def _restored_state(program: TrainProgram, restored: Restored) -> TrainState:

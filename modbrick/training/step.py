@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from modbrick.bricks.config import NO_BRICKS, BrickConfig
+from modbrick.bricks.config import NO_BRICKS, BrickConfig, dropout
 from modbrick.bricks.functional import plugged_decoder
 from modbrick.config import ModelConfig
 from modbrick.decoder.decoder import Decoder
@@ -85,7 +85,7 @@ def loss_function(
     schedules = objective_config.schedules()
 
     def totals_of(parameters: Any, batch: Batch, random_keys: Key[Array, "B"] | None) -> Totals:
-        return task_loss(decoder.bind(parameters), batch, random_keys)
+        return task_loss(decoder.bind(parameters, training=True), batch, random_keys)
 
     def loss(
         parameters: Any, batch: Batch, step: Int[Array, ""], key: Key[Array, ""] | None
@@ -103,9 +103,9 @@ def loss_function(
     return loss
 
 
-def samples_routing(config: ModelConfig) -> bool:
-    """Returns whether any router of a model draws experts at random in training."""
-    return any(
+def draws(config: ModelConfig, bricks: Mapping[str, BrickConfig] = NO_BRICKS) -> bool:
+    """Returns whether training draws anything at random: experts, or what bricks drop."""
+    return any(dropout(brick.settings) > 0 for brick in bricks.values()) or any(
         experts is not None and experts.router.sample_top_k > 0
         for layer in config.layers
         for experts in (layer.attention.experts, layer.feed_forward.experts)
@@ -121,8 +121,8 @@ def train_step(
       loss: from `loss_function`.
       optimizer: of the trainable parameters.
       partition: trainable and frozen parameters.
-      seed: of sampled routing, which is a function of seed, step and row: a resumed run repeats it,
-        and microbatches change nothing. None: nothing is sampled.
+      seed: of sampled routing and of dropout, which are functions of seed, step and row: a resumed
+        run repeats them, and microbatches change nothing. None: nothing is drawn.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:

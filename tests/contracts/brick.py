@@ -68,7 +68,7 @@ class BrickContract:
                 padded = np.full(shape, info.padding, np.float32)
                 padded[tuple(map(slice, value.shape))] = value
                 leaves.setdefault(name, []).append(padded)
-            for name, constant in settings.constants(self.site).items():
+            for name, constant in settings.constants().items():
                 leaves.setdefault(name, []).append(np.float32(constant))
         stacked = {name: jnp.stack(values) for name, values in leaves.items()}
         return Bank(stacked, jnp.arange(len(bricks)), self.settings[0].form)

@@ -100,7 +100,7 @@ class MemoryBrickContract:
                 padded = np.full((longest, *value.shape[1:]), 100.0, np.float32)
                 padded[: len(value)] = value
                 leaves.setdefault(name, []).append(padded)
-            for name, constant in settings.constants(SITE).items():
+            for name, constant in settings.constants().items():
                 leaves.setdefault(name, []).append(np.float32(constant))
         stacked = {name: jnp.stack(values) for name, values in leaves.items()}
         return MemoryBank(stacked, jnp.arange(len(bricks)), self.settings[0].form)

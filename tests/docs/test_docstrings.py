@@ -48,7 +48,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = np.random.default_rng(0)
     parameters = {
         path: 0.1 * draw.standard_normal(leaf.shape, np.float32)
-        for path, leaf in functional_decoder(config).abstract_parameters().items()
+        for path, leaf in functional_decoder(config).table.abstract().items()
     }
     save_model(folder / "run", nest(parameters), Metadata(config))
     tokenizer = ByteTokenizer()

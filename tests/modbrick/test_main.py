@@ -42,7 +42,7 @@ def test_summary_of_a_config_counts_its_parameters(
 def test_a_checkpoint_tells_the_config_it_was_made_with(tmp_path: Path) -> None:
     config = model_config(str(TINY))
     zeros = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), functional_decoder(config).abstract_parameters()
+        lambda s: jnp.zeros(s.shape, s.dtype), functional_decoder(config).table.abstract()
     )
     save_model(tmp_path / "model", zeros, Metadata(config))
     assert model_config(str(tmp_path / "model")) == config

@@ -48,7 +48,7 @@ def save(directory: Path, **changes: object) -> str:
     rng = np.random.default_rng(0)
     parameters = jax.tree.map(
         lambda leaf: jax.numpy.asarray(rng.normal(0.0, 0.3, leaf.shape), jax.numpy.float32),
-        functional_decoder(CONFIG).abstract_parameters(),
+        functional_decoder(CONFIG).table.abstract(),
     )
     tokenizer = dataclasses.asdict(ByteTokenizer().identity) | changes
     save_model(directory, parameters, Metadata(CONFIG, tokenizer=tokenizer), step=9)

@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory) -> str:
     random = np.random.default_rng(0)
     parameters = jax.tree.map(
         lambda leaf: jnp.asarray(random.normal(0.0, 0.5, leaf.shape), jnp.float32),
-        functional_decoder(config).abstract_parameters(),
+        functional_decoder(config).table.abstract(),
     )
     directory = tmp_path_factory.mktemp("model") / "random"
     metadata = Metadata(config, tokenizer=dataclasses.asdict(tokenizer.identity))

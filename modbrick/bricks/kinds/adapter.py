@@ -75,9 +75,8 @@ class Adapter:
             "up_bias": LeafInfo((site.output_width,), ("brick_output",), zero),
         }
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns the scale."""
-        del site
         return {"scale": self.scale}
 
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:

@@ -40,9 +40,8 @@ class Bias:
         """Returns `bias`, zeros: nothing changes at first."""
         return {"bias": LeafInfo((site.output_width,), ("brick_output",), constant(0.0))}
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns the strength."""
-        del site
         return {"scale": self.strength}
 
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:

@@ -33,18 +33,21 @@ class DoRA:
     is applied to the site's inputs, whatever the others did to its outputs.
 
     Attributes:
-      rank, alpha, scaling: as of a LoRA.
+      rank, alpha, scaling, dropout: as of a LoRA; nothing is dropped from x W.
     """
 
     rank: int = 8
     alpha: float | None = None
     scaling: Literal["rank", "root"] = "rank"
+    dropout: float = 0.0
     kind: Literal["dora"] = "dora"
     hook: ClassVar[Hook] = "outputs"
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(f"the rank of a DoRA must be at least 1, got {self.rank}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"the dropout of a DoRA is at least 0 and below 1, got {self.dropout}")
 
     @property
     def form(self) -> Decomposed:
@@ -70,9 +73,9 @@ class DoRA:
         magnitude = LeafInfo((site.output_width,), ("brick_output",), constant(1.0), padding=1.0)
         return {**self._low_rank.leaves(site), "magnitude": magnitude}
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns the scale."""
-        return self._low_rank.constants(site)
+        return self._low_rank.constants()
 
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
         """Adds what changes in the map's original weight."""

@@ -37,9 +37,8 @@ class IA3:
         one = constant(1.0)
         return {"factor": LeafInfo((site.output_width,), ("brick_output",), one, padding=1.0)}
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns nothing."""
-        del site
         return {}
 
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:

@@ -114,7 +114,7 @@ class Kind(Protocol):
         """
         ...
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns numbers that the form needs beside them, by name; never trained."""
         ...
 

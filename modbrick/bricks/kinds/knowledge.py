@@ -47,9 +47,9 @@ class Knowledge:
         """Returns the map `up` and its bias, zeros: nothing changes at first."""
         return self._map.leaves(site)
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns those of the form."""
-        return self._map.constants(site)
+        return self._map.constants()
 
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
         """Refuses, as it depends on more than the tokens."""

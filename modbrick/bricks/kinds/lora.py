@@ -35,18 +35,23 @@ class LoRA:
       scaling: by what alpha is divided; `root` is rank-stabilised LoRA, alpha / sqrt(rank)
         (arXiv 2312.03732).
       pairs: at a bank, one for the `bank` or one for each `expert`.
+      dropout: share of the entries of x that are set to zero in training, in front of `down`, the
+        others multiplied by 1 / (1 - dropout); not of ids of tokens.
     """
 
     rank: int = 8
     alpha: float | None = None
     scaling: Literal["rank", "root"] = "rank"
     pairs: Literal["bank", "expert"] = "bank"
+    dropout: float = 0.0
     kind: Literal["lora"] = "lora"
     hook: ClassVar[Hook] = "outputs"
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(f"the rank of a LoRA must be at least 1, got {self.rank}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"the dropout of a LoRA is at least 0 and below 1, got {self.dropout}")
 
     @property
     def scale(self) -> float:
@@ -81,9 +86,8 @@ class LoRA:
             "up": LeafInfo((*bank, *outwards), (*axes, "rank", "brick_output"), constant(0.0)),
         }
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns the scale."""
-        del site
         return {"scale": self.scale}
 
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:

@@ -40,9 +40,8 @@ class NormTuning:
         info = LeafInfo((site.output_width,), ("brick_output",), constant(0.0))
         return {"scale": info, "bias": info} if self.bias else {"scale": info}
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns nothing."""
-        del site
         return {}
 
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:

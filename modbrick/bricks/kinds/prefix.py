@@ -63,9 +63,8 @@ class Prefix:
             "values": LeafInfo(shape, axes, constant(0.0)),
         }
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns the length."""
-        del site
         return {"length": float(self.length)}
 
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:

@@ -54,9 +54,8 @@ class Prompt:
         shape, axes = (self.length, site.output_width), ("position", "brick_output")
         return {"embeddings": LeafInfo(shape, axes, normal(self.scale))}
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns the length."""
-        del site
         return {"length": float(self.length)}
 
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:

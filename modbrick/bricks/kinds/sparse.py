@@ -75,9 +75,8 @@ class SparseDelta:
             ),
         }
 
-    def constants(self, site: Site) -> dict[str, float]:
+    def constants(self) -> dict[str, float]:
         """Returns nothing."""
-        del site
         return {}
 
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:

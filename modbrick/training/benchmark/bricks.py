@@ -36,14 +36,14 @@ def training_cost(case: Case, *, rounds: int, steps: int) -> dict[str, Any]:
         "lora": CaseTraining(case, bricks={"lora": BrickConfig(ATTENTION, LoRA(rank=8))}),
     }
     memory = {name: training.memory_bytes() for name, training in contenders.items()}
-    seconds = _in_turn(
+    seconds = in_turn(
         {name: functools.partial(each.train, steps) for name, each in contenders.items()}, rounds
     )
     return {
         "case": dataclasses.asdict(case),
         "seconds_per_step": {name: statistics.median(found) for name, found in seconds.items()},
         "memory_bytes": memory,
-        "time_ratio": _ratio(seconds["lora"], seconds["whole"]),
+        "time_ratio": ratio(seconds["lora"], seconds["whole"]),
         "memory_ratio": memory["lora"] / memory["whole"],
         "rounds": seconds,
     }
@@ -106,7 +106,7 @@ def mixing_cost(case: Case, *, rows: int, length: int, rounds: int) -> dict[str,
         run(parameters, tokens, bricks, ids).block_until_ready()
         return time.perf_counter() - start
 
-    seconds = _in_turn(
+    seconds = in_turn(
         {
             "many": lambda: timed(many, ids),
             "one": lambda: timed(one, None),
@@ -120,8 +120,8 @@ def mixing_cost(case: Case, *, rows: int, length: int, rounds: int) -> dict[str,
         "length": length,
         "case": dataclasses.asdict(case),
         "seconds": {name: statistics.median(found) for name, found in seconds.items()},
-        "time_ratio_to_one": _ratio(seconds["many"], seconds["one"]),
-        "time_ratio_to_none": _ratio(seconds["many"], seconds["none"]),
+        "time_ratio_to_one": ratio(seconds["many"], seconds["one"]),
+        "time_ratio_to_none": ratio(seconds["many"], seconds["none"]),
         "memory_bytes": {
             "bricks": size,
             "many": _memory(run, parameters, tokens, many, ids),
@@ -138,8 +138,8 @@ def _memory(run: Any, *arguments: Any) -> int:
     return int(needed.argument_size_in_bytes + needed.temp_size_in_bytes)
 
 
-def _in_turn(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender, one after another in each round, after one that does not count."""
+def in_turn(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Returns the seconds of each contender, in turn in each round; a first one does not count."""
     for run in contenders.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -149,5 +149,6 @@ def _in_turn(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[st
     return seconds
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> float:
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """Returns the median over rounds of our time divided by theirs."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))

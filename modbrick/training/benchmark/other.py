@@ -48,9 +48,7 @@ class OtherProcess:
         # Halted, so that threads which wait in a loop take nothing from the other contender.
         self._process.send_signal(signal.SIGSTOP)
         if not answer:
-            raise InputError(
-                f"the original code in {self._command[-1]} did not run; see its message"
-            )
+            raise InputError(f"the other code in {self._command[-1]} did not run; see its message")
         return json.loads(answer)
 
     def train(self, steps: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -34,23 +34,53 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def brick_costs(training: Mapping[str, Any], mixing: Mapping[str, Any]) -> Table:
-    """Returns what `training_cost` and `mixing_cost` found."""
+def brick_costs(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Returns what was measured of bricks: `training`, `mixing`, `plugging` and `peft`, if any."""
     table = Table(title="Customized bricks, float32")
     for name in ("", "seconds", "GiB"):
         table.add_column(name, justify="right" if name else "left")
-    seconds, memory = training["seconds_per_step"], training["memory_bytes"]
+    for name, rows in (
+        ("training", _training_rows),
+        ("mixing", _mixing_rows),
+        ("plugging", _plugging_rows),
+        ("peft", _peft_rows),
+    ):
+        for row in rows(found[name]) if name in found else ():
+            table.add_row(*row)
+        table.add_section()
+    return table
+
+
+def _training_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    seconds, memory = found["seconds_per_step"], found["memory_bytes"]
     for name, label in (("whole", "training the whole model"), ("lora", "training a LoRA")):
-        table.add_row(label, f"{seconds[name]:.3f}", f"{memory[name] / 2**30:.2f}")
-    ratios = training["time_ratio"], training["memory_ratio"]
-    table.add_row("ratio", *(f"{ratio:.2f}" for ratio in ratios), end_section=True)
-    seconds, memory = mixing["seconds"], mixing["memory_bytes"]
+        yield label, f"{seconds[name]:.3f}", f"{memory[name] / 2**30:.2f}"
+    yield "ratio", f"{found['time_ratio']:.2f}", f"{found['memory_ratio']:.2f}"
+
+
+def _mixing_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    seconds, memory = found["seconds"], found["memory_bytes"]
     for name, label in (
         ("none", "a batch without bricks"),
         ("one", "with one LoRA for all rows"),
-        ("many", f"with {mixing['rows']} LoRAs, one a row"),
+        ("many", f"with {found['rows']} LoRAs, one a row"),
     ):
         size = f"{memory[name] / 2**30:.2f}" if name in memory else ""
-        table.add_row(label, f"{seconds[name]:.3f}", size)
-    table.add_row("ratio to one", f"{mixing['time_ratio_to_one']:.2f}", "")
-    return table
+        yield label, f"{seconds[name]:.3f}", size
+    yield "ratio to one", f"{found['time_ratio_to_one']:.2f}", ""
+
+
+def _plugging_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    seconds, count = found["seconds"], found["bricks"]
+    read = f"{found['read_bytes'] / 2**30:.5f}"
+    yield "plugging in the brick of a library of one", f"{seconds['one']:.3f}", ""
+    yield f"one of a library of {count}, and bytes read", f"{seconds['many']:.3f}", read
+    yield "ratio", f"{found['time_ratio']:.2f}", ""
+
+
+def _peft_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    seconds, memory = found["seconds_per_step"], found["memory_bytes"]
+    for name in ("peft", "modbrick"):
+        label = f"training a LoRA on a Llama, {name}"
+        yield label, f"{seconds[name]:.3f}", f"{memory[name] / 2**30:.2f}"
+    yield "ratio", f"{found['time_ratio']:.2f}", ""

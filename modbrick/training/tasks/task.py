@@ -107,7 +107,7 @@ class Task(Protocol):
         Args:
           model: with parameters, inside of the compiled step.
           batch: of the arrays of `batch_shapes`, of all rows or of those of a microbatch.
-          random_keys: one for each row, for sampled routing; None: nothing is sampled.
+          random_keys: one for each row, of sampled routing and dropout; None: nothing is drawn.
         """
 
     def metadata(self) -> Metadata:

@@ -44,7 +44,7 @@ def test_blocks_that_get_nothing_are_counted_and_the_loss_stays(dataset: Dataset
     rng = np.random.default_rng(0)
     parameters = {
         path: jnp.asarray(rng.normal(0.0, 0.1, leaf.shape), jnp.float32)
-        for path, leaf in functional_decoder(CONFIG).abstract_parameters().items()
+        for path, leaf in functional_decoder(CONFIG).table.abstract().items()
     }
     rows = single_documents(dataset, LENGTH, 2)
     found = savings_on_text(CONFIG, parameters, rows, [1e-3], rounds=1)

@@ -209,4 +209,4 @@ def test_the_table_says_what_is_trained() -> None:
     path = "bricks.one.segments.0.attention.key.weight"
     assert decoder.table[f"{path}.values"].trained
     assert not decoder.table[f"{path}.positions"].trained
-    assert decoder.abstract_parameters()[f"{path}.positions"].dtype == jnp.int32
+    assert decoder.table.abstract()[f"{path}.positions"].dtype == jnp.int32

@@ -44,7 +44,7 @@ def saved(directory: Path, model: ModelConfig) -> Path:
     draw = np.random.default_rng(0)
     parameters = jax.tree.map(
         lambda leaf: draw.normal(size=leaf.shape).astype(np.float32),
-        functional_decoder(model).abstract_parameters(),
+        functional_decoder(model).table.abstract(),
     )
     save_model(directory, parameters, Metadata(model=model))
     return directory
@@ -142,7 +142,7 @@ def test_damaged_checkpoints_leave_nothing(tmp_path: Path) -> None:
 
 def test_values_beyond_a_dtype_are_refused(tmp_path: Path) -> None:
     values = Metadata(model=MODEL)
-    state = functional_decoder(MODEL).abstract_parameters()
+    state = functional_decoder(MODEL).table.abstract()
     parameters = jax.tree.map(lambda leaf: np.full(leaf.shape, 1e5, np.float32), state)
     save_model(tmp_path / "ours", parameters, values)
     export = prepare_export(tmp_path / "ours", FORM, dtype="float16")

@@ -43,7 +43,7 @@ def parameters():
 
 def test_parameters_are_those_of_the_table(parameters):
     chex.assert_trees_all_equal_shapes_and_dtypes(
-        parameters, functional_decoder(CONFIG).abstract_parameters()
+        parameters, functional_decoder(CONFIG).table.abstract()
     )
     assert list(parameters) == sorted(info.path for info in parameter_table(CONFIG))
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from modbrick.config import (
     SegmentConfig,
 )
 from modbrick.convert import import_checkpoint, open_checkpoint
+from modbrick.convert.placing import read_onto_devices
 from modbrick.data import ByteTokenizer
 from modbrick.decoder.decoder import Decoder
 from modbrick.decoder.functional import functional_decoder, initial_parameters, parameters_of
@@ -293,3 +295,27 @@ def test_each_device_reads_its_share_only() -> None:
     read = json.loads(done.stdout.splitlines()[-1])
     most, whole = read[UP]
     assert most * 4 == whole
+
+
+def test_a_foreign_model_is_read_once_to_know_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its fingerprint reads every weight: a run on it and a brick of that run ask for it."""
+    model = open_model(FULL)
+    brick = {"low": BrickConfig(("layer.*.attention.query",), LoRA(rank=2))}
+    values = initial_bricks(model.config, brick, jax.random.key(0))
+    base = BaseModel(str(FULL), model.fingerprint())
+    save_model(tmp_path / "run", values, Metadata(model.config, bricks=brick, base=base))
+    found, manifest = brick_of_run(tmp_path / "run", "low")
+    write_brick(tmp_path / "more.brick", found, dataclasses.replace(manifest, name="more"))
+    reads: list[str] = []
+
+    def counted(source: Any, wanted: list[str], *arguments: Any) -> Any:
+        reads.extend(wanted)
+        return read_onto_devices(source, wanted, *arguments)
+
+    monkeypatch.setattr("modbrick.models.stored.read_onto_devices", counted)
+    plugged = open_model(tmp_path / "run").with_bricks([tmp_path / "more.brick"])
+    assert sorted(reads) == sorted(model.paths)
+    plugged.read_all()
+    assert len(reads) == 2 * len(model.paths)

@@ -270,7 +270,7 @@ def brick_cases() -> None:
         leaves = {
             name: np.abs(draw((3, *info.shape))) for name, info in settings.leaves(site).items()
         }
-        constants = settings.constants(site)
+        constants = settings.constants()
         scales = {name: jnp.full(3, value, jnp.float32) for name, value in constants.items()}
         run = compiled(brick_run(settings, scales, choice, offer))
         alone = run((leaves, x, y), cotangent)

@@ -26,6 +26,7 @@ def run(
     observers: Sequence[Observer] = (),
     *,
     allow_change: Sequence[str] = (),
+    allow_base: str = "same",
 ) -> str:
     """Starts a run, or goes on with it; returns why it ended."""
     return run_task(
@@ -33,6 +34,7 @@ def run(
         make_task(config),
         workdir,
         allow_change=allow_change,
+        allow_base=allow_base,
         observers=observers,
         devices=jax.devices()[:1],
     )

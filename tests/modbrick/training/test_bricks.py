@@ -36,6 +36,7 @@ from modbrick.data import DataConfig
 from modbrick.decoder.functional import initial_parameters, parameter_table
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
+from modbrick.library import brick_of_run, open_brick, read_brick, write_brick
 from modbrick.objective import ObjectiveConfig
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.training.observe.metrics import read_metrics
@@ -235,6 +236,116 @@ def test_what_is_not_trained_is_saved_exactly(config: RunConfig, tmp_path: Path)
     (bank,) = halves.segments["0"]["feed_forward.up.weight"]
     assert isinstance(bank, Bank)
     assert bank.leaves["positions"].dtype == jnp.int32
+
+
+def test_what_is_dropped_is_dropped_again(whole: Path, config: RunConfig, tmp_path: Path) -> None:
+    """Without routers that sample, stopped and started again."""
+    settings = LoRA(rank=2, dropout=0.5)
+    dropping = dataclasses.replace(
+        config, bricks={**BRICKS, "de": dataclasses.replace(BRICKS["de"], settings=settings)}
+    )
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    run(dropping, Regression, once)
+    run(changed(dropping, "training", steps=2), Regression, twice)
+    run(dropping, Regression, twice, allow_change=["training.steps"])
+    chex.assert_trees_all_equal(parameters(twice), parameters(once))
+    up = "bricks.de.segments.0.attention.query.up"
+    assert (parameters(once)[up] != parameters(whole)[up]).any()
+
+
+# ------------------------------------------------------------------------- bricks out of files
+
+
+@pytest.fixture(scope="module")
+def german(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The brick `de` of a run, as a file."""
+    file = tmp_path_factory.mktemp("files") / "german.brick"
+    write_brick(file, *brick_of_run(whole, "de"))
+    return file
+
+
+def test_a_brick_is_trained_on_a_frozen_one_out_of_a_file(
+    whole: Path, german: Path, config: RunConfig, tmp_path: Path
+) -> None:
+    file, workdir = tmp_path / "here.brick", tmp_path / "run"
+    shutil.copy(german, file)
+    above = dataclasses.replace(
+        changed(config, "optimizer", trainable=("brick.law",)),
+        initial_bricks={"de": str(file)},
+    )
+    run(above, Regression, tmp_path / "whole")
+    first, found = parameters(whole), parameters(tmp_path / "whole")
+    frozen = [path for path in first if path.startswith("bricks.de.")]
+    assert frozen
+    chex.assert_trees_all_equal(*({path: p[path] for path in frozen} for p in (first, found)))
+    assert found["bricks.law.segments.0.feed_forward.up_bias"].any()
+    fingerprint = open_brick(german).fingerprint()
+    assert describe(tmp_path / "whole").metadata.run["initial_bricks"] == {"de": fingerprint}
+    # Started again, the run needs the file no more.
+    run(changed(above, "training", steps=2), Regression, workdir)
+    file.unlink()
+    run(above, Regression, workdir, allow_change=["training.steps"])
+    chex.assert_trees_all_equal(parameters(workdir), found)
+    assert describe(workdir).metadata.run["initial_bricks"] == {"de": fingerprint}
+    with pytest.raises(InputError, match=r"here\.brick"):
+        run(above, Regression, tmp_path / "new")
+
+
+def test_a_brick_out_of_a_file_is_trained_further(
+    whole: Path, german: Path, config: RunConfig, tmp_path: Path
+) -> None:
+    further = dataclasses.replace(
+        changed(config, "training", steps=2), initial_bricks={"de": str(german)}
+    )
+    run(changed(further, "optimizer", learning_rate=1e-30), Regression, tmp_path)
+    path = "bricks.de.segments.0.attention.query.up"
+    np.testing.assert_array_equal(parameters(tmp_path)[path], parameters(whole)[path])
+
+
+def test_another_brick_in_the_file_is_another_run(
+    german: Path, config: RunConfig, tmp_path: Path
+) -> None:
+    brick, manifest = read_brick(german)
+    values = {address: value + 1 for address, value in brick.values.items()}
+    write_brick(tmp_path / "other.brick", dataclasses.replace(brick, values=values), manifest)
+    short = changed(config, "training", steps=2)
+    starts = [
+        dataclasses.replace(short, initial_bricks={"de": str(path)})
+        for path in (german, tmp_path / "other.brick")
+    ]
+    run(starts[0], Regression, tmp_path / "run")
+    for other in (starts[1], short):
+        with pytest.raises(InputError, match=r"another identity .*initial_bricks"):
+            run(other, Regression, tmp_path / "run")
+
+
+def test_initial_bricks_are_bricks_of_the_run(config: RunConfig) -> None:
+    with pytest.raises(InputError, match=r"initial_bricks\.dee: .* did you mean 'de'"):
+        dataclasses.replace(config, initial_bricks={"dee": "german.brick"})
+
+
+def test_a_file_for_other_weights_needs_a_word(
+    german: Path, config: RunConfig, tmp_path: Path
+) -> None:
+    other = tmp_path / "model"
+    save_model(other, initial_parameters(MODEL, jax.random.key(10)), Metadata(MODEL))
+    start = dataclasses.replace(
+        changed(config, "training", steps=2, initial_checkpoint=str(other)),
+        initial_bricks={"de": str(german)},
+    )
+    with pytest.raises(InputError, match="trained on other weights"):
+        run(start, Regression, tmp_path / "run")
+    run(start, Regression, tmp_path / "run", allow_base="any")
+
+
+def test_a_rank_above_the_width_is_said(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = {"wide": BrickConfig(("layer.*.attention.query",), LoRA(rank=17))}
+    start = dataclasses.replace(changed(config, "training", steps=2), bricks=wide)
+    run(start, Regression, tmp_path)
+    said = "".join(capsys.readouterr())
+    assert "brick wide has a rank of 17 at layer.0.attention.query, where 16 can do as much" in said
 
 
 @pytest.mark.parametrize(

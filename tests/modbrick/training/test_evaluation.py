@@ -49,7 +49,7 @@ def parameters() -> Any:
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: np.float32(rng.normal(0.0, 0.4, leaf.shape)),
-        functional_decoder(CONFIG).abstract_parameters(),
+        functional_decoder(CONFIG).table.abstract(),
     )
 
 

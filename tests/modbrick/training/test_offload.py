@@ -84,7 +84,7 @@ def state_after_two_steps(model: ModelConfig, **choices: str) -> TrainState:
         random = np.random.default_rng(1)
         parameters = {
             path: jnp.asarray(random.normal(0.0, 0.3, leaf.shape), jnp.float32)
-            for path, leaf in functional_decoder(model).abstract_parameters().items()
+            for path, leaf in functional_decoder(model).table.abstract().items()
         }
         state = initial_state(parameters, program.partition, program.optimizer, shardings)
         step: Any = program.step

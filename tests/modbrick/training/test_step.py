@@ -19,7 +19,7 @@ from modbrick.optimizer import Optimizer, OptimizerConfig
 from modbrick.parameters import Partition
 from modbrick.schema import from_mapping
 from modbrick.training.state import TrainState, initial_state
-from modbrick.training.step import loss_function, samples_routing, train_step
+from modbrick.training.step import draws, loss_function, train_step
 from modbrick.training.tasks.pretraining import next_token_totals
 from tests.compilation import QUICK
 
@@ -74,7 +74,7 @@ def initial() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     return {
         path: rng.normal(path.endswith("scale"), 0.1, leaf.shape).astype(np.float32)
-        for path, leaf in functional_decoder(model()).abstract_parameters().items()
+        for path, leaf in functional_decoder(model()).table.abstract().items()
     }
 
 
@@ -123,7 +123,7 @@ def compiled_step(frozen: tuple[str, ...], sample: int, execution: ExecutionConf
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=QUICK)
     def step(state: TrainState, data: dict[str, np.ndarray], seed: Any) -> Any:
-        seed = seed if samples_routing(config) else None
+        seed = seed if draws(config) else None
         return train_step(loss, optimizer, partition, seed=seed)(state, data)
 
     return step, partition, optimizer

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from modbrick.training.benchmark.table import results_table
+from modbrick.training.benchmark.table import brick_costs, results_table
 
 FIGURES = {
     "tokens_per_second": 1234.4,
@@ -34,3 +34,18 @@ def test_cases_are_columns_and_the_original_is_shown_where_it_ran() -> None:
     beside = shown({"A": {**FIGURES, "original": ORIGINAL, "speedup": 2.0}})
     assert "617" in beside
     assert "2.00" in beside
+
+
+def test_what_was_measured_of_bricks_is_shown() -> None:
+    plugging = {
+        "bricks": 1000,
+        "seconds": {"one": 0.25, "many": 0.5},
+        "read_bytes": 2**30,
+        "time_ratio": 2.0,
+    }
+    out = io.StringIO()
+    Console(file=out, width=120).print(brick_costs({"plugging": plugging}))
+    shown = out.getvalue()
+    assert "one of a library of 1000" in shown
+    assert "1.00000" in shown
+    assert "training" not in shown
