@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from modbrick import command_line
+from modbrick.bricks.features import refuse_blind
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.hardware import enable_compilation_cache
@@ -49,14 +50,14 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not CHECKPOINT.value:
         raise InputError("name a model: --checkpoint=DIR")
-    texts = [*PROMPT.value, *command_line.read_texts(PROMPT_FILE)]
-    if not texts:
+    if not (texts := [*PROMPT.value, *command_line.read_texts(PROMPT_FILE)]):
         raise InputError("name a text to continue: --prompt=TEXT or --prompt_file=FILE")
     command_line.check_alone(GREEDILY, TEMPERATURE, TOP_K, TOP_P, because="draws nothing")
     draw = SamplingConfig(TEMPERATURE.value, TOP_K.value, TOP_P.value)
     enable_compilation_cache()
     stored = open_model(CHECKPOINT.value, STEP.value)
     stored = stored.with_bricks(BRICKS.value, allow_base=BASE.value)
+    refuse_blind(stored.bricks)
     tokenizer = stored.tokenizer()
     model = stored.load(execution=ExecutionConfig(attention_tolerance=TOLERANCE.value))
     continuation = continue_texts(

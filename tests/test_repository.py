@@ -71,6 +71,10 @@ def tree() -> Iterator[Path]:
                 yield path
 
 
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
 FILES = list(tree())
 PYTHON_FILES = [path for path in FILES if path.suffix == ".py"]
 SHIPPED = ("modbrick", "pallas_kernels", "scripts", "tools", "configs")
@@ -92,10 +96,6 @@ PAGES = [
     for path in FILES
     if path.suffix == ".md" and (path.parent == ROOT or path.is_relative_to(ROOT / "docs"))
 ]
-
-
-def relative(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
 
 
 def module_name(path: Path) -> str:

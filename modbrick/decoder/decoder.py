@@ -23,12 +23,7 @@ from modbrick.decoder.arguments import (
 )
 from modbrick.decoder.captures import by_router, gather_captures, recorded_names
 from modbrick.decoder.output import DecoderOutput, Features
-from modbrick.decoder.prompts import (
-    PROMPT,
-    context_in_front,
-    padded_to_mesh,
-    with_encoded_prompts,
-)
+from modbrick.decoder.prompts import PROMPT, keys_in_front, with_encoded_prompts
 from modbrick.decoder.segment import run_segments, stacked_block
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.block import Block
@@ -158,17 +153,13 @@ class Decoder(nnx.Module):
             random_keys=random_keys,
         )
         choice = spread(brick_ids, brick_weights, features.hidden)
-        context = self._head_context(bricks, choice, names)
-        context = dataclasses.replace(context, random_keys=random_keys)
+        context = self._head_context(bricks, choice, random_keys, names)
         logits = self._logits(features.hidden, context)
-        captured = features.captured
         if "sites" in names:
-            captured["sites"]["decoder"] |= context.captured["sites"]
+            features.captured["sites"]["decoder"] |= context.captured["sites"]
         if "head" in names:
-            captured["head"] = context.captured["head"]
-        return DecoderOutput(
-            logits, features.hidden, features.router_statistics, features.cache, captured
-        )
+            features.captured["head"] = context.captured["head"]
+        return DecoderOutput(logits, **vars(features))
 
     def features(
         self,
@@ -205,10 +196,9 @@ class Decoder(nnx.Module):
             capture=recorded_names(capture),
         )
         outer = dataclasses.replace(context, bricks=bricks.decoder, captured={})
-        x = self.embed(tokens)
-        x = outer.at("embedding", tokens, x)
+        x = outer.at("embedding", tokens, self.embed(tokens))
         if outer.looks_at("features"):
-            given = tokens if attention_mask is None else jnp.where(attention_mask, tokens, -1)
+            given = tokens if real is None else jnp.where(real, tokens, -1)
             x = outer.at("features", given, x, Offer(features=brick_features), "tokens")
         outer.declare(PROMPT, x, x, "prompt")
         x, inner, cached = run_segments(self.segments, config, x, context, bricks, cache)
@@ -250,12 +240,7 @@ class Decoder(nnx.Module):
         Returns:
           Keys and values of each segment's layers, `[L, N, P, G, W]`.
         """
-        rows, length, _ = x.shape
-        x = padded_to_mesh(x.astype(self.config.dtype))
-        cache = Cache.empty(self.config, *x.shape[:2])
-        context = context_in_front(x, lengths, cache, self.execution)
-        *_, cached = run_segments(self.segments, self.config, x, context, Bricks(), cache)
-        return jax.tree.map(lambda array: array[:, :rows, :length], cached)
+        return keys_in_front(self.segments, self.config, self.execution, x, lengths)
 
     def logits(
         self,
@@ -276,8 +261,7 @@ class Decoder(nnx.Module):
           random_keys: one for each sequence, or for each of these tokens, of what bricks drop.
         """
         choice = spread(brick_ids, brick_weights, hidden)
-        context = self._head_context(bricks, choice)
-        return self._logits(hidden, dataclasses.replace(context, random_keys=random_keys))
+        return self._logits(hidden, self._head_context(bricks, choice, random_keys))
 
     def plug(self, bricks: Bricks) -> Decoder:
         """Returns the same model with bricks that a call without `bricks` has."""
@@ -291,9 +275,14 @@ class Decoder(nnx.Module):
         return Bricks() if self.plugged is None else self.plugged
 
     def _head_context(
-        self, bricks: Bricks | None, choice: Choice | None, capture: frozenset[str] = frozenset()
+        self,
+        bricks: Bricks | None,
+        choice: Choice | None,
+        random_keys: Key[Array, "B *S"] | None,
+        capture: frozenset[str] = frozenset(),
     ) -> Context:
-        return Context(bricks=self._attached(bricks).decoder, choice=choice, capture=capture)
+        at_head = self._attached(bricks).decoder
+        return Context(random_keys=random_keys, bricks=at_head, choice=choice, capture=capture)
 
     def _logits(self, hidden: Float[Array, "B S D"], context: Context) -> Float[Array, "B S V"]:
         multiplier = self.config.logit_multiplier

@@ -10,12 +10,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from modbrick.config import ModelConfig
 from modbrick.decoder.arguments import visible
+from modbrick.decoder.segment import run_segments
 from modbrick.execution import ExecutionConfig
 from modbrick.layers.attention import MEMORY
+from modbrick.layers.block import Block
 from modbrick.layers.cache import Cache, SegmentCache
 from modbrick.layers.context import Bricks, Context
 from modbrick.layers.memory import MemoryBrick
@@ -51,25 +55,38 @@ def with_encoded_prompts(bricks: Bricks, encode: Encode) -> Bricks:
     return dataclasses.replace(bricks, segments=segments, decoder=decoder)
 
 
-def context_in_front(
-    x: Float[Array, "N P D"], lengths: Int[Array, "M"], cache: Cache, execution: ExecutionConfig
-) -> Context:
-    """Returns the context of rows whose last token stands at position -1, in an empty cache.
+def keys_in_front(
+    segments: Mapping[str, Block],
+    config: ModelConfig,
+    execution: ExecutionConfig,
+    x: Float[Array, "N P D"],
+    lengths: Int[Array, "N"],
+) -> dict[str, SegmentCache]:
+    """Runs rows whose last token stands at position -1 through a model's layers, without bricks.
 
     Args:
-      x: N rows, padded behind.
-      lengths: of the first M of them; the others are empty.
-      cache: for them.
-      execution: how to run.
+      segments: the layers.
+      config: of the model.
+      execution: how to run it.
+      x: N rows, padded behind, as the first layer reads them.
+      lengths: of the rows.
+
+    Returns:
+      Keys and values of each segment's layers, `[L, N, P, G, W]`.
     """
+    rows, length, _ = x.shape
+    x = _padded_to_mesh(x.astype(config.dtype))
+    cache = Cache.empty(config, *x.shape[:2])
     place = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-    lengths = jnp.pad(lengths.astype(jnp.int32), (0, len(x) - len(lengths)))[:, None]
+    lengths = jnp.pad(lengths.astype(jnp.int32), (0, len(x) - rows))[:, None]
     positions = place - lengths
     visibility, real, positions, _ = visible(place, positions < 0, None, positions, cache)
-    return Context(positions, visibility, real, execution=execution)
+    context = Context(positions, visibility, real, execution=execution)
+    *_, cached = run_segments(segments, config, x, context, Bricks(), cache)
+    return jax.tree.map(lambda array: array[:, :rows, :length], cached)
 
 
-def padded_to_mesh(x: Float[Array, "N P D"]) -> Float[Array, "N P D"]:
+def _padded_to_mesh(x: Float[Array, "N P D"]) -> Float[Array, "N P D"]:
     """Returns rows padded so that the mesh in force divides rows and positions."""
     mesh = current_mesh()
     if mesh is None:

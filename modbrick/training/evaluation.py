@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float64, Int32
 
 from modbrick.bricks.config import NO_BRICKS, BrickConfig
+from modbrick.bricks.features import refuse_blind
 from modbrick.bricks.functional import plugged_decoder
 from modbrick.config import ModelConfig
 from modbrick.data import EvaluationBatches
@@ -89,7 +90,11 @@ def evaluation_step(
       mesh: on which losses lie like the batch, and statistics everywhere; None: as it comes.
       bricks: customized ones on the model, whose parameters are among the others.
       brick_sets: ids of the bricks that documents of each of the batches' domains use; None: all.
+
+    Raises:
+      InputError: a brick that takes features.
     """
+    refuse_blind(bricks)
     decoder = plugged_decoder(config, bricks, execution)
     replicated = mesh and NamedSharding(mesh, PartitionSpec())
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from modbrick.bricks import IA3, BrickConfig, LoRA, initial_bricks
-from modbrick.checkpoints import BaseModel, Metadata, save_model
+from modbrick.bricks import IA3, BrickConfig, LoRA, Modality, initial_bricks
+from modbrick.checkpoints import BaseModel, Metadata, describe, save_model
 from modbrick.config.families import dense
 from modbrick.data import ByteTokenizer, DatasetWriter
 from modbrick.decoder.functional import initial_parameters
@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_listed(house: Path) -> None:
     assert told(house, "check", "german.brick", "other", "--allow_base=any")["fits"]
 
 
-def test_a_model_is_run_with_bricks(house: Path) -> None:
+def test_a_model_is_run_with_bricks(house: Path, tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
     with DatasetWriter(str(house / "data")) as writer:
         writer.set_tokenizer(tokenizer)
@@ -139,6 +139,17 @@ def test_a_model_is_run_with_bricks(house: Path) -> None:
         done = script(name, house, "--checkpoint=other", both, *flags)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
         assert "german.brick does not fit other, step 0: it was trained on other" in done.stderr
+    eyes = {"eye": BrickConfig(("features",), Modality(1, width=3, features="image"))}
+    about = describe(house / "run").metadata
+    values = initial_bricks(MODEL, eyes, jax.random.key(0))
+    save_model(tmp_path / "run", values, dataclasses.replace(about, bricks=eyes))
+    write_brick(tmp_path / "eye.brick", *brick_of_run(tmp_path / "run", "eye"))
+    for name in ("evaluate", "generate"):
+        flags = ["--prompt=x"] if name == "generate" else ["--data=data"]
+        brick = f"--bricks={tmp_path / 'eye.brick'}"
+        done = script(name, house, "--checkpoint=model", brick, *flags)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+        assert "bricks.eye takes features ('image'), which texts do not have" in done.stderr
 
 
 @pytest.mark.parametrize(

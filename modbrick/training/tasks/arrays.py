@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from modbrick.bricks.features import check_features
 from modbrick.bricks.functional import plugged_decoder
 from modbrick.checkpoints import Metadata
 from modbrick.data import Tokenizer
@@ -96,7 +97,7 @@ class ArrayTask:
           tokenizer: of the tokens; saved beside the checkpoints.
 
         Raises:
-          InputError: arrays that do not fit together.
+          InputError: arrays that do not fit together, or not the bricks of the run.
         """
         self.config, self._examples, self._held_out = config, examples, held_out
         self._tokenizer = tokenizer
@@ -105,6 +106,7 @@ class ArrayTask:
         shapes = [{name: x.shape[1:] for name, x in some.items()} for some in (examples, held_out)]
         if shapes[0] != shapes[1]:
             raise InputError(f"examples of {shapes[0]} do not fit held-out ones of {shapes[1]}")
+        check_features(config.bricks, _features(examples), FEATURES)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the arrays of a global batch."""
@@ -129,7 +131,9 @@ class ArrayTask:
 
     def metadata(self) -> Metadata:
         """Returns model, identity of the run, and tokenizer."""
-        run = self.config.settings() | {"data": {"examples": _digest(self._examples)}}
+        data = self.config.data
+        order = {"seed": data.seed, "batch_size": data.batch_size}
+        run = self.config.settings() | {"data": {"examples": _digest(self._examples), **order}}
         identity = self._tokenizer.identity if self._tokenizer else None
         return Metadata(self.config.model, run, to_mapping(identity) if identity else {})
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, Key
 
+from modbrick.bricks.features import refuse_blind
 from modbrick.bricks.plugging import sets_of_domains
 from modbrick.checkpoints import Metadata
 from modbrick.data import (
@@ -75,7 +76,10 @@ class Pretraining:
         Raises:
           InputError: bricks that take features.
         """
-        _refuse_blind_bricks(config)
+        refuse_blind(
+            config.bricks,
+            "train it with modbrick.training.tasks.arrays, as examples/digits.py does",
+        )
         self.config = config
 
     @functools.cached_property
@@ -180,13 +184,3 @@ def _require_enough_rows(rows: int | None, config: RunConfig) -> None:
             f"{config.data.epochs} data.epochs are {steps} steps: set training.steps to at most "
             "that, or data.epochs to None"
         )
-
-
-def _refuse_blind_bricks(config: RunConfig) -> None:
-    """Refuses bricks that take features, as texts have none."""
-    for name, brick in config.bricks.items():
-        if brick.settings.hook == "tokens":
-            raise InputError(
-                f"bricks.{name} takes features, which a data set of texts does not have: train it "
-                "with modbrick.training.tasks.arrays, as examples/digits.py does"
-            )

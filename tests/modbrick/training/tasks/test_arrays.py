@@ -17,7 +17,7 @@ from modbrick.data import DataConfig
 from modbrick.decoder.functional import initial_parameters
 from modbrick.errors import InputError
 from modbrick.training.adaptation import adaptation
-from modbrick.training.run_config import RunConfig
+from modbrick.training.run_config import RunConfig, check_identity
 from modbrick.training.tasks.arrays import ArrayTask, Shuffled, next_token_examples
 from tests.modbrick.training.run_in_process import parameters, run
 
@@ -79,6 +79,15 @@ def test_a_brick_learns_to_look_and_its_run_goes_on(model: Path, tmp_path: Path)
     }
 
 
+@pytest.mark.parametrize(("name", "value"), [("seed", 7), ("batch_size", 8)])
+def test_order_and_size_of_batches_belong_to_a_run(name: str, value: int) -> None:
+    config = config_of(Path("nowhere"))
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, **{name: value}))
+    saved, now = (ArrayTask(c, seen(4, 0), seen(4, 1)).metadata().run for c in (config, other))
+    with pytest.raises(InputError, match=rf"data\.{name}"):
+        check_identity(saved, now, (), "RUN")
+
+
 def test_each_epoch_is_every_example_once_in_an_order_of_its_own() -> None:
     examples = {"tokens": np.arange(6)[:, None]}
     batches = Shuffled(examples, seed=3, batch=4, rows=(0, 1, 2, 3))
@@ -112,3 +121,25 @@ def test_arrays_that_do_not_fit_are_refused(change: dict[str, Any], complaint: s
     examples = {n: x for n, x in (seen(4, 0) | change).items() if x is not None}
     with pytest.raises(InputError, match=complaint):
         ArrayTask(config_of(Path("nowhere")), examples, seen(4, 1))
+
+
+@pytest.mark.parametrize(
+    ("features", "complaint"),
+    [
+        ({}, r"bricks\.eye takes features: features\.look of shape \[N, P, 3\] are missing"),
+        (
+            {"look": np.zeros((4, 1, 2))},
+            r"features\.look have shape .*eye takes \[N, P, 3",
+        ),
+        ({"look": np.zeros((4, 3))}, r"features\.look have shape .*eye takes \[N, P, 3"),
+        (
+            {"look": np.zeros((4, 1, 3)), "loook": np.zeros((4, 1, 3))},
+            r"no brick takes features features\.loook; did you mean 'look'",
+        ),
+    ],
+)
+def test_features_are_those_that_bricks_take(features: dict[str, Any], complaint: str) -> None:
+    examples = next_token_examples([([1, MARK], [10])] * 4)
+    examples |= {f"features.{name}": array for name, array in features.items()}
+    with pytest.raises(InputError, match=complaint):
+        ArrayTask(config_of(Path("nowhere")), examples, examples)
