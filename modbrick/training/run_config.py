@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from modbrick.bricks import BrickConfig
+from modbrick.bricks import BrickConfig, Emergent
 from modbrick.bricks.config import check_name
 from modbrick.bricks.plugging import set_ids
 from modbrick.checkpoints import CheckpointConfig
@@ -157,6 +157,18 @@ class RunConfig:
             if name not in self.bricks:
                 remark = nearest(name, self.bricks)
                 raise InputError(f"initial_bricks.{name}: the run has no such brick; {remark}")
+        for name, brick in self.bricks.items():
+            kind = brick.settings.kind
+            if self.brick_sets and brick.settings.hook == "weights":
+                raise InputError(
+                    f"bricks.{name}: a brick of kind {kind} changes weights for all documents: "
+                    "leave it out of a run with brick_sets"
+                )
+            if isinstance(brick.settings, Emergent) and name not in self.initial_bricks:
+                raise InputError(
+                    f"bricks.{name}: an emergent brick is taken out of a model (bricks.py extract),"
+                    f" none is new: name its file, initial_bricks.{name}=FILE"
+                )
         for domain, given in self.brick_sets.items():
             try:
                 set_ids(tuple(self.bricks), [given])

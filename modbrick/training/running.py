@@ -67,6 +67,8 @@ def run_task(
     with jax.set_mesh(mesh):
         program = train_program(config, task, mesh)
         batches, evaluate = task.batches(mesh), task.evaluation(mesh)
+        # What a trace refuses is refused here; the first step finds the trace and makes none.
+        jax.eval_shape(program.step, program.state, program.batch())
         with (
             PreemptionGuard(mesh) as guard,
             CheckpointStore(workdir, config.checkpoint, warn=say) as store,

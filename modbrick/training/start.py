@@ -128,8 +128,10 @@ def _first_state(program: TrainProgram, allow_base: str) -> TrainState:
         say(f"starting from {stored.origin}")
         for line in stored.changes(model):
             say(f"with another config than it was saved with: {line}")
-    bricks = initial_bricks(model, program.config.bricks, jax.random.key(training.seed))
-    if program.config.initial_bricks:
+    files = program.config.initial_bricks
+    new = {name: brick for name, brick in program.config.bricks.items() if name not in files}
+    bricks = initial_bricks(model, new, jax.random.key(training.seed))
+    if files:
         bricks |= everywhere(lambda: _read_bricks(program.config, allow_base))
     parameters |= {path: jax.device_put(x, shardings[path]) for path, x in bricks.items()}
     return initial_state(parameters, program.partition, program.optimizer, _shardings(program))

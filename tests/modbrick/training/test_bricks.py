@@ -37,6 +37,7 @@ from modbrick.decoder.functional import initial_parameters, parameter_table
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.library import brick_of_run, open_brick, read_brick, write_brick
+from modbrick.models import extract_brick, open_model
 from modbrick.objective import ObjectiveConfig
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.training.observe.metrics import read_metrics
@@ -338,6 +339,28 @@ def test_a_file_for_other_weights_needs_a_word(
     run(start, Regression, tmp_path / "run", allow_base="any")
 
 
+def test_an_emergent_brick_comes_out_of_a_file(config: RunConfig, tmp_path: Path) -> None:
+    """Out of another model it is trained further, or lies frozen beneath others."""
+    other = tmp_path / "model"
+    save_model(other, initial_parameters(MODEL, jax.random.key(10)), Metadata(MODEL))
+    part, manifest = extract_brick(open_model(other), "layer.1.feed_forward.up")
+    write_brick(tmp_path / "part.brick", part, manifest)
+    bricks = {"part": part.config, "law": BRICKS["law"]}
+    with pytest.raises(InputError, match=r"bricks\.part: .* initial_bricks\.part=FILE"):
+        dataclasses.replace(config, bricks=bricks)
+    start = dataclasses.replace(
+        changed(config, "training", steps=2),
+        bricks=bricks,
+        initial_bricks={"part": str(tmp_path / "part.brick")},
+    )
+    frozen = changed(start, "optimizer", trainable=("brick.law",))
+    path = "bricks.part.segments.0.feed_forward.up.weight.weight"
+    for name, of in (("trained", start), ("frozen", frozen)):
+        run(of, Regression, tmp_path / name, allow_base="any")
+        (before,), after = part.values.values(), parameters(tmp_path / name)[path]
+        assert np.array_equal(after[0], before) == (name == "frozen")
+
+
 def test_a_rank_above_the_width_is_said(
     config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -374,6 +397,16 @@ def test_bricks_that_take_features_are_refused(config: RunConfig) -> None:
     blind = BrickConfig(("features",), Modality(placeholder=1, width=4))
     with pytest.raises(InputError, match=r"bricks\.eye takes features"):
         Pretraining(dataclasses.replace(config, bricks={"eye": blind}))
+
+
+def test_what_a_trace_refuses_leaves_no_files(config: RunConfig, tmp_path: Path) -> None:
+    class Blind(Regression):
+        def loss(self, *arguments: Any) -> Any:
+            raise InputError("a loss of nothing")
+
+    with pytest.raises(InputError, match="a loss of nothing"):
+        run(config, Blind, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # ------------------------------------------------------------------------- bricks of domains
@@ -479,3 +512,9 @@ def test_sets_of_unknown_domains_are_refused(domains: RunConfig) -> None:
     task = Pretraining(dataclasses.replace(domains, brick_sets={"germann": "de"}))
     with pytest.raises(InputError, match=r"names the domain 'germann'; did you mean 'german'"):
         task.batches(make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+def test_bricks_that_change_weights_are_of_all_domains(config: RunConfig) -> None:
+    few = BrickConfig(("layer.*.feed_forward.up.weight",), SparseDelta())
+    with pytest.raises(InputError, match=r"bricks\.few: .* sparse .* out of a run with brick_sets"):
+        dataclasses.replace(config, bricks={**BRICKS, "few": few}, brick_sets={"german": "de"})
