@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import time
@@ -23,7 +24,7 @@ def require_new(target: Path) -> None:
     Raises:
       InputError: it is neither, or on a remote store.
     """
-    if "://" in str(target):
+    if re.match(r"[a-z][a-z0-9+.-]*:/", str(target)):  # a path has lost one of the slashes
         raise InputError(f"{target}: only local disks are written to; copy the result from there")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} holds something already: name a new or empty directory")
@@ -39,8 +40,8 @@ def staging(target: Path) -> Iterator[Path]:
     Raises:
       InputError: the target holds something, or the directory above it cannot be written.
     """
-    target = Path(os.path.abspath(target))
     require_new(target)
+    target = Path(os.path.abspath(target))
     prefix, suffix = f".{target.name}.", UNFINISHED
     made_above = _make_above(target.parent)
     try:

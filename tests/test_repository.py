@@ -53,7 +53,7 @@ FLOORS = [
 ]
 
 # Run the code of others, in environments of their own.
-FOREIGN = ("scripts/benchmark_original.py", "scripts/benchmark_peft.py")
+FOREIGN = (ROOT / "scripts/benchmark_original.py", ROOT / "scripts/benchmark_peft.py")
 
 GENERATED = {"__pycache__", "build", "runs", "site"}
 
@@ -81,7 +81,7 @@ SHIPPED = ("modbrick", "pallas_kernels", "scripts", "tools", "configs")
 LIBRARY = [
     path
     for path in PYTHON_FILES
-    if path.relative_to(ROOT).parts[0] in SHIPPED and relative(path) not in FOREIGN
+    if path.relative_to(ROOT).parts[0] in SHIPPED and path not in FOREIGN
 ]
 SCRIPTS = [path for path in LIBRARY if path.parent == ROOT / "scripts"]
 # Other files of tools/ serve these.

@@ -34,7 +34,7 @@ from modbrick.bricks.kinds.prefix import Prefix
 from modbrick.bricks.kinds.prompt import Prompt
 from modbrick.bricks.kinds.sparse import SparseDelta
 from modbrick.bricks.plugging import Plugged, plugged
-from modbrick.bricks.steering import steering
+from modbrick.bricks.steering import steering_brick
 from modbrick.bricks.table import initial_bricks
 from modbrick.bricks.texts import document_brick, prompt_brick
 
@@ -60,5 +60,5 @@ __all__ = [
     "plugged",
     "prompt_brick",
     "sparse_difference",
-    "steering",
+    "steering_brick",
 ]

@@ -12,6 +12,7 @@ from modbrick.bricks.brick import Brick
 from modbrick.bricks.config import BrickConfig
 from modbrick.bricks.kinds.sparse import SparseDelta
 from modbrick.config import ModelConfig
+from modbrick.errors import InputError
 
 
 def sparse_difference(
@@ -35,7 +36,8 @@ def sparse_difference(
       density: share of the entries of a weight that is kept.
 
     Raises:
-      InputError: a pattern covers no weight, or the density is none.
+      InputError: a pattern covers no weight, the density is none, or parameters are missing or of
+        another shape.
 
     Examples:
         >>> import modbrick
@@ -54,6 +56,13 @@ def sparse_difference(
     values = {}
     for place in attachments(model, config):
         count = settings.count(place.site)
+        for which, parameters in (("base", base), ("tuned", tuned)):
+            shape = tuple(np.shape(parameters.get(place.path, ())))
+            if shape[1:] != place.site.shape:
+                raise InputError(
+                    f"{place.path} of the {which} model has shape {list(shape)}, the config needs "
+                    f"{place.site.shape} in each layer"
+                )
         before, after = (np.asarray(of[place.path], np.float32) for of in (base, tuned))
         for layer in place.layers:
             change = (after[layer] - before[layer]).reshape(-1)

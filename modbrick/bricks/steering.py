@@ -8,27 +8,31 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
 from modbrick.bricks.attachment import Attachment, attachments
 from modbrick.bricks.brick import Brick
 from modbrick.bricks.config import BrickConfig
 from modbrick.bricks.kinds.bias import Bias
+from modbrick.decoder.arguments import check_values
 from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
+from modbrick.schema import convert
 
 Prompts = Sequence[Sequence[int]]
 """Token ids of each prompt."""
+Tokens = Literal["last", "all"]
 
 
-def steering(
+def steering_brick(
     model: Decoder,
     towards: Prompts,
     away: Prompts = (),
     *,
     at: Sequence[str] = ("layer.*.residual",),
     strength: float = 1.0,
-    tokens: Literal["last", "all"] = "last",
+    tokens: Tokens = "last",
 ) -> Brick:
     """Returns the difference of what a model has at some sites for two kinds of prompts.
 
@@ -45,16 +49,18 @@ def steering(
       tokens: whose values are averaged: the last of each prompt, or all of them, each prompt alike.
 
     Raises:
-      InputError: no prompt, or an empty one; or a pattern that covers no site.
+      InputError: no prompt, an empty one or one of unknown tokens; or a pattern of no site.
 
     Examples:
         >>> import modbrick
-        >>> from modbrick.bricks.steering import steering
+        >>> from modbrick.bricks.steering import steering_brick
         >>> model = modbrick.load_model("run")
-        >>> brick = steering(model, towards=[[1, 2, 3]], away=[[4, 5]], at=["layer.0.residual"])
+        >>> at = ["layer.0.residual"]
+        >>> brick = steering_brick(model, towards=[[1, 2, 3]], away=[[4, 5]], at=at)
         >>> brick.values["layer.0.residual.bias"].shape
         (16,)
     """
+    convert(Tokens, tokens, "tokens")
     config = BrickConfig(tuple(at), Bias(strength))
     places = attachments(model.config, config)
     for place in places:
@@ -74,9 +80,11 @@ def _means(
 ) -> dict[str, np.ndarray]:
     """Returns the mean over prompts of the outputs of sites, float32 `[width]`, by address."""
     longest, names = max(map(len, prompts)), tuple({place.site.name for place in places})
+    graph, parameters = nnx.split(model)
 
     @jax.jit
-    def captured(row: Array, mask: Array) -> dict[str, Array]:
+    def captured(parameters: nnx.State, row: Array, mask: Array) -> dict[str, Array]:
+        model = nnx.merge(graph, parameters)
         found = model(row, attention_mask=mask, capture=names).captured
         weights = mask[0] / mask.sum()
         if tokens == "last":
@@ -89,9 +97,10 @@ def _means(
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise InputError(f"prompt {number} is empty")
+        check_values(jnp.asarray(prompt), model.config.vocabulary, None)
         row = np.zeros((1, longest), np.int32)
         row[0, : len(prompt)] = prompt
-        values = captured(row, np.arange(longest)[None] < len(prompt))
+        values = captured(parameters, row, np.arange(longest)[None] < len(prompt))
         for place in places:
             whole = np.asarray(values[place.path], np.float64) / len(prompts)
             for layer in place.layers or (None,):

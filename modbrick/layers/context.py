@@ -224,8 +224,9 @@ class Context:
         if choice is not None and site in self.bricks:
             if not choice.alike:
                 raise InputError(
-                    f"the brick at {site} changes a weight for all tokens: call without brick_ids, "
-                    "or with the same for all of them and known, not traced"
+                    f"the brick at {site} changes a weight for all tokens: no brick_ids or "
+                    "brick_sets choose beside it (in a call of a model that is not compiled, the "
+                    "same for all may); fold it into the weights to choose among others"
                 )
             choice = choice.first()
         of_site = dataclasses.replace(self, choice=choice)

@@ -103,9 +103,16 @@ def write_index(directory: epath.Path) -> Index:
 
 def brick_files(directory: epath.Path) -> list[epath.Path]:
     """Lists the files of bricks in a directory, by name; not those that are being written."""
-    found = directory.iterdir() if directory.exists() else ()
-    files = (p for p in found if p.name.endswith(SUFFIX) and p.name[0] != ".")
-    return sorted(files, key=lambda path: path.name)
+    found = names_in(directory) if directory.exists() else []
+    files = (name for name in found if name.endswith(SUFFIX) and name[0] != ".")
+    return [directory / name for name in sorted(files)]
+
+
+def names_in(directory: epath.Path) -> list[str]:
+    """Lists what a directory holds, in no order."""
+    if is_local(directory):  # a path for each of a thousand files takes longer than all the rest
+        return os.listdir(directory)
+    return [path.name for path in directory.iterdir()]
 
 
 def open_named(path: epath.Path) -> StoredBrick:

@@ -21,6 +21,7 @@ from modbrick.library.index import (
     Entry,
     brick_files,
     current_index,
+    names_in,
     open_named,
     read_index,
     write_index,
@@ -201,7 +202,7 @@ class Library:
         """Says what the directory holds that a library does not; None: it is one, or empty."""
         if not self.path.is_dir():
             return "but a file"
-        names = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
+        names = sorted(name for name in names_in(self.path) if not name.startswith("."))
         others = [name for name in names if name != INDEX and not name.endswith(SUFFIX)]
         if others:
             return f"it holds something else ({', '.join(others[:3])})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -39,8 +40,12 @@ def extract_brick(
       notes: free text.
 
     Raises:
-      InputError: no address of the model, or one of something outside of the layers.
+      InputError: no address of the model, or one of several bricks or of something outside of the
+        layers; or the model is a run of bricks.
     """
+    if model.bricks:
+        raise InputError(f"{model.origin} has bricks of its own: name the model that they are for")
+    name = name or re.sub(r"[^A-Za-z0-9_]+", "-", address)
     table = parameter_table(model.config)
     chosen = table.select([address])
     outside = [path for path in chosen if "layer" not in table[path].axes]
@@ -56,7 +61,7 @@ def extract_brick(
     config = BrickConfig(tuple(sites), Emergent(expert))
     granularity: Granularity = "layer" if address.count(".") < 2 else "neuron group"
     manifest = Manifest.of(
-        name or address.replace(".", "-"),
+        name,
         config,
         model.config,
         granularity=granularity,
@@ -71,10 +76,14 @@ def extract_brick(
 
 def _place(address: str, chosen: Mapping[str, np.ndarray]) -> tuple[int, int | None]:
     """Returns the layer that is covered, in its segment, and the expert; None: all there are."""
-    layers = {int(layer) for mask in chosen.values() for layer in np.argwhere(mask)[:, 0]}
+    layers = {
+        (path.split(".")[1], int(layer))
+        for path, mask in chosen.items()
+        for layer in np.argwhere(mask)[:, 0]
+    }
     if len(layers) > 1:
         raise InputError(f"{address} covers {len(layers)} layers: name one of them")
-    (layer,) = layers
+    ((_, layer),) = layers
     experts: set[int | None] = set()
     for mask in chosen.values():
         covered = np.flatnonzero(mask[layer])

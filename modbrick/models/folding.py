@@ -54,10 +54,15 @@ def fold_model(model: StoredModel, output: epath.PathLike) -> None:
       output: directory, new or empty, on a local disk; left as it was if anything fails.
 
     Raises:
-      InputError: it has no bricks, one cannot be folded, or writing fails.
+      InputError: it has no bricks, or some for domains; one cannot be folded, or writing fails.
     """
     if not model.bricks:
         raise InputError(f"{model.origin} has no bricks to fold: name files of bricks")
+    if model.description and model.description.metadata.brick_sets:
+        raise InputError(
+            f"{model.origin}: its bricks are for documents of some domains, weights are for all: "
+            "save the brick that is to be folded as a file"
+        )
     alone, values = model.alone(), model.read_all()
     bricks = {
         name: Brick.of_parameters(name, config, model.config, values)

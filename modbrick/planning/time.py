@@ -159,7 +159,8 @@ def kernel_seconds(config: RunConfig, topology: Topology) -> dict[str, float]:
 
     How often a forward pass runs: once; again for the backward pass as `recomputed` says; and again
     where the batch is computed in microbatches, each of which is computed anew before its backward
-    pass.
+    pass. Backward passes are those of weights that are all trained: an upper bound where some are
+    frozen.
     """
     tokens = config.data.batch_size * config.data.sequence_length / topology.devices
     keys = (config.data.sequence_length + 1) / 2

@@ -88,3 +88,11 @@ def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
         with pytest.raises(error):
             fail()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["gs://bucket/model", "s3://bucket"])
+def test_a_remote_store_is_refused_as_such(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="only local disks are written to"), staging(Path(name)):
+        raise AssertionError("never entered")
+    assert not list(tmp_path.iterdir())

@@ -23,9 +23,10 @@ _AXES = ("brick_entry", "brick_input", "brick_output")
 class Emergent:
     """A weight, or that of one expert, in place of the model's own.
 
-    Where several of a call have the same place, the last one counts. It replaces the weight for all
-    tokens alike: ids that differ between them are refused. With a weight w it is mixed into the
-    model's own, W + w (new - W).
+    Where several have the same place, the last one counts, and an expert's own before that of a
+    whole bank. It replaces the weight for all tokens alike: ids that differ between them are
+    refused. With a weight w it is mixed into the model's own, W + w (new - W). Beside the model it
+    takes room for every layer of its segment: fold it in where that is too much.
 
     Attributes:
       expert: whose weight it is; None: of the whole parameter.
@@ -38,7 +39,7 @@ class Emergent:
     @property
     def form(self) -> Replacement:
         """What computes it."""
-        return Replacement(self.expert)
+        return Replacement(-1 if self.expert is None else self.expert)
 
     def leaves(self, site: Site) -> dict[str, LeafInfo]:
         """Returns `weight`; there is none at first, as it comes out of a model.
@@ -67,9 +68,13 @@ class Emergent:
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
-    """Form of emergent bricks: `weight` `[N, ...]`."""
+    """Form of emergent bricks: `weight` `[N, ...]`.
 
-    expert: int | None
+    Attributes:
+      expert: -1: the weight is a whole one; such forms come first where there are several.
+    """
+
+    expert: int
 
     def __call__(
         self,
@@ -85,14 +90,14 @@ class Replacement:
             return self._with(outputs, leaves["weight"][0].astype(outputs.dtype))
         for place in choice.places():
             number, weight = place.ids[0, 0, 0], place.factors()[0, 0, 0]
-            old = outputs[0, 0] if self.expert is None else outputs[0, 0, self.expert]
+            old = outputs[0, 0] if self.expert < 0 else outputs[0, 0, self.expert]
             new = leaves["weight"][jnp.maximum(number, 0)].astype(outputs.dtype)
             new = new if place.weights is None else old + weight * (new - old)
             outputs = self._with(outputs, jnp.where(number >= 0, new, old))
         return outputs
 
     def _with(self, outputs: Array, weight: Array) -> Array:
-        at = outputs.at[0, 0] if self.expert is None else outputs.at[0, 0, self.expert]
+        at = outputs.at[0, 0] if self.expert < 0 else outputs.at[0, 0, self.expert]
         return at.set(weight)
 
 

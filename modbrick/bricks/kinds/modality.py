@@ -32,7 +32,8 @@ class Modality:
 
     Features are `[B, P, width]`, among the `brick_features` of a call. With queries, the nth
     placeholder of a row has what the nth query finds among all features of the row:
-    softmax(query · features / √width) features. Placeholders beyond them have nothing.
+    softmax(query · features / √width) features. Placeholders beyond them have nothing. A feature of
+    zeros is padding, behind those of a row that has fewer: it is as if it were not there.
 
     Several modalities of a token add up, in any order.
 
@@ -82,7 +83,7 @@ class Modality:
         leaves = {}
         if self.queries:
             shape = (self.queries, self.width)
-            leaves["queries"] = LeafInfo(shape, ("variant", "brick_input"), _normal)
+            leaves["queries"] = LeafInfo(shape, ("position", "brick_input"), _normal)
         inner, zero = self.width, constant(0.0)
         if self.hidden is not None:
             inner = self.hidden
@@ -154,16 +155,17 @@ class Insertion:
         number: Int[Array, "B S"],
     ) -> Float[Array, "B S D"]:
         first = {name: leaf[0] for name, leaf in leaves.items()}
-        count = jnp.asarray(features.shape[1], jnp.float32)
+        known = marked & _known(features, number)
         if self.queried:
             queries = jnp.broadcast_to(first["queries"], (len(features), *first["queries"].shape))
-            features, count = _found(queries, features), first["count"]
+            known = marked & (number < first["count"]) & _any(features)
+            features = _found(queries, features)
         if self.activation is not None:
             features = ACTIVATIONS[self.activation](
                 product(features, first["down"]) + first["down_bias"]
             )
         mapped = (matmul(features, first["up"]) + first["up_bias"]) * first["scale"]
-        return jnp.where((marked & (number < count))[..., None], _taken(mapped, number), 0.0)
+        return jnp.where(known[..., None], _taken(mapped, number), 0.0)
 
     def _of_place(
         self,
@@ -174,11 +176,12 @@ class Insertion:
     ) -> Float[Array, "B S D"]:
         if self.queried:
             known = number < place.take(leaves["count"][:, None], 0.0)[..., 0, 0]
+            known = known & _any(features)
             row = jnp.maximum(place.ids[..., 0], 0)
             last = leaves["queries"].shape[1] - 1
             x = _found(leaves["queries"][row, jnp.clip(number, 0, last)], features)
         else:
-            known, x = number < features.shape[1], _taken(features, number)
+            known, x = _known(features, number), _taken(features, number)
         place = Choice(jnp.where(known[..., None], place.ids, -1), place.weights)
         factors = place.factors(leaves["scale"])
         if self.activation is None:
@@ -198,13 +201,25 @@ def _taken(values: Float[Array, "B P W"], number: Int[Array, "B S"]) -> Float[Ar
     return jnp.take_along_axis(values, index[..., None], axis=1)
 
 
+def _known(features: Float[Array, "B P W"], number: Int[Array, "B S"]) -> Bool[Array, "B S"]:
+    """Returns whether there is a feature of each token's number."""
+    return (number < features.shape[1]) & _taken(features, number).any(-1)
+
+
+def _any(features: Float[Array, "B P W"]) -> Bool[Array, "B 1"]:
+    """Returns whether there are features of each row."""
+    return features.any((-1, -2))[:, None]
+
+
 def _found(
     queries: Float[Array, "B S W"], features: Float[Array, "B P W"]
 ) -> Float[Array, "B S W"]:
     """Returns what queries find among the features of their row."""
     exact = jax.lax.Precision.HIGHEST
     scores = jnp.einsum("bsw,bpw->bsp", queries, features, precision=exact)
-    weights = jax.nn.softmax(scores / features.shape[-1] ** 0.5, axis=-1)
+    there = features.any(-1)[:, None]
+    scores = jnp.where(there, scores / features.shape[-1] ** 0.5, jnp.finfo(jnp.float32).min)
+    weights = jnp.where(there, jax.nn.softmax(scores, axis=-1), 0.0)
     return jnp.einsum("bsp,bpw->bsw", weights, features, precision=exact)
 
 

@@ -72,7 +72,9 @@ class Base:
 
     def _parameter(self, path: str, name: str) -> np.ndarray:
         if self._weights is None:
-            raise InputError(f"the weights of the base are needed, for {name}: name its model")
+            raise InputError(
+                f"the weights of the base are needed, for {name}: name its model (--model=)"
+            )
         if path not in self._read:
             self._read[path] = np.asarray(self._weights(path))
         return self._read[path]

@@ -15,12 +15,14 @@ from modbrick.convert.opening import DTYPES
 from modbrick.convert.peft import whole
 from modbrick.convert.peft.base import Base, Weights
 from modbrick.convert.peft.family import PREFIX, family_modules, form_of
+from modbrick.convert.peft.kinds import virtual_tokens
 from modbrick.convert.peft.kinds.adalora import AdaLoRASettings
 from modbrick.convert.peft.kinds.ia3 import IA3Settings
 from modbrick.convert.peft.kinds.lora import LoRASettings
 from modbrick.convert.peft.kinds.low_rank import Shapes
 from modbrick.convert.peft.kinds.norms import NormSettings
 from modbrick.convert.peft.kinds.vera import VeRASettings
+from modbrick.convert.peft.kinds.virtual_tokens import EMBEDDINGS, VirtualTokens
 from modbrick.convert.peft.module import Module
 from modbrick.convert.peft.piece import Piece, bricks_of
 from modbrick.convert.peft.settings import read_settings
@@ -57,8 +59,9 @@ def read_adapter(
     One brick has one rank and one scale: modules for which `rank_pattern` or `alpha_pattern` say
     otherwise are bricks of their own (`NAME-r4`, `NAME-a16`, `NAME-r4-a16`), as are the biases of
     `lora_bias` (`NAME-bias`) and the pairs of experts (`NAME-experts`). AdaLoRA and VeRA become
-    LoRA. What an adapter has its own copy of becomes its difference from the base, if there is any:
-    biases (`NAME-base-bias`) and `modules_to_save` (`NAME-saved` with what it is).
+    LoRA, p-tuning becomes a prompt. What an adapter has its own copy of becomes its difference from
+    the base, if there is any: biases (`NAME-base-bias`) and `modules_to_save` (`NAME-saved-head`
+    and so on).
 
     Args:
       directory: with `adapter_config.json` and `adapter_model.safetensors`.
@@ -80,14 +83,17 @@ def read_adapter(
     directory = Path(directory)
     where = str(directory / SETTINGS)
     data = read_object(directory / SETTINGS)
-    kind = data.get("peft_type")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise InputError(f"{where}: peft_type {kind!r} is not read; what is: {', '.join(KINDS)}")
-    cls = KINDS[kind]
+    kind, known = data.get("peft_type"), {**KINDS, **virtual_tokens.KINDS}
+    if not isinstance(kind, str) or kind not in known:
+        raise InputError(f"{where}: peft_type {kind!r} is not read; what is: {', '.join(known)}")
+    cls = known[kind]
     settings = read_settings(cls, data, where, aside=cls.aside, neutral=cls.neutral)
     stored = _stored(directory)
     with located(where):
         form = form_of(model, family, stored)
+    if isinstance(settings, VirtualTokens):
+        return _virtual(settings, stored, model, directory, name)
+    with located(where):
         base = Base(form, model, weights)
         adapter = _Adapter(settings, family_modules(form, model), base)
     with located(str(directory / WEIGHTS)):
@@ -96,6 +102,21 @@ def read_adapter(
         if not bricks:
             raise InputError("the adapter changes nothing in this base")
         return bricks
+
+
+def _virtual(
+    settings: VirtualTokens,
+    stored: Mapping[str, StoredTensor],
+    model: ModelConfig,
+    directory: Path,
+    name: str,
+) -> dict[str, Brick]:
+    """Returns a prompt or a prefix."""
+    with located(str(directory / SETTINGS)):
+        settings.check(model)
+    with located(str(directory / WEIGHTS)):
+        rows = _read(stored, {EMBEDDINGS: settings.shape(model)})[EMBEDDINGS]
+    return bricks_of(settings.pieces(rows, name, model), model)
 
 
 class _Adapter:
@@ -134,7 +155,8 @@ class _Adapter:
         yield from settings.pieces(by_module, name, base)
         for module in self._saved:
             copy = {end: tensors[PREFIX + module.name + end] for end in whole.shapes(module)}
-            yield from whole.difference(module, copy, base, f"{name}-saved")
+            saved = f"{name}-saved"
+            yield from whole.difference(module, copy, base, saved, norms=f"{saved}-norms")
         for bias, here in self._biases.items():
             yield from self._bias(bias, tensors[PREFIX + here], f"{name}-base-bias")
         for copied, module in self._copies().items():

@@ -34,7 +34,7 @@ def shapes(module: Module) -> dict[str, tuple[int, ...]]:
 
 
 def difference(
-    module: Module, copy: Mapping[str, np.ndarray], base: Base, name: str
+    module: Module, copy: Mapping[str, np.ndarray], base: Base, name: str, *, norms: str
 ) -> Iterator[Piece]:
     """Yields what makes the base's module into a copy of it; nothing where both are the same.
 
@@ -42,7 +42,8 @@ def difference(
       module: where it is.
       copy: its tensors, by the end of their names.
       base: weights that it replaces.
-      name: of norm tuning, and what the names of other bricks begin with.
+      name: what the names of bricks begin with that say what they are.
+      norms: name of norm tuning.
     """
     change = copy[WEIGHT] - base.tensor(module.name + WEIGHT)
     if module.kind == "norm":
@@ -50,7 +51,7 @@ def difference(
         if module.biased:
             leaves["bias"] = copy[BIAS] - base.tensor(module.name + BIAS)
         if any(leaf.any() for leaf in leaves.values()):
-            yield Piece(module.shares[0].address, NormTuning(module.biased), leaves, name)
+            yield Piece(module.shares[0].address, NormTuning(module.biased), leaves, norms)
         return
     if change.any():
         yield from _weight_difference(module, change, name)

@@ -19,6 +19,8 @@ from modbrick.bricks.kinds.dora import DoRA
 from modbrick.bricks.kinds.ia3 import IA3
 from modbrick.bricks.kinds.lora import LoRA
 from modbrick.bricks.kinds.norm import NormTuning
+from modbrick.bricks.kinds.prefix import Prefix
+from modbrick.bricks.kinds.prompt import Prompt
 from modbrick.bricks.kinds.sparse import SparseDelta
 from modbrick.config import ModelConfig
 from modbrick.convert.format import Format
@@ -27,7 +29,7 @@ from modbrick.convert.peft import whole
 from modbrick.convert.peft.bank import prefixes
 from modbrick.convert.peft.base import Base, Weights
 from modbrick.convert.peft.family import PREFIX, family_modules
-from modbrick.convert.peft.kinds import biases, ia3, update
+from modbrick.convert.peft.kinds import biases, ia3, update, virtual_tokens
 from modbrick.convert.peft.kinds.norms import LAYER
 from modbrick.convert.peft.kinds.update import At
 from modbrick.convert.peft.module import Module
@@ -38,9 +40,6 @@ from modbrick.convert.registry import format_named
 from modbrick.errors import InputError
 from modbrick.formats.safetensors import SafetensorsWriter, TensorSpec
 from modbrick.staging import staging
-
-WRITTEN = (LoRA, DoRA, Bias, IA3, NormTuning, SparseDelta)
-"""Kinds of bricks that PEFT has something for."""
 
 
 def write_adapter(
@@ -57,8 +56,8 @@ def write_adapter(
     LoRAs or DoRAs, with biases, become a LoRA; factors (IA³) become an IA³. Different ranks and
     scales become patterns. Of modules that norm tuning, a sparse delta, or at the embedding and the
     head a LoRA as wide as the model changes as a whole, PEFT has copies: beside others as
-    `modules_to_save`, alone as LN_TUNING. The settings hold what differs from PEFT's defaults, and
-    the rank.
+    `modules_to_save`, alone as LN_TUNING. A prefix in all layers, or a prompt, is an adapter by
+    itself. The settings hold what differs from PEFT's defaults, and sizes.
 
     Args:
       directory: new or empty, on a local disk.
@@ -75,7 +74,7 @@ def write_adapter(
     """
     settings, tensors, beside = _adapter(bricks, model, format_named(family), weights)
     tensors = {name: values.astype(jnp.dtype(dtype)) for name, values in tensors.items()} | beside
-    held = {PREFIX + name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    held = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     specs = {name: TensorSpec(values.shape, values.dtype) for name, values in held.items()}
     with staging(Path(directory)) as target:
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
@@ -88,15 +87,27 @@ def write_adapter(
 def _adapter(
     bricks: Mapping[str, Brick], model: ModelConfig, form: Format, weights: Weights | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns the settings of the adapter, its tensors by module, and those of the base."""
+    """Returns the settings of the adapter, its tensors, and those of the base, by name."""
     if not bricks:
         raise InputError("no bricks to write")
-    modules, base = family_modules(form, model), Base(form, model, weights)
     kinds = {name: brick.config.settings for name, brick in bricks.items()}
-    if not all(
-        isinstance(of, LoRA | DoRA | Bias | IA3 | NormTuning | SparseDelta) for of in kinds.values()
-    ):
+    if all(isinstance(of, Prefix | Prompt) for of in kinds.values()):
+        pieces = [piece for name, of in bricks.items() for piece in pieces_of(name, of, model)]
+        settings, rows = virtual_tokens.written(pieces, model)
+        return settings, {virtual_tokens.EMBEDDINGS: rows}, {}
+    of_modules = LoRA | DoRA | Bias | IA3 | NormTuning | SparseDelta
+    if not all(isinstance(of, of_modules) for of in kinds.values()):
         raise _no_adapter(kinds)
+    base = Base(form, model, weights)
+    settings, own, beside = _of_modules(bricks, model, family_modules(form, model), base)
+    return settings, _prefixed(own), _prefixed(beside)
+
+
+def _of_modules(
+    bricks: Mapping[str, Brick], model: ModelConfig, modules: Mapping[str, Module], base: Base
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns the same of bricks at modules; names of tensors without what is before them all."""
+    kinds = {name: brick.config.settings for name, brick in bricks.items()}
     placed = _placed(bricks, model, modules)
     copies = {module: at for module, at in placed.items() if whole.replaces(module, at)}
     adapted = {module: at for module, at in placed.items() if module not in copies}
@@ -123,11 +134,15 @@ def _adapter(
     return common | written, tensors | more, beside
 
 
+def _prefixed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {PREFIX + name: values for name, values in tensors.items()}
+
+
 def _no_adapter(kinds: Mapping[str, Settings]) -> InputError:
     listed = ", ".join(f"{name} ({of.kind})" for name, of in kinds.items())
     return InputError(
         f"PEFT has no adapter that is {listed}: it has LoRAs or DoRAs with biases at their sites, "
-        "or IA³, and copies of modules beside them or alone"
+        "or IA³, and copies of modules beside them or alone; or a prefix or a prompt"
     )
 
 

@@ -101,7 +101,8 @@ def plugging_cost(case: Case, *, bricks: int, rounds: int) -> dict[str, Any]:
         before = _plug(config, one, "brick0", None)
         run(parameters, before).block_until_ready()
         names = np.random.default_rng(0).permutation(bricks)
-        files, read = OpenedFiles(Path(folder)), list[int]()
+        files = OpenedFiles(Path(folder))
+        read: list[int] = []
 
         def timed(path: Path, *, counted: bool) -> float:
             name = f"brick{names[len(read) % bricks]}" if counted else "brick0"

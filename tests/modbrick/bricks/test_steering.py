@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from modbrick.bricks import Bias, plugged
-from modbrick.bricks.steering import steering
+from modbrick.bricks.steering import steering_brick
 from modbrick.decoder.functional import functional_decoder, initial_parameters
 from modbrick.errors import InputError
 from tests.modbrick.bricks.tiny import MODEL
@@ -37,21 +37,21 @@ def hidden(model, prompts, tokens="last"):
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
 def test_a_brick_is_the_difference_of_means(model, tokens):
-    brick = steering(model, TOWARDS, AWAY, at=["layer.1.residual"], tokens=tokens)
+    brick = steering_brick(model, TOWARDS, AWAY, at=["layer.1.residual"], tokens=tokens)
     expected = hidden(model, TOWARDS, tokens) - hidden(model, AWAY, tokens)
     np.testing.assert_allclose(brick.values["layer.1.residual.bias"], expected, atol=1e-6)
     assert np.abs(expected).max() > 1e-3
 
 
 def test_it_brings_the_mean_of_one_kind_to_that_of_the_other(model):
-    brick = steering(model, TOWARDS, AWAY, at=["layer.1.residual"])
+    brick = steering_brick(model, TOWARDS, AWAY, at=["layer.1.residual"])
     plug = plugged(MODEL, {"new": brick.config}, brick.parameters("new", MODEL))
     steered = model.plug(plug)
     np.testing.assert_allclose(hidden(steered, AWAY), hidden(model, TOWARDS), atol=1e-5)
 
 
 def test_without_a_second_kind_it_is_a_task_vector(model):
-    brick = steering(model, TOWARDS, at=["layer.*.residual", "embedding"], strength=-2.0)
+    brick = steering_brick(model, TOWARDS, at=["layer.*.residual", "embedding"], strength=-2.0)
     assert brick.config.settings == Bias(-2.0)
     assert len(brick.values) == 4
     np.testing.assert_allclose(
@@ -66,10 +66,11 @@ def test_without_a_second_kind_it_is_a_task_vector(model):
     [
         ([], "layer.0.residual", "prompts that have what is wanted"),
         ([[1], []], "layer.0.residual", "prompt 1 is empty"),
+        ([[1, 31]], "layer.0.residual", "do not fit a vocabulary of 31"),
         ([[1]], "layer.9.residual", "no site 'layer.9.residual'"),
         ([[1]], "layer.0.attention.query", "has 2 outputs a token"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(model, towards, at, complaint):
     with pytest.raises(InputError, match=complaint):
-        steering(model, towards, at=[at])
+        steering_brick(model, towards, at=[at])

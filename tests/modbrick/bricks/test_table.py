@@ -8,12 +8,30 @@ import jax
 import numpy as np
 import pytest
 
-from modbrick.bricks import BrickConfig, LoRA, initial_bricks
+from modbrick.bricks import (
+    IA3,
+    Adapter,
+    Bias,
+    BrickConfig,
+    DoRA,
+    Emergent,
+    Knowledge,
+    LoRA,
+    Modality,
+    NormTuning,
+    Prefix,
+    Prompt,
+    Settings,
+    SparseDelta,
+    initial_bricks,
+)
 from modbrick.bricks.functional import is_brick, plugged_decoder
 from modbrick.bricks.table import brick_infos, large_ranks
 from modbrick.config import SegmentConfig
 from modbrick.errors import InputError
+from modbrick.parallel.rules import parameter_spec
 from modbrick.parameters import Partition
+from modbrick.schema import kinds
 from tests.modbrick.bricks.tiny import BRICKS, MODEL
 
 KEY = jax.random.key(0)
@@ -92,3 +110,25 @@ def test_a_rank_above_the_width_is_named_once_a_brick() -> None:
     }
     (line,) = large_ranks(MODEL, wide)
     assert line == "brick wide has a rank of 20 at layer.0.attention.router, where 4 can do as much"
+
+
+EVERY_KIND = {
+    "lora": BrickConfig(("layer.0.attention.query",), LoRA(pairs="expert")),
+    "dora": BrickConfig(("layer.0.attention.key",), DoRA()),
+    "adapter": BrickConfig(("layer.0.attention",), Adapter()),
+    "ia3": BrickConfig(("layer.0.attention.key",), IA3()),
+    "bias": BrickConfig(("layer.0.attention.key",), Bias()),
+    "norm": BrickConfig(("norm",), NormTuning(bias=True)),
+    "sparse": BrickConfig(("layer.0.attention.key.weight",), SparseDelta()),
+    "emergent": BrickConfig(("layer.0.feed_forward.up.weight",), Emergent()),
+    "prefix": BrickConfig(("layer.0.attention.memory",), Prefix()),
+    "prompt": BrickConfig(("prompt",), Prompt()),
+    "modality": BrickConfig(("features",), Modality(1, 4, queries=2)),
+    "knowledge": BrickConfig(("features",), Knowledge(1, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", kinds(Settings))
+def test_a_mesh_knows_every_axis_of_every_kind(kind: str) -> None:
+    for info in brick_infos(MODEL, {kind: EVERY_KIND[kind]}):
+        assert len(parameter_spec(info.axes)) == len(info.shape)

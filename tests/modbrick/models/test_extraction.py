@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modbrick.bricks import Emergent, SparseDelta, initial_bricks
+from modbrick.bricks import BrickConfig, Emergent, SparseDelta, initial_bricks, plugged
+from modbrick.bricks.folding import folded
 from modbrick.checkpoints import Metadata, save_model
-from modbrick.decoder.functional import initial_parameters
+from modbrick.decoder.functional import functional_decoder, initial_parameters
 from modbrick.errors import InputError
 from modbrick.library import read_brick, write_brick
 from modbrick.models import extract_brick, fold_model, load_model, open_model
@@ -93,10 +94,32 @@ def test_an_address_is_of_one_brick(house: Path, address: str, complaint: str) -
         extract_brick(open_model(house / "one"), address)
 
 
+def test_of_several_in_one_place_the_last_and_that_of_an_expert_count(house: Path) -> None:
+    one, other = open_model(house / "one"), open_model(house / "other")
+    whole, _ = extract_brick(one, "layer.1.feed_forward.expert")
+    expert, _ = extract_brick(other, "layer.1.feed_forward.expert.2")
+    path = "segments.0.feed_forward.up.weight"
+    want = np.asarray(one.read(paths=[path])[path]).copy()
+    want[1, 2] = np.asarray(other.read(paths=[path])[path])[1, 2]
+    for bricks in ({"a": whole, "b": expert}, {"b": expert, "a": whole}):
+        found = folded(MODEL, other.read(), bricks)
+        np.testing.assert_array_equal(found[path][1], want[1])
+        values = {p: x for n, b in bricks.items() for p, x in b.parameters(n, MODEL).items()}
+        configs = {name: brick.config for name, brick in bricks.items()}
+        model = functional_decoder(MODEL).bind(other.read())
+        within = functional_decoder(MODEL).bind(
+            other.read() | {p: jnp.asarray(x) for p, x in found.items()}
+        )
+        np.testing.assert_allclose(
+            model(TOKENS, bricks=plugged(MODEL, configs, values)).logits,
+            within(TOKENS).logits,
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
 def test_none_is_new_and_experts_are_counted() -> None:
     at = ("layer.0.feed_forward.up.weight",)
-    from modbrick.bricks import BrickConfig
-
     with pytest.raises(InputError, match="is taken out of a model"):
         initial_bricks(MODEL, {"a": BrickConfig(at, Emergent(1))}, jax.random.key(0))
     with pytest.raises(InputError, match="has 4 experts, none of number 4"):

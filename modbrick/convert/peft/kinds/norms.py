@@ -35,4 +35,4 @@ class NormSettings(Targets):
         """Yields what makes each module into its copy."""
         for module, own in tensors.items():
             copy = {end.removeprefix(LAYER): values for end, values in own.items()}
-            yield from whole.difference(module, copy, base, name)
+            yield from whole.difference(module, copy, base, name, norms=name)

@@ -122,6 +122,18 @@ def test_new_ones_and_calls_without_features_change_no_bit(name: str) -> None:
     assert np.array_equal(embedded(base()[1], plug, TOKENS, given, nobody)[0], plain)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_features_of_zeros_are_padding(name: str) -> None:
+    plug, _ = plug_of(name)
+    one = {"features": FEATURES[:, :1]}
+    padded = {"features": np.pad(FEATURES[:, :1], [(0, 0), (0, 2), (0, 0)])}
+    for ids in (None, plug.ids(["a", "b"])):
+        alone, _ = embedded(base()[1], plug, TOKENS, one, ids)
+        among, _ = embedded(base()[1], plug, TOKENS, padded, ids)
+        np.testing.assert_allclose(alone, among, rtol=1e-6, atol=1e-6)
+        assert np.abs(alone - embedded(base()[1], plug, TOKENS, None, ids)[0]).max() > 1e-2
+
+
 def test_padding_in_front_is_no_placeholder() -> None:
     plug, _ = plug_of("mlp")
     model = base()[0].bind(base()[1])

@@ -31,25 +31,35 @@ READ = {
         "lora", "rslora", "patterns", "rslora_patterns", "layers", "regex", "bfloat16",
         "lora_bias", "ia3", "ia3_feed_forward", "adalora", "vera", "dora", "bias",
         "modules_to_save", "embedding", "head", "norms", "biases", "saved_layers",
-        "dora_patterns", "copies",
+        "dora_patterns", "copies", "prefix", "prompt", "p_tuning",
     ),
     "mixtral": ("lora", "ia3", "experts", "one_weight"),
     "granitemoe": (
         "lora", "rslora", "experts", "embedding", "head", "outermost", "saved_embedding",
-        "saved_head", "ranks",
+        "saved_head", "ranks", "prompt", "prefix",
     ),
-    "jetmoe": ("lora", "lora_bias", "ia3", "dora"),
+    "jetmoe": ("lora", "lora_bias", "ia3", "dora", "prefix"),
 }  # fmt: skip
 ADAPTERS = [ROOT / family / name for family, names in READ.items() for name in names]
-FOLDED = (
-    "modules_to_save", "biases", "saved_layers", "dora_patterns", "copies", "one_weight", "ranks",
-)  # fmt: skip
-# Those that are no LoRA in the file are read only.
-WRITTEN = [path for path in ADAPTERS if path.name not in ("adalora", "vera")]
-# What the base's weights are taken off and added to again is rounded.
+# One or two of each kind, and what cannot be folded: at a tied head, biases without one
+# of the base, and virtual tokens.
+PLUGGED = {
+    "llama": (
+        "lora_bias", "ia3_feed_forward", "dora", "embedding", "head", "norms", "prefix", "prompt",
+        "p_tuning",
+    ),
+    "mixtral": ("experts",),
+    "granitemoe": (
+        "embedding", "head", "outermost", "saved_embedding", "saved_head", "prompt", "prefix",
+    ),
+    "jetmoe": ("lora_bias", "prefix"),
+}  # fmt: skip
+# Those that become another kind are read only.
+WRITTEN = [path for path in ADAPTERS if path.name not in ("adalora", "vera", "p_tuning")]
+# What is taken off, multiplied or turned, and back again, is rounded.
 ROUNDED = (
     "dora", "dora_patterns", "bias", "biases", "norms", "copies", "modules_to_save", "saved_layers",
-    "saved_embedding", "saved_head", "outermost",
+    "saved_embedding", "saved_head", "outermost", "prefix",
 )  # fmt: skip
 
 
@@ -85,18 +95,13 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
 def logits(family: str) -> dict[Path, np.ndarray]:
     """Logits of a family's model with each adapter, for the tokens.
 
-    Adapters that can be folded into the weights are, where they change weights or others of their
-    kinds are plugged in; all others come in one batch.
+    Some are plugged in, all in one batch, the others are folded into the weights.
     """
-    directories = [ROOT / family / name for name in READ[family]]
-    bricks = {d: read(d, d.name) for d in directories}
-    together = [d for d in directories if d.name not in FOLDED]
-    runs = run_together(family, [bricks[d] for d in together])
-    found = dict(zip(together, runs, strict=True))
-    for directory in directories:
-        if directory.name in FOLDED:
-            found[directory] = run_folded(family, bricks[directory])
-    return found
+    bricks = {path: read(path, path.name) for path in (ROOT / family / n for n in READ[family])}
+    together = [path for path in bricks if path.name in PLUGGED[family]]
+    runs = run_together(family, [bricks[path] for path in together])
+    found = {path: run_folded(family, of) for path, of in bricks.items() if path not in together}
+    return found | dict(zip(together, runs, strict=True))
 
 
 def run_folded(family: str, bricks: Mapping[str, Brick]) -> np.ndarray:

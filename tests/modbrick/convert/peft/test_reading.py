@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modbrick.bricks import IA3, Bias, DoRA, LoRA
+from modbrick.bricks import IA3, Bias, BrickConfig, DoRA, LoRA, Prefix
 from modbrick.convert.peft import read_adapter
 from modbrick.convert.peft.family import PREFIX
+from modbrick.convert.peft.kinds import virtual_tokens
 from modbrick.convert.peft.reading import KINDS
 from modbrick.errors import InputError
 from tests.contracts.transformers_parity import HOSTILE, relative_error
@@ -123,17 +124,58 @@ def test_values_are_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    "kind",
+    ["LOKR", "OFT", "BOFT", "FOURIERFT", "VBLORA", "POLY", "CPT", "XLORA", "TRAINABLE_TOKENS"],
+)
+def test_what_has_no_kind_here_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'LOHA' is not read; what is: LORA, ADALORA, .*P_TUNING"):
+        read(ROOT / "llama" / "loha")
+    path = changed(LORA, tmp_path / "a", {"peft_type": kind})
+    with pytest.raises(InputError, match=f"'{kind}' is not read"):
+        read(path, family="llama")
+
+
+def test_keys_of_a_prefix_are_turned_back() -> None:
+    (brick,) = read(ROOT / "llama" / "prefix").values()
+    assert brick.config == BrickConfig(("layer.*.attention.memory",), Prefix(3))
+    rows = tensors(ROOT / "llama" / "prefix" / "adapter_model.safetensors")["prompt_embeddings"]
+    stored = rows.reshape(3, 2, 2, 2, 4)  # tokens, layers, keys and values, heads, width
+    values = brick.values["layer.1.attention.memory.values"]
+    assert np.array_equal(values, stored[:, 1, 1].reshape(3, -1))
+    keys = brick.values["layer.1.attention.memory.keys"].reshape(3, 2, 4)
+    (segment,) = model("llama").segments
+    rope = segment.layer.attention.rope
+    assert rope is not None
+    angles = 3 * rope.base ** -(np.arange(2) / 2)
+    first, second = keys[..., :2], keys[..., 2:]
+    again = np.concatenate(
+        [
+            first * np.cos(angles) - second * np.sin(angles),
+            second * np.cos(angles) + first * np.sin(angles),
+        ],
+        axis=-1,
+    )
+    np.testing.assert_allclose(again, stored[:, 1, 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
     [
-        ("loha", "'LOHA' is not read"),
-        ("prefix", "'PREFIX_TUNING' is not read"),
-        ("prompt", "'PROMPT_TUNING' is not read"),
-        ("p_tuning", "'P_TUNING' is not read"),
+        ("prefix", {"num_virtual_tokens": 0}, "num_virtual_tokens is 0"),
+        ("prompt", {"num_virtual_tokens": None}, "num_virtual_tokens: expected"),
+        ("prefix", {"num_virtual_tokens": 1 << 40}, r"has shape \[3, 32\], not \[1099"),
+        ("prefix", {"token_dim": 16, "num_layers": 3}, "token_dim is 16, not 8, num_layers is 3"),
+        ("prompt", {"token_dim": 8}, "not for this model: token_dim is 8, not 16"),
+        ("p_tuning", {"num_transformer_submodules": 2}, "num_transformer_submodules is 2, not 1"),
+        ("prompt", {"modules_to_save": ["lm_head"]}, "not supported: modules_to_save"),
+        ("prefix", {"target_modules": ["q_proj"]}, "not supported: target_modules"),
     ],
 )
-def test_what_has_no_kind_here_is_refused(name: str, message: str) -> None:
+def test_virtual_tokens_that_do_not_fit_are_refused(
+    name: str, settings: dict[str, object], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=message):
-        read_adapter(ROOT / "llama" / name, model("llama"))
+        read(changed(ROOT / "llama" / name, tmp_path / "a", settings), family="llama")
 
 
 NEEDED = {
@@ -405,7 +447,18 @@ def test_biases_that_no_module_has_are_no_obstacle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["lora", "ia3_feed_forward", "adalora", "vera", "dora", "biases", "saved_layers", "copies"],
+    [
+        "lora",
+        "ia3_feed_forward",
+        "adalora",
+        "vera",
+        "dora",
+        "biases",
+        "saved_layers",
+        "copies",
+        "prefix",
+        "prompt",
+    ],
 )
 def test_whatever_stands_in_the_settings_ends_in_bricks_or_a_clean_error(
     name: str, tmp_path: Path
@@ -413,7 +466,8 @@ def test_whatever_stands_in_the_settings_ends_in_bricks_or_a_clean_error(
     path = changed(ROOT / "llama" / name, tmp_path / "a")
     settings = json.loads((path / "adapter_config.json").read_text())
     values = (*HOSTILE, {"q_proj": None}, {"(": 3}, {"q_proj": -1}, ["("], "(?P<layer>.*)", [[1]])
-    known = {field.name for field in dataclasses.fields(KINDS[settings["peft_type"]])}
+    kinds: dict[str, type] = {**KINDS, **virtual_tokens.KINDS}
+    known = {field.name for field in dataclasses.fields(kinds[settings["peft_type"]])}
     for key in sorted(known | {"peft_type", "use_dora"}):
         for value in values:
             (path / "adapter_config.json").write_text(json.dumps(settings | {key: value}))

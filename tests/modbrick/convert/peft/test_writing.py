@@ -20,6 +20,9 @@ from modbrick.bricks import (
     DoRA,
     LoRA,
     NormTuning,
+    Prefix,
+    Prompt,
+    Settings,
     SparseDelta,
 )
 from modbrick.convert import open_checkpoint
@@ -92,7 +95,11 @@ def test_what_was_read_is_written_again(directory: Path, tmp_path: Path) -> None
 
 
 def is_rounded(directory: Path) -> bool:
-    scaled = directory.parent.name == "granitemoe" and directory.name in ("embedding", "head")
+    scaled = directory.parent.name == "granitemoe" and directory.name in (
+        "embedding",
+        "head",
+        "prompt",
+    )
     return scaled or directory.name in ROUNDED
 
 
@@ -117,6 +124,20 @@ def test_a_scale_of_one_survives(tmp_path: Path) -> None:
         assert isinstance(back.config.settings, LoRA)
         assert back.config.settings.scale == 1.0
         assert back.config.at == config.at
+
+
+def test_settings_of_a_prefix_are_sizes(tmp_path: Path) -> None:
+    config = BrickConfig(("layer.*.attention.memory",), Prefix(5))
+    write_adapter(tmp_path / "a", {"german": brick(config)}, model("llama"), "llama")
+    assert settings_of(tmp_path / "a") == {
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": 5,
+        "peft_type": "PREFIX_TUNING",
+        "task_type": "CAUSAL_LM",
+        "token_dim": 8,
+    }
 
 
 def test_bricks_of_several_ranks_become_patterns(tmp_path: Path) -> None:
@@ -172,7 +193,7 @@ def test_a_part_of_a_fused_map(tmp_path: Path) -> None:
     assert settings_of(tmp_path / "both")["r"] == settings_of(tmp_path / "both")["lora_alpha"] == 4
 
 
-def at(site: str, settings: LoRA | IA3 | Bias | Adapter) -> Brick:
+def at(site: str, settings: Settings) -> Brick:
     return brick(BrickConfig((f"layer.*.{site}",), settings))
 
 
@@ -210,6 +231,34 @@ def at(site: str, settings: LoRA | IA3 | Bias | Adapter) -> Brick:
             {"de": at("feed_forward.hidden", IA3()), "law": at("feed_forward.down", IA3())},
             "down_proj: before it or behind it",
         ),
+        (
+            {"de": at("attention.query", LoRA(2)), "law": at("attention.key", DoRA(2))},
+            "either LoRAs",
+        ),
+        (
+            {"de": at("attention.memory", Prefix(2)), "law": at("attention.query", LoRA(2))},
+            r"no adapter that is de \(prefix\), law \(lora\)",
+        ),
+        (
+            {"de": brick(BrickConfig(("layer.0.attention.memory",), Prefix(2)))},
+            "de: PEFT has one prefix in an adapter, and that in all layers",
+        ),
+        (
+            {"de": at("attention.memory", Prefix(2)), "law": at("attention.memory", Prefix(2))},
+            "de and law: PEFT has one prefix",
+        ),
+        (
+            {"de": at("attention.memory", Prefix(2)), "law": at("attention.memory", Prefix(3))},
+            "de and law are of several lengths",
+        ),
+        (
+            {name: brick(BrickConfig(("prompt",), Prompt(2))) for name in ("de", "law")},
+            "de and law are prompts, of which PEFT has one",
+        ),
+        (
+            {"de": brick(BrickConfig(("embedding",), IA3()))},
+            "brick de is at embedding, where PEFT has no IA³",
+        ),
     ],
 )
 def test_what_the_library_does_not_have_is_refused(
@@ -227,6 +276,21 @@ def test_bricks_of_a_whole_bank_are_refused(settings: LoRA | IA3 | Bias, tmp_pat
     with pytest.raises(InputError, match=message):
         write(tmp_path / "a", {"de": brick(config, "mixtral")}, "mixtral")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_module_is_changed_as_a_whole_or_not(tmp_path: Path) -> None:
+    delta = several("llama", BrickConfig((f"{QUERIES}.weight",), SparseDelta(1.0)))
+    bricks = {**delta, "law": at("attention.query", LoRA(2))}
+    with pytest.raises(InputError, match=r"q_proj is replaced as a whole, and brick law \(lora\)"):
+        write(tmp_path / "a", bricks, "llama")
+    positions = several("llama", BrickConfig((f"{QUERIES}.bias",), SparseDelta(1.0)))
+    with pytest.raises(InputError, match=r"at layer\.0\.attention\.query\.bias, where PEFT has no"):
+        write(tmp_path / "a", positions, "llama")
+    shifted = {"de": at("attention_norm", NormTuning(bias=True))}
+    with pytest.raises(
+        InputError, match=r"de has a bias for model.*input_layernorm, which has none"
+    ):
+        write(tmp_path / "a", shifted, "llama")
 
 
 def test_dense_layers_between_banks_are_refused(tmp_path: Path) -> None:
@@ -309,6 +373,8 @@ MIXED = {
         BrickConfig(("layer.0.feed_forward.down",), LoRA(3, 2.0, pairs="expert")),
     ],
     "jetmoe/fused": [BrickConfig((KEYS, "layer.*.attention.value"), LoRA(2, 3.0))],
+    "llama/prefix": [BrickConfig(("layer.*.attention.memory",), Prefix(5))],
+    "granitemoe/prompt": [BrickConfig(("prompt",), Prompt(2))],
     "jetmoe/dora": [
         BrickConfig((KEYS,), DoRA(2, 3.0)),
         BrickConfig(("layer.0.attention.value",), DoRA(1, 1.0)),
@@ -318,8 +384,9 @@ MIXED = {
 
 
 def run(name: str, family: str, bricks: dict[str, Brick]) -> np.ndarray:
-    """Logits with bricks; nothing is folded into the weights of a tied head."""
-    if name == "granitemoe/outermost":
+    """Logits with bricks; those in front and at a tied head cannot be folded."""
+    hooks = {brick.config.settings.hook for brick in bricks.values()}
+    if name == "granitemoe/outermost" or hooks & {"memory", "prompt"}:
         return run_together(family, [bricks])[0]
     return run_folded(family, bricks)
 
@@ -356,7 +423,7 @@ def test_separate_bricks_of_a_bank_double_the_rank(
 )
 def test_the_library_computes_the_same_from_what_is_written(tmp_path: Path) -> None:
     arguments, wanted = [], []
-    for directory in [*WRITTEN, ROOT / "llama" / "adalora", ROOT / "llama" / "vera"]:
+    for directory in [*WRITTEN, *(ROOT / "llama" / n for n in ("adalora", "vera", "p_tuning"))]:
         family, target = directory.parent.name, tmp_path / label(directory)
         write(target, read(directory), family, dtype=dtype(directory))
         result = target.with_suffix(".safetensors")
