@@ -6,6 +6,7 @@ bits and the same memory analysis. `make clean` removes the cache.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +20,26 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+MOST_MAPS = 20_000
+
 pytest_plugins = ["tests.processor_time"]
 
 # How long an example takes says nothing about the code where workers share the cores.
 hypothesis.settings.register_profile("shared_cores", deadline=None)
 hypothesis.settings.load_profile("shared_cores")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs() -> Iterator[None]:
+    """Forgets compiled programs before they are too many for a process.
+
+    Each of them maps some nine pieces of memory, of which Linux lets a process have 65,530: beyond
+    that, compiling ends with a segmentation fault.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="module")

@@ -102,8 +102,9 @@ class ProcessorTime:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        # The report of a worker that crashed has neither.
         phases = ((report.nodeid, "processor_seconds"), (STARTING, "starting_seconds"))
-        for name, seconds in ((name, vars(report)[attribute]) for name, attribute in phases):
+        for name, seconds in ((name, vars(report).get(attribute)) for name, attribute in phases):
             if seconds:
                 self.tests[name] += seconds
                 if self.record is not None:
