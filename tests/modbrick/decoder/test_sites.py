@@ -231,6 +231,7 @@ def test_widths_of_sites():
     assert sparse["attention.router"].linear
     assert not sparse["attention.router"].experts
     assert {s.name: s.output_width for s in dense.decoder} == {
+        "features": WIDTH,
         "embedding": WIDTH,
         "prompt": WIDTH,
         "norm": WIDTH,
