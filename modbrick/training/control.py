@@ -64,8 +64,8 @@ def against_control(
         checkpoint=dataclasses.replace(config.checkpoint, every=steps),
     )
     config = from_mapping(RunConfig, with_model(config))
-    base, tokenizer = open_model(model), open_model(model).tokenizer()
-    before = base.fingerprint()
+    base = open_model(model)
+    before, tokenizer = base.fingerprint(), base.tokenizer()
     results = {}
     mixed = (_mixed(train), _mixed(held_out))
     for name, examples in (("brick", (train, held_out)), ("control", mixed)):

@@ -50,6 +50,11 @@ class DoRA:
             raise InputError(f"the dropout of a DoRA is at least 0 and below 1, got {self.dropout}")
 
     @property
+    def scale(self) -> float:
+        """By what the update is multiplied."""
+        return self._low_rank.scale
+
+    @property
     def form(self) -> Decomposed:
         """What computes it."""
         return Decomposed()
@@ -80,7 +85,7 @@ class DoRA:
     def folded(self, leaves: Values, into: LinearMap) -> LinearMap:
         """Adds what changes in the map's original weight."""
         base = into.weight if into.original is None else into.original
-        directions = base + self._low_rank.scale * (leaves["down"] @ leaves["up"])
+        directions = base + self.scale * (leaves["down"] @ leaves["up"])
         before, after = (np.linalg.norm(matrix, axis=0) for matrix in (base, directions))
         same = before == after  # of a column of zeros, too
         factors = leaves["magnitude"] * np.where(same, 1.0, before / np.where(same, 1.0, after))

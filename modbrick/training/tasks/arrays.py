@@ -20,10 +20,11 @@ from modbrick.decoder.decoder import Decoder
 from modbrick.decoder.output import Features
 from modbrick.errors import InputError
 from modbrick.flops import packed_flops
+from modbrick.next_token import token_losses
 from modbrick.objective import Totals
 from modbrick.parallel.batch import check_rows, local_rows
 from modbrick.schema import to_mapping
-from modbrick.training.losses import next_token_loss, next_token_losses
+from modbrick.training.losses import next_token_loss
 from modbrick.training.run_config import RunConfig
 from modbrick.training.tasks.examples import FEATURES, Examples, checked, digest, features_of
 from modbrick.training.tasks.task import Evaluate, Evaluation, LocalBatch, Work
@@ -170,8 +171,8 @@ class ArrayTask:
             model = decoder.bind(parameters)
             hidden, targets = _run(model, batch, None).hidden, batch["targets"]
             weights = batch["loss_mask"].astype(jnp.float32)
-            losses = next_token_losses(model, hidden, targets)
-            right = model.logits(hidden).argmax(-1) == targets
+            logits = model.logits(hidden)  # once, for both metrics
+            losses, right = token_losses(logits, targets), logits.argmax(-1) == targets
             return (losses * weights).sum(), (right * weights).sum(), weights.sum()
 
         def run(parameters: Any, should_stop: Callable[[], bool]) -> Evaluation | None:

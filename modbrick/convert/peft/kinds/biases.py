@@ -11,7 +11,7 @@ from modbrick.bricks.kinds.bias import Bias
 from modbrick.bricks.kinds.lora import LoRA
 from modbrick.convert.peft.base import Base
 from modbrick.convert.peft.kinds.lora import SHIFT
-from modbrick.convert.peft.kinds.update import At, Update, scale_of
+from modbrick.convert.peft.kinds.update import At, Update
 from modbrick.convert.peft.module import Module, Share
 from modbrick.convert.peft.piece import Piece
 from modbrick.errors import InputError
@@ -71,7 +71,7 @@ def _scale(module: Module, updates: Mapping[Module, Update]) -> float | None:
     update = updates.get(module)
     if update is None or module.kind != "linear" or not isinstance(update.settings, LoRA):
         return None
-    return scale_of(update.settings)
+    return update.settings.scale
 
 
 def _shifted(

@@ -109,7 +109,7 @@ def _update(module: Module, loras: Mapping[str, Piece]) -> Update:
         downs += [] if known else [down]
     widths = [down.shape[-1] for down in downs]
     forms = [of for piece in loras.values() if isinstance(of := piece.settings, LoRA | DoRA)]
-    largest = max(forms, key=lambda of: abs(scale_of(of)))  # so that no other one is divided by 0
+    largest = max(forms, key=lambda of: abs(of.scale))  # so that no other one is divided by 0
     settings = largest if len(downs) == 1 else _wider(largest, sum(widths))
     if len(downs) > 1:
         logging.warning(
@@ -148,14 +148,8 @@ def _wider(settings: LoRA | DoRA, rank: int) -> LoRA | DoRA:
 def _ratio(one: object, other: LoRA | DoRA) -> float:
     """Returns the scale of a LoRA by that of another."""
     assert isinstance(one, LoRA | DoRA), "only those were chosen"
-    scales = scale_of(one), scale_of(other)
+    scales = one.scale, other.scale
     return 1.0 if scales[0] == scales[1] else scales[0] / scales[1]
-
-
-def scale_of(settings: LoRA | DoRA) -> float:
-    """Returns by what an update is multiplied."""
-    divisor = settings.rank if settings.scaling == "rank" else settings.rank**0.5
-    return _alpha(settings) / divisor
 
 
 def _alpha(settings: LoRA | DoRA) -> float:
