@@ -59,14 +59,19 @@ def trained() -> Plugged:
     return plugged(MODEL, BRICKS, random_bricks())
 
 
-def test_a_batch_of_many_sets_is_each_example_alone(parameters: Any, trained: Plugged) -> None:
+# In stacks with room for the others, one program computes each set; in its own, each compiles.
+@pytest.mark.parametrize("room", [True, pytest.param(False, marks=pytest.mark.verify)])
+def test_a_batch_of_many_sets_is_each_example_alone(
+    parameters: Any, trained: Plugged, room: bool
+) -> None:
     together = np.asarray(logits(parameters, TOKENS, trained, trained.ids(SETS)))
     values = random_bricks()
     for example, given in enumerate(SETS):
         tokens = np.repeat(TOKENS[example : example + 1], len(SETS), axis=0)
         names = {} if given is None else {name: BRICKS[name] for name in given.split("+")}
         # Plugged in alone, without ids: all apply.
-        alone = logits(parameters, tokens, plugged(MODEL, names, values), None)[0]
+        plug = plugged(MODEL, names, values, like=trained if room else None)
+        alone = logits(parameters, tokens, plug, None)[0]
         np.testing.assert_allclose(together[example], alone, rtol=1e-5, atol=1e-5)
         if given is not None:
             plain = logits(parameters, tokens, None, None)[0]
@@ -86,7 +91,7 @@ def test_without_bricks_an_example_keeps_its_bits(parameters: Any, trained: Plug
 def test_tokens_have_bricks_of_their_own_with_weights(parameters: Any, trained: Plugged) -> None:
     """From the fourth token on half of one brick: those before do not know."""
     ids = np.full((*TOKENS.shape, 1), -1)
-    ids[:, 3:] = trained.names.index("law")
+    ids[:, 3:] = trained.names.index("de")
     weights = np.full(ids.shape, 0.5, np.float32)
     half = np.asarray(logits(parameters, TOKENS, trained, ids, weights))
     plain = np.asarray(logits(parameters, TOKENS, None, None))
@@ -95,7 +100,7 @@ def test_tokens_have_bricks_of_their_own_with_weights(parameters: Any, trained: 
     # Half the weight of a LoRA is half its `up`.
     values = random_bricks()
     smaller = {
-        p: x * (0.5 if p.startswith("bricks.law.") and p.endswith("up") else 1)
+        p: x * (0.5 if p.startswith("bricks.de.") and p.endswith("up") else 1)
         for p, x in values.items()
     }
     whole = logits(parameters, TOKENS, plugged(MODEL, BRICKS, smaller), ids, np.ones_like(weights))
@@ -155,9 +160,10 @@ def test_what_would_compile_again_is_refused(config: BrickConfig, message: str) 
         plugged(MODEL, {"other": config}, random_bricks({"other": config}), like=like)
 
 
-def test_a_model_has_what_is_plugged_in(parameters: Any, trained: Plugged) -> None:
-    model = DECODER.bind(parameters).plug(trained)
-    want = logits(parameters, TOKENS, trained, None)
+def test_a_model_has_what_is_plugged_in(parameters: Any) -> None:
+    plug = plugged(MODEL, {name: BRICKS[name] for name in ("de", "gain", "fore")}, random_bricks())
+    model = DECODER.bind(parameters).plug(plug)
+    want = logits(parameters, TOKENS, plug, None)
     np.testing.assert_allclose(
         jax.jit(lambda t: model(t).logits)(TOKENS), want, rtol=1e-5, atol=1e-6
     )
