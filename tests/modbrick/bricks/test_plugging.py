@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import product
 from typing import Any
 
@@ -30,7 +31,7 @@ from modbrick.errors import InputError
 from modbrick.layers.context import Context
 from modbrick.layers.offer import Offer
 from modbrick.parallel.choice import Choice
-from tests.compilation import max_traces
+from tests.compilation import OPTIMISED, max_traces
 from tests.modbrick.bricks.tiny import BRICKS, MODEL, random_bricks
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -86,6 +87,29 @@ def test_without_bricks_an_example_keeps_its_bits(parameters: Any, trained: Plug
     mixed = logits(parameters, TOKENS, trained, trained.ids(SETS))
     assert np.array_equal(mixed[1], base[1])
     np.testing.assert_allclose(base, logits(parameters, TOKENS, None, None), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("capture", [(), ("feed_forward.up",)])
+def test_where_nobody_has_a_brick_in_a_bank_it_runs_as_one_operation(
+    parameters: Any, capture: tuple[str, ...]
+) -> None:
+    """To the bit, which in bfloat16 it does not product by product."""
+    bricks = {name: BRICKS[name] for name in ("each", "gain")}
+    plug = plugged(MODEL, bricks, random_bricks(bricks))
+    decoder = functional_decoder(MODEL.replace(dtype="bfloat16"))
+
+    @functools.partial(jax.jit, compiler_options=OPTIMISED)
+    def run(bricks: Plugged | None, ids: Any) -> Any:
+        model = decoder.bind(parameters)
+        return model(TOKENS, bricks=bricks, brick_ids=ids, capture=capture if bricks else ())
+
+    plain = np.asarray(run(None, None).logits)
+    nobody = run(plug, plug.ids([None] * len(TOKENS)))
+    assert np.array_equal(nobody.logits, plain)
+    assert set(nobody.captured) == set(capture)
+    somebody = run(plug, plug.ids(["each", *[None] * 5]))
+    assert np.abs(somebody.logits[0] - plain[0]).max() > 0.03
+    np.testing.assert_allclose(somebody.logits[1:], plain[1:], atol=0.03)
 
 
 def test_tokens_have_bricks_of_their_own_with_weights(parameters: Any, trained: Plugged) -> None:
