@@ -19,8 +19,12 @@ def evaluation_table(result: EvaluationResult) -> Table:
             f"{domain.loss:.4f}",
             f"{domain.perplexity:.2f}",
             f"{domain.bits_per_byte:.4f}",
-            f"{domain.tokens:,}",
+            _of(domain.tokens, domain.all_tokens),
             f"{domain.bytes:,}",
-            f"{domain.documents:,}",
+            _of(domain.documents, domain.all_documents),
         )
     return rows
+
+
+def _of(seen: int, there: int) -> str:
+    return f"{seen:,}" if seen == there else f"{seen:,} of {there:,}"

@@ -36,7 +36,8 @@ class DomainResult:
       loss: mean negative log-likelihood of a target, in nats.
       perplexity: exp(loss).
       bits_per_byte: bits of all targets over the UTF-8 bytes that they stand for.
-      tokens, bytes, documents: how much text.
+      tokens, bytes, documents: how much text was seen.
+      all_tokens, all_documents: how much there is.
     """
 
     loss: float
@@ -45,6 +46,17 @@ class DomainResult:
     tokens: int
     bytes: int
     documents: int
+    all_tokens: int
+    all_documents: int
+
+    def seen(self) -> str:
+        """Returns in words how much text was seen, and of how much."""
+        if self.tokens == self.all_tokens:
+            return f"all {self.tokens:,} tokens of {self.documents:,} documents"
+        return (
+            f"{self.tokens:,} of {self.all_tokens:,} tokens, out of {self.documents:,} of "
+            f"{self.all_documents:,} documents"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +79,7 @@ class EvaluationResult:
         """Returns the figures over all domains in a line, for people."""
         return (
             f"loss {self.total.loss:.3f}, perplexity {self.total.perplexity:.2f}, "
-            f"{self.total.bits_per_byte:.3f} bits per byte"
+            f"{self.total.bits_per_byte:.3f} bits per byte ({self.total.seen()})"
         )
 
 
@@ -151,18 +163,18 @@ def evaluate(
         if progress is not None:
             progress()
     losses = np.sum(gather(losses.tolist()), axis=0)
+    amounts = (
+        batches.tokens,
+        batches.scored_bytes,
+        batches.documents,
+        batches.all_tokens,
+        batches.all_documents,
+    )
     results = {
-        name: _result(
-            loss, batches.tokens[name], batches.scored_bytes[name], batches.documents[name]
-        )
+        name: _result(float(loss), *(amount[name] for amount in amounts))
         for name, loss in zip(batches.domains, losses, strict=True)
     }
-    total = _result(
-        float(losses.sum()),
-        sum(batches.tokens.values()),
-        sum(batches.scored_bytes.values()),
-        sum(batches.documents.values()),
-    )
+    total = _result(float(losses.sum()), *(sum(amount.values()) for amount in amounts))
     health = {name: RouterHealth.from_statistics(s) for name, s in statistics.items()}
     return EvaluationResult(total, results, health)
 
@@ -188,7 +200,9 @@ def loss_sums(
     return sums
 
 
-def _result(loss: float, tokens: int, size: int, documents: int) -> DomainResult:
+def _result(
+    loss: float, tokens: int, size: int, documents: int, all_tokens: int, all_documents: int
+) -> DomainResult:
     mean = loss / max(tokens, 1)
     return DomainResult(
         loss=mean,
@@ -197,4 +211,6 @@ def _result(loss: float, tokens: int, size: int, documents: int) -> DomainResult
         tokens=tokens,
         bytes=size,
         documents=documents,
+        all_tokens=all_tokens,
+        all_documents=all_documents,
     )

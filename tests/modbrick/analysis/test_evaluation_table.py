@@ -11,7 +11,7 @@ from modbrick.training.evaluation import DomainResult, EvaluationResult
 
 
 def test_each_domain_has_a_row_and_all_have_one() -> None:
-    code, all_of_them = (DomainResult(n, n + 1, n + 2, 1000, 2000, 3) for n in (1.5, 2.5))
+    code, all_of_them = (DomainResult(n, n + 1, n + 2, 1000, 2000, 3, 1000, 3) for n in (1.5, 2.5))
     out = io.StringIO()
     Console(file=out, width=120).print(
         evaluation_table(EvaluationResult(all_of_them, {"code": code}, {}))

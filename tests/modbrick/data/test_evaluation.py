@@ -66,16 +66,88 @@ def test_processes_share_the_batches(dataset, count):
     assert len(list(whole)) == len(whole)
 
 
-def test_a_choice_is_whole_documents_of_all_domains(dataset):
-    total = int(dataset.documents("held_out").targets.sum())
-    batches = evaluation_batches(dataset, sequence_length=64, batch_size=4, max_tokens=total // 3)
+def test_a_choice_is_of_pieces_of_all_documents(tmp_path, write):
+    """Of documents as long as a hundred rows, whole ones would be two."""
+    texts = [chr(97 + i) * 640 for i in range(20)]
+    long = write(tmp_path / "set", {"held_out": {"code": texts, "prose": ["z" * 63] * 10}})
+    batches = evaluation_batches(long, sequence_length=16, batch_size=4, max_tokens=1280)
     found = scored(batches)
-    for name in batches.domains:
-        assert 1 <= batches.documents[name] < dataset.domains("held_out")[name].documents
+    assert batches.all_documents == {"code": 20, "prose": 10}
+    assert batches.all_tokens == {"code": 20 * 641, "prose": 640}
+    assert batches.documents["code"] == 20
+    assert set(found["code"]) - {256} == {ord(text[0]) for text in texts}
+    for name, share in (("code", 20 * 641), ("prose", 640)):
         assert len(found[name]) == batches.tokens[name]
-        assert found[name].count(256) == batches.documents[name]
-        assert batches.tokens[name] == batches.scored_bytes[name] + batches.documents[name]
-    assert total / 4 < sum(batches.tokens.values()) < total * 0.6
+        assert abs(len(found[name]) / share - 1280 / 13460) < 0.03
+        expected = sum(target != 256 for target in found[name])
+        assert abs(batches.scored_bytes[name] - expected) <= max(batches.tokens[name] / 60, 2)
+    again = evaluation_batches(long, sequence_length=16, batch_size=4, max_tokens=1280)
+    assert scored(again) == found
+
+
+def test_a_choice_scores_pieces_as_all_of_them_are_scored(dataset):
+    """Positions, segments and what does not count are those of the whole evaluation."""
+
+    def pieces(**options):
+        found = set()
+        for batch in evaluation_batches(
+            dataset, sequence_length=32, batch_size=4, context=5, **options
+        ):
+            for row in range(4):
+                for segment in np.unique(batch["segment_ids"][row][batch["segment_ids"][row] > 0]):
+                    at = batch["segment_ids"][row] == segment
+                    fields = ("tokens", "targets", "positions", "loss_mask")
+                    found.add(tuple(batch[field][row][at].tobytes() for field in fields))
+        return found
+
+    assert 3 < len(pieces(max_tokens=300)) < len(pieces())
+    assert pieces(max_tokens=300) < pieces()
+    assert pieces(max_tokens=10**9) == pieces()
+
+
+@pytest.mark.parametrize("context", [0, 6])
+def test_a_choice_estimates_the_mean_of_all_without_bias(tmp_path, write, context):
+    """The loss of a target falls with its position, and is another one in each document."""
+    generator = np.random.default_rng(0)
+    sizes = generator.permutation([int(size) for size in np.geomspace(3, 4000, 60)])
+    texts = [chr(97 + i % 26) * size for i, size in enumerate(sizes)]
+    data = write(tmp_path / "set", {"held_out": {"text": texts}})
+    level = generator.normal(5.0, 1.5, 257)
+
+    def mean(**options):
+        losses, count = 0.0, 0
+        for batch in evaluation_batches(
+            data, sequence_length=24, batch_size=8, context=context, **options
+        ):
+            loss = level[batch["targets"]] + 2.0 / (1 + batch["positions"])
+            losses += float((loss * batch["loss_mask"]).sum())
+            count += int(batch["loss_mask"].sum())
+        return losses / count, count
+
+    truth, total = mean()
+    errors = []
+    for tokens in range(1500, 4500, 60):  # each a draw of its own
+        estimate, count = mean(max_tokens=tokens)
+        assert abs(count - tokens) < 0.1 * tokens
+        errors.append((estimate - truth) * np.sqrt(count))
+    standard_error = np.std(errors) / np.sqrt(len(errors))
+    assert abs(np.mean(errors)) < 3 * standard_error
+    assert np.std(errors) / np.sqrt(1500) < 0.1  # in nats, at 1,500 of some 36,000 tokens
+    assert total > 30_000
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_a_choice_too(dataset, count):
+    options = {"sequence_length": 16, "batch_size": 4, "max_tokens": 400}
+    whole = evaluation_batches(dataset, **options)
+    parts = [
+        evaluation_batches(dataset, **options, rows=rows.tolist())
+        for rows in np.array_split(np.arange(4), count)
+    ]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        for field in batch:
+            joined = np.concatenate([share[field] for share in shares])
+            np.testing.assert_array_equal(batch[field], joined)
 
 
 def test_errors_name_the_remedy(dataset, tmp_path, write):

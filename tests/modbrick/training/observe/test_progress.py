@@ -13,7 +13,7 @@ from modbrick.training.observe.progress import SECONDS_BETWEEN_LINES, TrainingPr
 from modbrick.training.tasks.task import Evaluation
 from tests.modbrick.training.observe.steps import step_metrics
 
-_FOUND = EvaluationResult(DomainResult(1.5, 4.48, 2.25, 100, 90, 3), {}, {})
+_FOUND = EvaluationResult(DomainResult(1.5, 4.48, 2.25, 1100, 90, 3, 2300, 7), {}, {})
 RESULT = Evaluation({"loss": 1.5}, _FOUND.to_mapping(), _FOUND.summary())
 
 
@@ -51,7 +51,8 @@ def test_elsewhere_than_on_a_terminal_lines_are_plain(capsys: pytest.CaptureFixt
     assert shown.out == ""
     assert shown.err == (
         "step 1/20  loss 2.346  12,346 tokens/s  utilisation 25%  skipped 2  dropped 1,234\n"
-        "step 1  held out: loss 1.500, perplexity 4.48, 2.250 bits per byte\n"
+        "step 1  held out: loss 1.500, perplexity 4.48, 2.250 bits per byte "
+        "(1,100 of 2,300 tokens, out of 3 of 7 documents)\n"
         "[bold]as it is[/bold]\n"
         "stopped by SIGTERM: saved step 7 of 20\n"
     )
