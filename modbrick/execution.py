@@ -6,6 +6,7 @@ They belong to the identity of a run.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,10 +80,9 @@ class ExecutionConfig:
         for name in ("unroll", "head_chunk"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.exchange_capacity is not None and not self.exchange_capacity > 0:
-            raise InputError(
-                f"exchange_capacity must be positive or None, got {self.exchange_capacity}"
-            )
+        capacity = self.exchange_capacity
+        if capacity is not None and not 0 < capacity < math.inf:
+            raise InputError(f"exchange_capacity must be positive or None, got {capacity}")
         if self.activation_memory == "host" and self.rematerialisation not in ("full", "sublayers"):
             raise InputError(
                 "activation_memory host is for rematerialisation full or sublayers, which keep "

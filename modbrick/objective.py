@@ -35,6 +35,7 @@ class CoefficientConfig:
                 f"a coefficient's steps must satisfy 0 <= first_step <= last_step, "
                 f"got {self.first_step} and {self.last_step}"
             )
+        _check_weights("a coefficient", self.start, self.end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +59,8 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             weight = getattr(self, field.name)
-            ends = (
-                (weight.start, weight.end) if isinstance(weight, CoefficientConfig) else (weight,)
-            )
-            if not all(math.isfinite(end) for end in ends):
-                raise InputError(f"objective {field.name} must be finite, got {weight}")
+            if not isinstance(weight, CoefficientConfig):
+                _check_weights(f"objective {field.name}", weight)
 
     def schedules(self) -> dict[str, optax.Schedule]:
         """Returns the weight of each loss that is on, as a function of the step."""
@@ -203,6 +201,12 @@ def objective(
             parts[name] = sum(per_layer, jnp.float32(0.0))
         value = value + weight * parts[name]
     return value, parts | {name: mean.value for name, mean in totals.metrics.items()}
+
+
+def _check_weights(name: str, *weights: float) -> None:
+    for weight in weights:
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise InputError(f"{name} must be finite and not negative, got {weight}")
 
 
 def _tokens(statistics: RouterStatistics) -> Float[Array, "..."]:

@@ -49,7 +49,8 @@ class ModelConfig:
       vocabulary: number of token ids, V.
       width: of the residual stream, D.
       segments: the layers, from the embedding to the head.
-      context: tokens the model is meant for; a default for data and caches, not a limit.
+      context: tokens the model is meant for; a default for data and caches, which are not held to
+        it; rows of training are.
       tied_head: the head is the embedding, transposed.
       embedding_multiplier, logit_multiplier: scale the embeddings and the logits.
       dtype: of the computation. Parameters, log-space sums, router probabilities, logits and losses

@@ -50,7 +50,7 @@ class PowerConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "tokens_per_step", "amplitude"):
             _positive(f"power {name}", getattr(self, name))
-        if self.exponent >= 0:
+        if not (self.exponent < 0 and math.isfinite(self.exponent)):
             raise InputError(f"power exponent must be negative, got {self.exponent}")
 
 
@@ -91,7 +91,8 @@ class WarmupStableDecaySchedule:
 
     Attributes:
       warm_up_steps: steps from 0 to the full value.
-      decay_steps: length of the decay, which ends with the run; None: a tenth of all steps.
+      decay_steps: length of the decay, which ends with the run; None: a tenth of all steps, but
+        at least two.
       end_factor: value after the decay, as a share of the full one.
     """
 
@@ -111,7 +112,8 @@ class PowerSchedule:
     Attributes:
       power: which one.
       warm_up_steps: steps from 0 to the first full value.
-      decay_steps: length of the decay, which ends with the run; None: a tenth of all steps.
+      decay_steps: length of the decay, which ends with the run; None: a tenth of all steps, but
+        at least two.
       end_factor: value after the decay, as a share of the value at its start.
     """
 

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from modbrick.errors import InputError
 from modbrick.optimizer.config import OptimizerConfig, ParameterClass
 from modbrick.optimizer.schedule import schedule
 from modbrick.parameters import ParameterSlice, Partition
@@ -228,6 +229,12 @@ def _sum_of_squares(leaves: Leaves) -> Float[Array, ""]:
 def _rules(config: OptimizerConfig, partition: Partition) -> dict[str, _Rule]:
     """Returns how each trainable leaf is updated."""
     covered = [partition.select(group.patterns) for group in config.groups]
+    for number, masks in enumerate(covered):
+        if not masks:
+            names = ", ".join(config.groups[number].patterns)
+            raise InputError(
+                f"optimizer.groups[{number}] ({names}) covers only what is frozen: leave it out"
+            )
     rules = {}
     for path, part in partition.trainable.items():
         classes = _classes(part)

@@ -28,7 +28,7 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """
     plan, peak = config.schedule, config.learning_rate
     warm_up = plan.warm_up_steps
-    decay = _decay_steps(plan, total_steps)
+    decay = decay_steps(plan, total_steps)
     if warm_up + decay > total_steps:
         raise InputError(
             f"a warm-up of {warm_up} steps and a decay of {decay} do not fit into a run of "
@@ -57,14 +57,14 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules(pieces, boundaries)
 
 
-def _decay_steps(plan: Schedule, total_steps: int) -> int:
+def decay_steps(plan: Schedule, total_steps: int) -> int:
+    """Returns the length of a schedule's decay in a run of so many steps."""
     if isinstance(plan, ConstantSchedule):
         return 0
     if plan.decay_steps is not None:
         return plan.decay_steps
-    if isinstance(plan, CosineSchedule):
-        return max(total_steps - plan.warm_up_steps, 0)
-    return total_steps // 10
+    rest = max(total_steps - plan.warm_up_steps, 0)
+    return rest if isinstance(plan, CosineSchedule) else min(max(total_steps // 10, 2), rest)
 
 
 def _power(power: PowerConfig, peak: float, step: int) -> float:

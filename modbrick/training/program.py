@@ -146,6 +146,7 @@ def _partitions(config: RunConfig, table: ParameterTable) -> tuple[Partition, Pa
         partition = Partition(
             table, trainable=trainable, frozen=frozen, frozen_dtype=config.training.frozen_dtype
         )
+        _require_frozen(partition)
         return partition, partition
     if config.training.initial_checkpoint is None:
         raise InputError("bricks are trained on a model: set training.initial_checkpoint")
@@ -161,3 +162,12 @@ def _partitions(config: RunConfig, table: ParameterTable) -> tuple[Partition, Pa
         )
     bricks = ParameterTable(info for info in table if is_brick(info.path))
     return partition, partition.within(bricks)
+
+
+def _require_frozen(partition: Partition) -> None:
+    """Refuses to hold in fewer bits what is frozen where nothing is."""
+    if partition.frozen_dtype not in (None, "float32") and not partition.frozen:
+        raise InputError(
+            f"training.frozen_dtype {partition.frozen_dtype} is for what is frozen, and nothing "
+            "is: name it in optimizer.frozen, or leave frozen_dtype None"
+        )

@@ -56,7 +56,8 @@ class EvaluationConfig:
 
     Attributes:
       every: steps between evaluations; 0: only after the last step.
-      max_tokens: about how many tokens of the held-out split to use each time; None: all.
+      max_tokens: about how many tokens of the held-out split to use each time, out of all its
+        documents and always the same; None: all.
       batch_size: rows at a time; None: the training batch.
     """
 

@@ -10,6 +10,7 @@ from etils import epath
 from modbrick.checkpoints import CheckpointStore
 from modbrick.parallel import make_mesh
 from modbrick.parallel.processes import everywhere, say
+from modbrick.training.effect import require_effect
 from modbrick.training.loop import TrainingLoop
 from modbrick.training.metadata import run_metadata
 from modbrick.training.observe.observer import Observer, Observers
@@ -54,6 +55,9 @@ def run_task(
     Raises:
       InputError: config, task, model and workdir do not fit together, or writing fails.
     """
+    lengths = [x.shape[1] for x in task.batch_shapes().values() if len(x.shape) == 2]
+    for line in require_effect(config, lengths):
+        say(f"note: {line}")
     metadata = everywhere(lambda: run_metadata(task, config, workdir))
     steps = None if profiled is None else [profiled.first, profiled.last]
     settings = {

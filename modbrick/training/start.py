@@ -95,6 +95,12 @@ def start_run(
             lambda: check_identity(before, metadata.run, allow_change, directory)
         ):
             say(f"continuing with a change: {line}")
+        if latest.step > program.config.training.steps:
+            raise InputError(
+                f"{directory} was trained for {latest.step} steps already, training.steps is "
+                f"{program.config.training.steps}: set at least {latest.step}, or use another "
+                "workdir"
+            )
     restored = store.restore_latest(program.stored(program.state), program.state.optimizer)
     if restored is None:
         return Start(_first_state(program, allow_base))

@@ -14,6 +14,7 @@ from modbrick.config.families import dense
 from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
+from modbrick.optimizer import GroupConfig
 from modbrick.parallel import AXES, MeshConfig, make_mesh
 from modbrick.training.program import train_program
 from modbrick.training.tasks.pretraining import Pretraining
@@ -58,4 +59,17 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_compiled() -
     mesh = AbstractMesh((2, 1, 1, 1, 1), AXES)
     config = dataclasses.replace(CONFIG, training=training)
     with pytest.raises(InputError, match=r"batch_size 4 in 4 training\.microbatches"):
+        train_program(config, Pretraining(config), mesh)
+
+
+def test_what_only_frozen_parameters_have_is_refused_where_nothing_is_frozen() -> None:
+    mesh = AbstractMesh((1,) * len(AXES), AXES)
+    training = dataclasses.replace(CONFIG.training, frozen_dtype="bfloat16")
+    config = dataclasses.replace(CONFIG, training=training)
+    with pytest.raises(InputError, match=r"frozen_dtype bfloat16 is for what is frozen, and noth"):
+        train_program(config, Pretraining(config), mesh)
+    groups = (GroupConfig(("layer.0",), 0.5), GroupConfig(("embedding",), 0.5))
+    optimizer = dataclasses.replace(CONFIG.optimizer, groups=groups, frozen=("embedding",))
+    config = dataclasses.replace(config, optimizer=optimizer)
+    with pytest.raises(InputError, match=r"groups\[1\] \(embedding\) covers only what is frozen"):
         train_program(config, Pretraining(config), mesh)

@@ -93,6 +93,15 @@ def test_another_run_is_refused_unless_the_change_is_allowed(
     assert lines == ["continuing with a change: training.steps: 12 -> 99", "continuing from step 7"]
 
 
+def test_fewer_steps_than_were_trained_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, 7, {})
+    with (
+        opened(tmp_path, changed(steps=6)) as (program, store, metadata),
+        pytest.raises(InputError, match=r"trained for 7 steps already, training\.steps is 6: set "),
+    ):
+        start_run(program, store, metadata, allow_change=["training.steps"])
+
+
 def test_a_new_run_may_start_from_a_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
