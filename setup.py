@@ -52,6 +52,8 @@ EXTRAS = {
     "gcs": ["etils[epath-gcs]>=1.13"],
     # Checkpoints fetched by their name on the Hugging Face hub.
     "convert": ["huggingface-hub>=1.0"],
+    # Metrics on Weights & Biases.
+    "wandb": ["wandb>=0.19"],
     "test": [
         "fsspec>=2025.3",
         # Only to show what its reader takes for true.

@@ -84,16 +84,20 @@ class LoggingConfig:
       every: steps between records in `metrics.jsonl` and TensorBoard; the figures are means over
         them.
       tensorboard: also write TensorBoard events.
+      wandb: also log to this project of Weights & Biases; None: do not.
       progress: `auto` draws a bar on a terminal and plain lines elsewhere; `none` is silent.
     """
 
     every: int = 10
     tensorboard: bool = True
     progress: Literal["auto", "none"] = "auto"
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise InputError(f"logging every must be at least 1, got {self.every}")
+        if self.wandb == "":
+            raise InputError("logging wandb is empty: name a project, or leave it None")
 
     def due(self, step: int) -> bool:
         """Returns whether a record is due after `step` steps."""

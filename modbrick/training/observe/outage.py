@@ -14,12 +14,12 @@ class Outage:
     """Says once that a log cannot be written.
 
     Args:
-      path: of the log.
+      path: of the log, or its name.
       lost: what is lost by it, for the message.
       warn: is handed the line.
     """
 
-    def __init__(self, path: epath.Path, lost: str, warn: Callable[[str], None] = say):
+    def __init__(self, path: epath.Path | str, lost: str, warn: Callable[[str], None] = say):
         self._path, self._lost, self._warn = path, lost, warn
         self.began = False
 

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from modbrick.training.observe.observer import FINISHED, Observer
+from modbrick.training.observe.router_alarm import RouterAlarm
 from modbrick.training.step import StepMetrics
 from modbrick.training.tasks.task import Evaluation
 
@@ -31,6 +32,7 @@ class TrainingProgress(Observer):
       start_step: where this start begins.
       mode: `auto` or `none`, see `LoggingConfig`.
       loss_name: of the loss to show, among the parts of a record.
+      alarm: about routers.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class TrainingProgress(Observer):
         start_step: int,
         mode: Literal["auto", "none"] = "auto",
         loss_name: str = "next_token",
+        alarm: RouterAlarm | None = None,
     ):
         self._steps, self._mode, self._loss_name = steps, mode, loss_name
+        self._alarm = RouterAlarm() if alarm is None else alarm
         self._last_line = 0.0
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
@@ -81,6 +85,9 @@ class TrainingProgress(Observer):
             figures += f"  skipped {skipped}"
         if dropped := record["dropped_choices"]:
             figures += f"  dropped {dropped:,.0f}"
+        alarm = self._alarm.hear(record)
+        if collapsed := len(self._alarm.collapsed):
+            figures += f"  collapsed routers {collapsed}"
         if self._bar is not None:
             self._bar.update(self._task, figures=figures)
         elif self._mode == "auto":
@@ -88,6 +95,8 @@ class TrainingProgress(Observer):
             if last or now - self._last_line >= SECONDS_BETWEEN_LINES:
                 self._last_line = now
                 self.message(f"step {record['step']}/{self._steps}  {figures}")
+        if alarm is not None:
+            self.message(f"step {record['step']}  {alarm}")
 
     def evaluated(self, step: int, evaluation: Evaluation, parameters: Any) -> None:
         """Shows a result on held-out data."""

@@ -39,6 +39,7 @@ def test_uniform_and_collapsed_layers() -> None:
             "dead_experts": 3.0,
             "gate_mass": 1.0,
             "dropped": 6.0,
+            "collapsed": 0.0,  # of eight tokens nobody can tell
         }
     )
 
