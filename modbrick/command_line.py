@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import io
 import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from absl import app, flags, logging
 from etils import epath
@@ -18,10 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from modbrick.errors import InputError
+from modbrick.paths import expanded
 from modbrick.schema import nearest
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
+BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None = None) -> None:
@@ -29,7 +33,8 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
 
     Exit status: what `main` returns (None: 0); 0 for --help; 2 for a wrong flag, an unexpected
     argument or an `InputError`, reported in one line on standard error without a traceback; 130
-    when interrupted. Other exceptions are defects and keep their traceback.
+    when interrupted; 141, without a word, when nobody reads standard output any more, as in
+    `... | head`. Other exceptions are defects and keep their traceback.
 
     Args:
       main: gets the program's name and, if allowed, positional arguments.
@@ -75,7 +80,30 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: str | None =
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
 
-    app.run(guarded, flags_parser=parse)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # where ü cannot be shown, \\xfc is
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            app.run(guarded, flags_parser=parse)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread(sys.stdout):
+            raise
+        sys.exit(BROKEN_PIPE)
+    except SystemExit as end:  # rich ends so where nobody reads, with status 1
+        sys.exit(BROKEN_PIPE if isinstance(end.__context__, BrokenPipeError) else end.code)
+
+
+def _is_unread(stream: IO[str]) -> bool:
+    """Returns whether nobody reads a stream any more; what is left for it is then forgotten."""
+    pipe = select.poll()
+    pipe.register(stream.fileno(), 0)
+    unread = any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0))
+    if unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return unread
 
 
 def check_output(
@@ -97,7 +125,7 @@ def check_output(
         raise InputError(f"--{flag.name}: name a file, got an empty name")
     if "://" in flag.value and not remote:
         raise InputError(f"--{flag.name}: must be a file of this machine, got {flag.value}")
-    path = epath.Path(flag.value)
+    path = epath.Path(expanded(flag.value))
     if endings and path.suffix.lower() not in endings:
         raise InputError(
             f"--{flag.name}: the name must end in {' or '.join(endings)}, got {flag.value}"
@@ -114,24 +142,36 @@ def check_output(
 def write_output(flag: flags.FlagHolder[str | None], text: str) -> None:
     """Writes a text and the end of its last line to the file that a flag names, if it names one."""
     if flag.value:
-        epath.Path(flag.value).write_text(f"{text}\n")
+        epath.Path(expanded(flag.value)).write_text(f"{text}\n")
 
 
 def read_texts(flag: flags.FlagHolder[list[str] | None]) -> list[str]:
-    """Returns the texts of the files that a flag names.
+    """Returns the texts of the files that a flag names, without the mark that some begin with.
 
     Raises:
-      InputError: names the flag and the file that cannot be read.
+      InputError: names the flag and the file that cannot be read as UTF-8 text.
     """
     texts = []
     for name in flag.value or ():
         try:
-            texts.append(epath.Path(name).read_text(encoding="utf-8"))
+            texts.append(epath.Path(expanded(name)).read_bytes().decode("utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--{flag.name} {name} cannot be read as UTF-8 text ({error})"
             ) from error
     return texts
+
+
+def given_texts(flag: flags.FlagHolder[list[str]]) -> list[str]:
+    """Returns the texts that a flag gives.
+
+    Raises:
+      InputError: names the flag and what is not UTF-8.
+    """
+    for text in flag.value:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"--{flag.name} {text!a} is not UTF-8 text: convert it")
+    return flag.value
 
 
 def check_known(flag: flags.FlagHolder[Any], known: Collection[str], kind: str = "value") -> None:

@@ -23,6 +23,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -112,6 +113,19 @@ def to_mapping(record: Any) -> Any:
 def to_json(record: Any) -> str:
     """Returns `record` as indented JSON text that `from_json` reads back to an equal record."""
     return json.dumps(to_mapping(record), indent=2) + "\n"
+
+
+def json_text(data: Any, indent: int | None = None) -> str:
+    """Returns plain data as JSON text; NaN and infinity, for which JSON has no word, are null."""
+    return json.dumps(_finite(data), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def from_json[T](cls: type[T], text: str, path: str = "") -> T:

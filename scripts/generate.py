@@ -12,7 +12,6 @@ its last line; standard error the rest.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +26,7 @@ from modbrick.inference import GREEDY, SamplingConfig
 from modbrick.inference.continuation import continue_texts
 from modbrick.inference.printing import Printer
 from modbrick.models import open_model
+from modbrick.schema import json_text
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of a model, or a GGUF file.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint of a run; none: the newest.")
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not CHECKPOINT.value:
         raise InputError("name a model: --checkpoint=DIR")
-    if not (texts := [*PROMPT.value, *command_line.read_texts(PROMPT_FILE)]):
+    if not (texts := [*command_line.given_texts(PROMPT), *command_line.read_texts(PROMPT_FILE)]):
         raise InputError("name a text to continue: --prompt=TEXT or --prompt_file=FILE")
     command_line.check_alone(GREEDILY, TEMPERATURE, TOP_K, TOP_P, because="draws nothing")
     draw = SamplingConfig(TEMPERATURE.value, TOP_K.value, TOP_P.value)
@@ -67,11 +67,11 @@ def main(argv: Sequence[str]) -> None:
         max_new_tokens=MAX_NEW_TOKENS.value,
         sampling=GREEDY if GREEDILY.value else draw,
         seed=SEED.value,
-        stop=STOP.value,
+        stop=command_line.given_texts(STOP),
         on_text=None if JSON.value else Printer(texts).write,
     )
     if JSON.value:
-        print(json.dumps({"sequences": continuation.to_mapping(), "seconds": continuation.seconds}))
+        print(json_text({"sequences": continuation.to_mapping(), "seconds": continuation.seconds}))
     else:
         print(continuation.summary(), file=sys.stderr)
 

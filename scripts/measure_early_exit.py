@@ -10,7 +10,6 @@ that are passed over, by the block sizes of an implementation, and the time agai
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from modbrick.data import Dataset
 from modbrick.errors import InputError
 from modbrick.hardware import enable_compilation_cache
 from modbrick.models import open_model
+from modbrick.schema import json_text
 from pallas_kernels.benchmarks.early_exit import times_on_random_data
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's or a model's directory.")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
                 savings_on_text(model, parameters, rows, tolerances, ROUNDS.value) for rows in texts
             ],
         }
-    command_line.write_output(JSON, json.dumps(results, indent=1))
+    command_line.write_output(JSON, json_text(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ best, until --compile of them fit. Exit status 0: it fits; 2: bad input, or it d
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 
 import jax
@@ -36,6 +35,7 @@ from modbrick.planning.rates import KNOWN_RATES
 from modbrick.planning.search import compiled, search
 from modbrick.planning.table import describe, describe_candidates, watched_plan
 from modbrick.planning.topology import find_topology
+from modbrick.schema import json_text
 from modbrick.training.adaptation import with_model
 from modbrick.training.run_config import RunConfig
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     best = min(plans, key=lambda plan: plan.step_seconds)
     for plan in [*(plan for plan in plans if plan is not best), best]:
         console.print(describe(plan))
-    command_line.write_output(JSON, json.dumps(best.to_mapping(), indent=2))
+    command_line.write_output(JSON, json_text(best.to_mapping(), indent=2))
     if not best.fits:
         console.print(advice(best))
         raise InputError(verdict(best))

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from modbrick import command_line
 from modbrick.analysis.report import write_report
+from modbrick.paths import expanded
 
 SCRIPTS = Path(__file__).resolve().parent
 CONFIG = os.path.relpath(SCRIPTS.parent / "configs" / "quickstart.py")
@@ -36,7 +37,7 @@ console = Console(stderr=True)
 def main(argv: Sequence[str]) -> None:
     """Runs the quickstart."""
     del argv
-    start, root = time.perf_counter(), Path(DIRECTORY.value)
+    start, root = time.perf_counter(), Path(expanded(DIRECTORY.value))
     data, run = root / "data", root / "run"
     if not (data / "dataset.json").exists():
         title("1  The data: the sources of Python's standard library")

@@ -8,11 +8,9 @@ that were kept. The last line of standard output is one JSON object. A run may b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from absl import flags
-from etils import epath
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +18,8 @@ from modbrick import command_line
 from modbrick.analysis.goodput import PARTS, Goodput, goodput
 from modbrick.analysis.pictures import draw_goodput
 from modbrick.errors import InputError
+from modbrick.paths import expanded
+from modbrick.schema import json_text
 from modbrick.training.observe.timeline import read_timeline
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run, local or remote.")
@@ -36,12 +36,11 @@ def main(argv: Sequence[str]) -> int:
     command_line.check_output(PICTURE, endings=(".png",))
     report = goodput(read_timeline(WORKDIR.value), WORKDIR.value)
     Console(stderr=True).print(table(report))
-    record = json.dumps(report.to_mapping())
+    record = json_text(report.to_mapping())
     print(record)
-    if JSON.value:
-        epath.Path(JSON.value).write_text(record + "\n")
+    command_line.write_output(JSON, record)
     if PICTURE.value:
-        draw_goodput(report, PICTURE.value)
+        draw_goodput(report, expanded(PICTURE.value))
     return 0
 
 

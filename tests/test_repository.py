@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground floor up; a module imports only what stands before it.
 FLOORS = [
     "errors",
+    "paths",
+    "dtypes",
     "staging",
     "schema",
     "command_line",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from modbrick.analysis.summary import summarise
-from modbrick.checkpoints.workdir.directory import as_path
 from modbrick.errors import InputError
 from modbrick.library import Library, StoredBrick, check, open_brick
 from modbrick.library.index import INDEX, SUFFIX, Entry
 from modbrick.models import StoredModel, open_model
-from modbrick.schema import to_mapping
+from modbrick.paths import as_path
+from modbrick.schema import json_text, to_mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Listing:
           InputError: it has a complaint.
         """
         if as_json:
-            print(json.dumps(self.record))
+            print(json_text(self.record))
         else:
             Console().print(self.shown)
         if self.complaint is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from modbrick.analysis.compression import compare_with_gzip
 from modbrick.analysis.pictures import draw_expert_load, draw_loss
 from modbrick.data import Dataset
+from modbrick.schema import json_text
 from modbrick.training.observe.metrics import read_metrics
 
 _WRITTEN = """
@@ -44,6 +44,6 @@ def write_report(root: Path, evaluation: Mapping[str, Any], sample: str, seconds
         "gzip_bits_per_byte": compared.gzip_bits_per_byte,
         "seconds": seconds,
     }
-    (root / "result.json").write_text(json.dumps(record) + "\n")
+    (root / "result.json").write_text(json_text(record) + "\n")
     taken = f"time            {seconds / 60:.1f} minutes"
     return "\n".join([*compared.lines(), taken, _WRITTEN.format(root=root)])

@@ -17,13 +17,14 @@ from modbrick.checkpoints.metadata import DamagedError, Description, Metadata, n
 from modbrick.checkpoints.reading import Wanted, read_parameters, verify_checkpoint
 from modbrick.checkpoints.workdir.directory import (
     CHECKPOINTS,
-    as_path,
     complete_steps,
     require_own,
     write_text,
 )
 from modbrick.config import ModelConfig
+from modbrick.dtypes import dtype_name
 from modbrick.errors import InputError
+from modbrick.paths import as_path
 
 TOKENIZER = "tokenizer"
 
@@ -224,7 +225,7 @@ def _wanted(
         asked = dtype.get(info.path) if isinstance(dtype, Mapping) else dtype
         stored = jnp.dtype(saved.dtype if saved else info.dtype)
         castable = jnp.issubdtype(stored, jnp.floating)
-        of_leaf = stored if asked is None or not castable else jnp.dtype(asked)
+        of_leaf = stored if asked is None or not castable else jnp.dtype(dtype_name(asked))
         read = paths is None or info.path in paths
         sharding = shardings if by_name is None else by_name[info.path] if read else None
         wanted[info.path] = jax.ShapeDtypeStruct(info.shape, of_leaf, sharding=sharding)

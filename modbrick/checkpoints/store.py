@@ -30,7 +30,6 @@ from modbrick.checkpoints.retention import Retention
 from modbrick.checkpoints.workdir.directory import (
     CHECKPOINTS,
     DAMAGED,
-    as_path,
     clean,
     complete_steps,
     move_aside,
@@ -42,6 +41,7 @@ from modbrick.checkpoints.workdir.link import plain_path
 from modbrick.checkpoints.workdir.lock import RunLock
 from modbrick.errors import InputError
 from modbrick.parallel.processes import everywhere, gather, is_first
+from modbrick.paths import as_path
 
 _logger = logging.getLogger(__name__)
 

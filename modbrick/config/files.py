@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from modbrick.errors import InputError
+from modbrick.paths import expanded
 from modbrick.schema import from_mapping, is_mapping
 
 
@@ -48,7 +49,7 @@ def read_config_file(place: str, record: type) -> Any:
       Exception: what else the file raises, which is a defect of it.
     """
     name, *argument = place.split(":", 1)
-    path = Path(name).expanduser()
+    path = Path(expanded(name))
     if not path.is_file():
         raise InputError(f"{name}: no such config file")
     try:

@@ -12,6 +12,9 @@ from modbrick.config.attention import AttentionConfig
 from modbrick.config.checks import require, require_finite
 from modbrick.config.feed_forward import FeedForwardConfig
 from modbrick.config.norm import NormConfig
+from modbrick.dtypes import dtype_name
+
+COMPUTED = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class ModelConfig:
     expert_initialiser: Literal["uniform_fan_in", "normal"] = "uniform_fan_in"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype, "model dtype", COMPUTED))
         require_finite(self, "model")
         for name in ("vocabulary", "width", "context"):
             require(

@@ -23,8 +23,10 @@ from modbrick.convert.format import Format
 from modbrick.convert.huggingface.directory import TOKENIZER_FILES
 from modbrick.convert.huggingface.exported_config import foreign_config
 from modbrick.convert.huggingface.shards import INDEX, METADATA, divide, index_text
+from modbrick.dtypes import dtype_name
 from modbrick.errors import InputError
 from modbrick.formats.safetensors import DTYPES, SafetensorsWriter, TensorSpec
+from modbrick.paths import expanded
 from modbrick.staging import require_new, staging
 
 SHARD = 5_000_000_000
@@ -86,6 +88,7 @@ def prepare_export(
         >>> export.tensors["transformer.wte.weight"].shape
         (256, 16)
     """
+    dtype = None if dtype is None else dtype_name(dtype)
     path = locate(directory, step)
     if not is_local(path):
         raise InputError(f"{path}: conversion reads from local disks; copy the checkpoint first")
@@ -166,7 +169,7 @@ def export_checkpoint(
     if max_shard_size < 1:
         raise InputError(f"max_shard_size must be at least 1 byte, got {max_shard_size}")
     files = divide(export.tensors, max_shard_size)
-    target = Path(target)
+    target = Path(expanded(target))
     require_new(target)
     try:
         reader = SliceReader(export.path, export.description)

@@ -21,6 +21,7 @@ from modbrick.convert.finite import NotFinite
 from modbrick.convert.opening import OpenedSource
 from modbrick.convert.tokenizer import read_tokenizer
 from modbrick.data import Tokenizer
+from modbrick.dtypes import dtype_name
 from modbrick.errors import InputError
 from modbrick.staging import staging
 
@@ -165,7 +166,7 @@ def stored_bytes(checkpoint: OpenedSource, dtype: str | None = None) -> int:
 
 
 def _dtype(checkpoint: OpenedSource, path: str, dtype: str | None) -> np.dtype:
-    return checkpoint.dtype(path) if dtype is None else np.dtype(jnp.dtype(dtype))
+    return checkpoint.dtype(path) if dtype is None else np.dtype(jnp.dtype(dtype_name(dtype)))
 
 
 def _stored_form(checkpoint: OpenedSource, path: str, dtype: str | None) -> StoredForm:

@@ -19,8 +19,10 @@ from modbrick.convert.gguf.source import open_gguf
 from modbrick.convert.huggingface.directory import open_directory
 from modbrick.convert.registry import recognise
 from modbrick.convert.source import Source
+from modbrick.dtypes import dtype_name
 from modbrick.errors import InputError, located
 from modbrick.formats.stored_tensor import StoredTensor
+from modbrick.paths import expanded
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(jnp.bfloat16))
 """Of the weights; each is exact in float32."""
@@ -78,7 +80,7 @@ class OpenedSource:
         spans = [slice(*s.indices(n)) for s, n in zip(index, shape, strict=True)]
         parts = self.correspondence.parts[path]
         depth = len(next(iter(parts)))
-        wanted = self.dtype(path) if dtype is None else jnp.dtype(dtype)
+        wanted = self.dtype(path) if dtype is None else jnp.dtype(dtype_name(dtype))
 
         def part(bank: tuple[int, ...]) -> np.ndarray:
             where = tuple(span.start + i for span, i in zip(spans, bank, strict=False))
@@ -100,7 +102,7 @@ def open_source(path: str | Path) -> Source:
     Raises:
       InputError: anything that is missing, damaged, contradictory or named twice.
     """
-    path = Path(path)
+    path = Path(expanded(path))
     return open_gguf(path) if is_gguf(path) else open_directory(path)
 
 

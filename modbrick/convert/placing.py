@@ -6,10 +6,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from modbrick.convert.finite import NotFinite
 from modbrick.convert.opening import OpenedSource
+from modbrick.dtypes import dtype_name
 from modbrick.errors import InputError
 
 
@@ -36,7 +38,7 @@ def read_onto_devices(
     for path in paths:
         shape = checkpoint.correspondence.parameters[path].shape
         chosen = dtypes.get(path)
-        dtype = checkpoint.dtype(path) if chosen is None else chosen
+        dtype = checkpoint.dtype(path) if chosen is None else jnp.dtype(dtype_name(chosen))
 
         def read(
             index: tuple[slice, ...] | None, path: str = path, dtype: Any = dtype

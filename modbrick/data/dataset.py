@@ -42,6 +42,7 @@ from modbrick.data.records import PART, decode_record, parts
 from modbrick.data.tokenizers.files import load_tokenizer
 from modbrick.data.tokenizers.tokenizer import Tokenizer, TokenizerIdentity
 from modbrick.errors import InputError
+from modbrick.paths import expanded
 from modbrick.schema import from_json, nearest
 
 
@@ -132,7 +133,7 @@ class Dataset:
         Raises:
           InputError: names the missing or damaged file and the remedy.
         """
-        root = epath.Path(directory)
+        root = epath.Path(expanded(directory))
         if not root.exists():
             raise InputError(
                 f"{directory}: no such directory; make the data set with scripts/prepare_data.py"
@@ -192,7 +193,7 @@ class Dataset:
         Raises:
           InputError: the split is empty.
         """
-        root = epath.Path(self.directory)
+        root = epath.Path(expanded(self.directory))
         domains = self.domains(split)
         if not domains:
             remedy = (

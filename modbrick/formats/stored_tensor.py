@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from modbrick.errors import InputError
+from modbrick.paths import expanded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,7 @@ def open_bytes(path: Path | epath.Path) -> StoredBytes:
       InputError: a file that is missing, no file, or cannot be read.
     """
     if "://" not in str(path):
-        return open_file(Path(path))
+        return open_file(Path(expanded(path)))
     try:
         return HeldBytes(memoryview(path.read_bytes()))
     except OSError as error:

@@ -9,13 +9,13 @@ from typing import Protocol
 from etils import epath
 from jaxtyping import Array
 
-from modbrick.checkpoints.workdir.directory import as_path
 from modbrick.convert.peft import read_adapter, write_adapter
 from modbrick.convert.peft.base import Weights
 from modbrick.errors import InputError
 from modbrick.library.check import Model
 from modbrick.library.file import StoredBrick, open_brick, write_brick
 from modbrick.library.manifest import Base, Manifest
+from modbrick.paths import as_path, expanded
 
 
 class ReadableModel(Model, Protocol):
@@ -56,7 +56,11 @@ def import_adapter(
     """
     first = as_path(file)
     found = read_adapter(
-        Path(directory), model.config, family=family, name=first.stem, weights=_weights(model)
+        Path(expanded(directory)),
+        model.config,
+        family=family,
+        name=first.stem,
+        weights=_weights(model),
     )
     files = {name: first.with_name(f"{name}{first.suffix}") for name in found}
     if taken := [path for path in files.values() if path.exists()]:
@@ -114,7 +118,7 @@ def export_adapter(
     if len(bricks) < len(stored):
         raise InputError("two of the bricks have one name: rename one in a library")
     weights = None if model is None else _weights(model)
-    write_adapter(Path(directory), bricks, base.model, family, weights=weights)
+    write_adapter(Path(expanded(directory)), bricks, base.model, family, weights=weights)
 
 
 def _weights(model: ReadableModel) -> Weights:

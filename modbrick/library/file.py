@@ -14,11 +14,12 @@ from etils import epath
 from modbrick.bricks.brick import Brick
 from modbrick.checkpoints.leaves import Leaf, checksums
 from modbrick.checkpoints.metadata import model_fingerprint
-from modbrick.checkpoints.workdir.directory import as_path, is_local
+from modbrick.checkpoints.workdir.directory import is_local
 from modbrick.errors import InputError
 from modbrick.formats.safetensors import SafetensorsWriter, TensorSpec, read_with_metadata
 from modbrick.formats.stored_tensor import StoredTensor
 from modbrick.library.manifest import Manifest, read_manifest
+from modbrick.paths import as_path
 from modbrick.staging import staged_file
 
 HEADER = "modbrick.brick"

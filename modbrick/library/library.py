@@ -11,7 +11,7 @@ from etils import epath
 
 from modbrick.bricks.brick import Brick
 from modbrick.bricks.config import check_name
-from modbrick.checkpoints.workdir.directory import as_path, is_local
+from modbrick.checkpoints.workdir.directory import is_local
 from modbrick.checkpoints.workdir.lock import held
 from modbrick.errors import InputError
 from modbrick.library.file import StoredBrick, open_brick, write_brick
@@ -26,6 +26,7 @@ from modbrick.library.index import (
     read_index,
     write_index,
 )
+from modbrick.paths import as_path
 from modbrick.schema import nearest
 from modbrick.staging import UNFINISHED
 

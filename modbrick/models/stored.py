@@ -23,7 +23,7 @@ from modbrick.checkpoints.files import METADATA
 from modbrick.checkpoints.leaves import Leaf, checksums
 from modbrick.checkpoints.loading import Dtypes
 from modbrick.checkpoints.metadata import model_fingerprint
-from modbrick.checkpoints.workdir.directory import CHECKPOINTS, as_path, is_local
+from modbrick.checkpoints.workdir.directory import CHECKPOINTS, is_local
 from modbrick.config import ModelConfig
 from modbrick.convert import OpenedSource, open_checkpoint
 from modbrick.convert.placing import read_onto_devices
@@ -34,6 +34,7 @@ from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.inference.continuation import checkpoint_tokenizer
 from modbrick.library.check import read_fitting
+from modbrick.paths import as_path
 from modbrick.schema import differences, from_mapping, nearest, to_mapping
 
 TRAINING_ONLY = (

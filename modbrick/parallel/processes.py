@@ -150,9 +150,10 @@ def is_first() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints a line, once for all processes."""
+    """Prints a line, once for all processes, as long as anybody reads."""
     if is_first():
-        print(text, flush=True)
+        with contextlib.suppress(OSError):  # the terminal was closed, or the pipe
+            print(text, flush=True)
 
 
 def gather(value: Any) -> list[Any]:

@@ -51,6 +51,8 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield f"training.seed {seed} would be cut to 32 bits: from {SEEDS[0]} to {SEEDS[1] - 1}"
     if config.training.initial_checkpoint == "":
         yield "training.initial_checkpoint is empty: name a model, or leave it None"
+    if config.logging.wandb == "":
+        yield "logging.wandb is empty: name a project, or leave it None"
     if config.brick_sets:
         used = {name for names in config.brick_sets.values() for name in names.split("+")}
         for name in config.bricks:

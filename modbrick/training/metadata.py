@@ -11,12 +11,12 @@ from etils import epath
 from modbrick.checkpoints import BaseModel, Metadata, describe
 from modbrick.checkpoints.workdir.directory import (
     CHECKPOINTS,
-    as_path,
     complete_steps,
     is_local,
 )
 from modbrick.library import open_brick
 from modbrick.models import open_model
+from modbrick.paths import as_path
 from modbrick.training.run_config import RunConfig
 from modbrick.training.tasks.task import Task
 

@@ -1,4 +1,6 @@
-"""Being asked to stop: SIGTERM (or Ctrl-C) ends a run after the step in hand, everything saved.
+"""Being asked to stop: SIGTERM, Ctrl-C or a closed terminal ends a run after the step in hand.
+
+Everything is saved then.
 
 In a run of several processes any one may be asked, and all have to stop after the same step. Each
 puts what it was asked into a number on its devices, and the largest of them, reduced beside the
@@ -21,9 +23,10 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: stopped early after saving; start me again
 
 
 class PreemptionGuard:
-    """While entered, remembers the first SIGTERM or SIGINT instead of dying of it.
+    """While entered, remembers the first SIGTERM, SIGINT or SIGHUP instead of dying of it.
 
-    A second one acts as it always does, so that a stuck run can still be stopped.
+    A second one acts as it always does, so that a stuck run can still be stopped. Under `nohup`,
+    SIGHUP stays ignored.
     """
 
     def __init__(self, mesh: Mesh | None = None) -> None:
@@ -55,8 +58,9 @@ class PreemptionGuard:
         return agreed != 0
 
     def __enter__(self) -> PreemptionGuard:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._remember)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:

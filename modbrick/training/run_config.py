@@ -13,7 +13,9 @@ from modbrick.bricks.config import check_name
 from modbrick.bricks.plugging import set_ids
 from modbrick.checkpoints import CheckpointConfig
 from modbrick.config import ModelConfig
+from modbrick.config.model import COMPUTED
 from modbrick.data import DataConfig, Dataset, data_identity
+from modbrick.dtypes import dtype_name
 from modbrick.errors import InputError
 from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
@@ -45,9 +47,12 @@ class TrainingConfig:
     frozen_dtype: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "microbatches"):
-            if getattr(self, name) < 1:
-                raise InputError(f"training {name} must be at least 1, got {getattr(self, name)}")
+        for name, value in (("steps", self.steps), ("microbatches", self.microbatches)):
+            if value < 1:
+                raise InputError(f"training {name} must be at least 1, got {value}")
+        if self.frozen_dtype is not None:
+            held = dtype_name(self.frozen_dtype, "training frozen_dtype", COMPUTED)
+            object.__setattr__(self, "frozen_dtype", held)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +101,6 @@ class LoggingConfig:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise InputError(f"logging every must be at least 1, got {self.every}")
-        if self.wandb == "":
-            raise InputError("logging wandb is empty: name a project, or leave it None")
 
     def due(self, step: int) -> bool:
         """Returns whether a record is due after `step` steps."""
@@ -158,10 +161,9 @@ class RunConfig:
         self.checkpoint.require_evaluations(self.evaluation.every)
         for name in self.bricks:
             check_name(name)
-        for name in self.initial_bricks:
-            if name not in self.bricks:
-                remark = nearest(name, self.bricks)
-                raise InputError(f"initial_bricks.{name}: the run has no such brick; {remark}")
+        for name in self.initial_bricks.keys() - self.bricks.keys():
+            remark = nearest(name, self.bricks)
+            raise InputError(f"initial_bricks.{name}: the run has no such brick; {remark}")
         for name, brick in self.bricks.items():
             kind = brick.settings.kind
             if self.brick_sets and brick.settings.hook == "weights":

@@ -14,12 +14,13 @@ from modbrick.bricks import initial_bricks
 from modbrick.bricks.functional import is_brick
 from modbrick.bricks.table import large_ranks
 from modbrick.checkpoints import BaseModel, CheckpointStore, Metadata, Restored, save_tokenizer
-from modbrick.checkpoints.workdir.directory import as_path, write_text
+from modbrick.checkpoints.workdir.directory import write_text
 from modbrick.decoder.functional import initial_parameters
 from modbrick.errors import InputError
 from modbrick.library.initial import read_initial
 from modbrick.models import StoredModel, open_model
 from modbrick.parallel.processes import check_agreement, everywhere, is_first, say
+from modbrick.paths import as_path
 from modbrick.schema import to_json
 from modbrick.training.program import TrainProgram
 from modbrick.training.run_config import RunConfig, check_identity, shared_settings

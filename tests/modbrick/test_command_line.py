@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from modbrick.command_line import (
     check_alone,
     check_known,
     check_output,
+    given_texts,
     print_table,
     progress_bars,
     read_texts,
@@ -233,3 +237,85 @@ def test_every_script_checks_the_files_that_it_writes():
             assert re.search(rf"check_output\({name}\b", text), f"{path.name}: {name}"
             checked += 1
     assert checked >= 10
+
+
+# ----------------------------------------------------------------- terminals, pipes and encodings
+
+SHOWS = """
+import sys
+from absl import flags
+from modbrick import command_line
+KIND = flags.DEFINE_string("kind", "print", "What is shown.")
+N = flags.DEFINE_integer("n", 1, "How often.")
+
+def main(argv):
+    for _ in range(N.value):
+        if KIND.value == "table":
+            command_line.print_table("Grüße", ["日本"], [["\\udcff"]])
+        elif KIND.value == "bars":
+            with command_line.progress_bars() as bar:
+                bar("Grüße", 2)()
+        else:
+            print("Grüße, 日本 \\udcff", flush=KIND.value == "flush")
+
+command_line.run(main)
+"""
+
+
+@pytest.mark.parametrize("kind", ["print", "table", "bars"])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        {"PYTHONIOENCODING": "latin-1"},
+    ],
+)
+def test_terminals_of_other_encodings_get_what_they_can_show(tmp_path, kind, encoding):
+    """The fork server keeps its own streams: this is about those of a start."""
+    (tmp_path / "shows.py").write_text(SHOWS, "utf-8")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "shows.py", f"--kind={kind}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **encoding},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout + done.stderr
+    assert b"Gr\xfc" in shown or b"Gr\\xfc" in shown
+    assert b"Traceback" not in shown
+
+
+@pytest.mark.parametrize("kind", ["print", "flush", "table"])
+def test_a_reader_that_leaves_ends_it_without_a_word(kind):
+    for number in ("1", "20000" if kind != "table" else "300"):
+        command = [sys.executable, "-c", SHOWS, f"--kind={kind}", f"--n={number}"]
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=writing,
+            stderr=subprocess.PIPE,
+        )
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_prompts_are_text(tmp_path):
+    flag_values = flags.FlagValues()
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"\xef\xbb\xbfdef f")
+    prompt_file = flags.DEFINE_multi_string("prompts", [str(file)], "", flag_values)
+    prompt = flags.DEFINE_multi_string("prompt", ["Grüße"], "", flag_values)
+    flag_values(["test"])
+    assert read_texts(prompt_file) == ["def f"]
+    assert given_texts(prompt) == ["Grüße"]
+    flag_values.prompt = [os.fsdecode(b"a\xffb")]
+    with pytest.raises(InputError, match=r"^--prompt 'a\\udcffb' is not UTF-8 text: convert it$"):
+        given_texts(prompt)
+    for data in (b"\xff\xfed\x00", b"a\xffb", "ü".encode("latin-1")):
+        file.write_bytes(data)
+        with pytest.raises(InputError, match=r"^--prompts .*prompt\.txt cannot be read as UTF-8"):
+            read_texts(prompt_file)

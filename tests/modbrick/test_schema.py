@@ -15,6 +15,7 @@ from modbrick.schema import (
     differences,
     from_json,
     from_mapping,
+    json_text,
     kinds,
     nearest,
     to_json,
@@ -219,3 +220,9 @@ def test_nearest():
     assert nearest("heds", ["heads", "width"]) == "did you mean 'heads'?"
     assert nearest("q", ["heads", "width"]) == "known: heads, width"
     assert nearest("q", []) == "none is known here"
+
+
+def test_json_text_has_no_words_that_json_lacks() -> None:
+    data = {"a": float("nan"), "b": [float("inf"), (1.5, None)], "c": {"d": -float("inf")}}
+    assert json_text(data) == '{"a": null, "b": [null, [1.5, null]], "c": {"d": null}}'
+    assert json_text({"a": 1}, indent=1) == '{\n "a": 1\n}'

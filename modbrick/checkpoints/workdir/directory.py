@@ -7,7 +7,6 @@ deleted or damaged ones. `WORKDIR/tokenizer/tokenizer.json` is the tokenizer.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 
 from etils import epath
@@ -23,12 +22,6 @@ VISIBLE_WITHIN = 60.0
 """Seconds until every machine sees what one of them wrote to a shared file system."""
 STRAGGLERS = 0.5
 """Seconds for which threads of Orbax go on writing after another one failed."""
-
-
-def as_path(directory: epath.PathLike) -> epath.Path:
-    """Returns an absolute path, local or remote (`gs://`)."""
-    text = os.fspath(directory)
-    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
 def is_local(path: epath.Path) -> bool:

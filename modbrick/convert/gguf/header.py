@@ -18,6 +18,7 @@ from modbrick.convert.gguf.blocks import Encoding, encoding
 from modbrick.convert.gguf.values import LARGEST_HEADER, LONGEST_KEY, Cursor, Value, shown
 from modbrick.errors import InputError
 from modbrick.formats.stored_tensor import FileBytes, StoredTensor, open_file
+from modbrick.paths import expanded
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -66,7 +67,7 @@ class _Entry:
 
 def is_gguf(path: str | Path) -> bool:
     """Returns whether a file begins as GGUF files do; False if there is no such file."""
-    path = Path(path)
+    path = Path(expanded(path))
     if not path.is_file():
         return False
     try:
@@ -86,7 +87,7 @@ def read_gguf(path: str | Path) -> GgufFile:
         truncated, whose header contradicts itself or the file's size, or with a tensor whose type
         is not in `ENCODINGS`.
     """
-    path = Path(path)
+    path = Path(expanded(path))
     data = open_file(path)
     header = data.part(0, min(len(data), LARGEST_HEADER)).map()
     cursor = Cursor(header, len(data), str(path))

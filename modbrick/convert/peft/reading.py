@@ -30,6 +30,7 @@ from modbrick.errors import InputError, located
 from modbrick.formats.safetensors import read_safetensors
 from modbrick.formats.stored_tensor import StoredTensor
 from modbrick.formats.strict_json import read_object
+from modbrick.paths import expanded
 from modbrick.schema import nearest
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -80,7 +81,7 @@ def read_adapter(
         weights in a pickle; or a copy of the base's weights that is another one.
     """
     check_name(name)
-    directory = Path(directory)
+    directory = Path(expanded(directory))
     where = str(directory / SETTINGS)
     data = read_object(directory / SETTINGS)
     kind, known = data.get("peft_type"), {**KINDS, **virtual_tokens.KINDS}

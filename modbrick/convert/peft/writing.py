@@ -37,8 +37,10 @@ from modbrick.convert.peft.piece import Piece, pieces_of
 from modbrick.convert.peft.reading import SETTINGS, WEIGHTS
 from modbrick.convert.peft.settings import saves
 from modbrick.convert.registry import format_named
+from modbrick.dtypes import dtype_name
 from modbrick.errors import InputError
 from modbrick.formats.safetensors import SafetensorsWriter, TensorSpec
+from modbrick.paths import expanded
 from modbrick.staging import staging
 
 
@@ -73,10 +75,11 @@ def write_adapter(
         weights that are needed and not there.
     """
     settings, tensors, beside = _adapter(bricks, model, format_named(family), weights)
-    tensors = {name: values.astype(jnp.dtype(dtype)) for name, values in tensors.items()} | beside
+    chosen = jnp.dtype(dtype_name(dtype))
+    tensors = {name: values.astype(chosen) for name, values in tensors.items()} | beside
     held = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     specs = {name: TensorSpec(values.shape, values.dtype) for name, values in held.items()}
-    with staging(Path(directory)) as target:
+    with staging(Path(expanded(directory))) as target:
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         (target / SETTINGS).write_text(text)
         with SafetensorsWriter(target / WEIGHTS, specs, METADATA) as file:

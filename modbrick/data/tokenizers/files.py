@@ -20,6 +20,7 @@ from modbrick.data.tokenizers.tokenizer import (
     text_sha256,
 )
 from modbrick.errors import InputError
+from modbrick.paths import expanded
 from modbrick.schema import from_mapping, nearest
 
 # Tried in this order when the boundary tokens are not named.
@@ -62,7 +63,7 @@ def load_tokenizer(
         if identity is not None:
             _as_identity(identity).require_same(tokenizer.identity, "the data", "this run")
         return tokenizer
-    path = epath.Path(source)
+    path = epath.Path(expanded(source))
     if path.is_dir():
         manifest = path / "dataset.json"
         if identity is None and manifest.exists():
@@ -82,7 +83,7 @@ def load_tokenizer(
 
 def save_tokenizer(tokenizer: Tokenizer, directory: str) -> None:
     """Writes `tokenizer.json` into a directory for `load_tokenizer` (given its identity)."""
-    path = epath.Path(directory) / TOKENIZER_FILE
+    path = epath.Path(expanded(directory)) / TOKENIZER_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(tokenizer.to_json())
 

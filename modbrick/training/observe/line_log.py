@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +15,7 @@ from etils import epath
 from modbrick.checkpoints.workdir.directory import is_local, write_text
 from modbrick.errors import InputError
 from modbrick.parallel.processes import say
+from modbrick.schema import json_text
 from modbrick.training.observe.outage import Outage
 
 PART = 1 << 18
@@ -50,7 +51,7 @@ class LineLog:
         self._lines: list[str] = []
         self._file: io.FileIO | None = None
         try:
-            _filter(path, keep)
+            _filter(path, keep, warn)
             if is_local(path):
                 self._file = _appending(path)
             else:
@@ -60,7 +61,7 @@ class LineLog:
 
     def append(self, record: Record) -> None:
         """Writes one record; numbers that JSON has no word for become null."""
-        line = json.dumps(_finite(record), allow_nan=False) + "\n"
+        line = json_text(record) + "\n"
         with self._outage.survived():
             if self._file is None:
                 self._append_to_part(line)
@@ -100,15 +101,28 @@ def _appending(path: epath.Path) -> io.FileIO:
     return open(path, "ab", buffering=0)
 
 
-def read_log(path: epath.Path) -> list[Record]:
-    """Returns the records of a log, in order, without lines cut off by a kill, or damaged."""
-    return [record for part in _parts(path) for record in _read(part)]
+def warn_reader(text: str) -> None:
+    """Says something about a log to whoever reads it, beside what is made of it."""
+    print(text, file=sys.stderr)
 
 
-def _filter(path: epath.Path, keep: Callable[[Record], bool]) -> None:
+def read_log(path: epath.Path, warn: Callable[[str], None] = warn_reader) -> list[Record]:
+    """Returns the records of a log, in order.
+
+    A line cut off by a kill is left out; so are damaged ones: no JSON, no object, or a `step` that
+    is no number. NaN and infinity, which older logs may hold, are read.
+
+    Args:
+      path: of the log.
+      warn: is handed a line about damaged ones.
+    """
+    return [record for part in _parts(path) for record in _read(part, warn)]
+
+
+def _filter(path: epath.Path, keep: Callable[[Record], bool], warn: Callable[[str], None]) -> None:
     """Rewrites the parts that hold what is not to be kept, each as a whole or not at all."""
     for part in _parts(path):
-        kept = "".join(json.dumps(r) + "\n" for r in _read(part) if keep(r))
+        kept = "".join(json_text(r) + "\n" for r in _read(part, warn) if keep(r))
         if kept.encode() != part.read_bytes():
             write_text(part, kept)
 
@@ -129,22 +143,25 @@ def _next_part(path: epath.Path) -> epath.Path:
     return path.with_name(f"{path.name}.{max(numbers, default=0) + 1:06d}")
 
 
-def _read(path: epath.Path) -> list[Record]:
+def _read(path: epath.Path, warn: Callable[[str], None]) -> list[Record]:
     *lines, last = path.read_bytes().split(b"\n")
     del last  # empty, or cut off
-    records = []
-    for line in lines:
-        with contextlib.suppress(ValueError):  # no JSON, or no UTF-8
-            record = json.loads(line)
-            if isinstance(record, dict):
-                records.append(record)
+    found = [_record(line) for line in lines]
+    records = [record for record in found if record is not None]
+    if damaged := len(found) - len(records):
+        lines_are = "line is" if damaged == 1 else "lines are"
+        warn(f"{path}: {damaged} damaged {lines_are} left out, line {found.index(None) + 1} first")
     return records
 
 
-def _finite(value: Any) -> Any:
-    """Puts None, which is JSON, for numbers that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _record(line: bytes) -> Record | None:
+    """Returns the record of a line; None: it is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # no JSON, or no UTF-8
+        return None
+    return record if isinstance(record, dict) and _is_number(record.get("step", 0)) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,9 +7,9 @@ from typing import Any
 
 from etils import epath
 
-from modbrick.checkpoints.workdir.directory import as_path
 from modbrick.errors import InputError
 from modbrick.parallel.processes import is_first, say
+from modbrick.paths import as_path
 from modbrick.training.observe.events import EventLog
 from modbrick.training.observe.line_log import LineLog, read_log
 from modbrick.training.observe.observer import Observer

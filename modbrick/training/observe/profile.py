@@ -9,9 +9,10 @@ import tempfile
 import jax
 from etils import epath
 
-from modbrick.checkpoints.workdir.directory import as_path, is_local
+from modbrick.checkpoints.workdir.directory import is_local
 from modbrick.errors import InputError
 from modbrick.parallel.processes import is_first
+from modbrick.paths import as_path
 from modbrick.training.observe.observer import Observer
 from modbrick.training.step import StepMetrics
 

@@ -112,7 +112,10 @@ class TrainingProgress(Observer):
         """Prints a line without disturbing the bar."""
         if self._mode == "none":
             return
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        try:
+            if self._bar is not None:
+                self._bar.console.print(text, highlight=False, markup=False)
+            else:
+                print(text, file=sys.stderr, flush=True)
+        except OSError:  # the terminal was closed: nobody reads, and training goes on
+            self._mode = "none"

@@ -19,9 +19,9 @@ from typing import Any
 
 from etils import epath
 
-from modbrick.checkpoints.workdir.directory import as_path
 from modbrick.hardware import process_start
 from modbrick.parallel.processes import is_first
+from modbrick.paths import as_path
 from modbrick.training.observe.line_log import LineLog, read_log
 from modbrick.training.observe.observer import ACTIVITIES, Activity, Observer
 from modbrick.training.step import StepMetrics

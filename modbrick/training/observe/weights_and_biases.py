@@ -10,9 +10,10 @@ from typing import Any
 
 from etils import epath
 
-from modbrick.checkpoints.workdir.directory import as_path, is_local
+from modbrick.checkpoints.workdir.directory import is_local
 from modbrick.errors import InputError
 from modbrick.parallel.processes import is_first, say
+from modbrick.paths import as_path
 from modbrick.training.observe.metrics import scalars
 from modbrick.training.observe.observer import FINISHED, Observer
 from modbrick.training.observe.outage import Outage

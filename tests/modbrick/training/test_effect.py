@@ -74,6 +74,7 @@ REFUSED = [
     ("training.seed", {"training": {"seed": 2**32}}),
     ("training.seed", {"training": {"seed": -(2**31) - 1}}),
     ("training.initial_checkpoint", {"training": {"initial_checkpoint": ""}}),
+    ("logging.wandb is empty", {"logging": {"wandb": ""}}),
     ("bricks.other", {"bricks": {"one": BRICK, "other": BRICK}, "brick_sets": {"text": "one"}}),
     ("schedule.decay_steps 0", warmed(CosineSchedule, decay_steps=0)),
     ("schedule: 1 decay_steps", warmed(WarmupStableDecaySchedule, decay_steps=1)),

@@ -9,7 +9,7 @@ import pytest
 
 from modbrick.training.preemption import PreemptionGuard
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @pytest.fixture
@@ -36,6 +36,15 @@ def test_the_first_signal_is_remembered_and_the_second_acts(
         signal.raise_signal(number)
         assert received == [number]
     assert guard.should_stop(), "what was asked is known after the end too"
+
+
+def test_under_nohup_a_closed_terminal_is_ignored(received: list[int]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with PreemptionGuard() as guard:
+        signal.raise_signal(signal.SIGHUP)
+        assert not guard.should_stop()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert received == []
 
 
 def test_any_second_signal_acts(received: list[int]) -> None:

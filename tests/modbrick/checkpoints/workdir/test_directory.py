@@ -6,7 +6,6 @@ import pytest
 from etils import epath
 
 from modbrick.checkpoints.workdir.directory import (
-    as_path,
     clean,
     complete_steps,
     delete_checkpoint,
@@ -15,6 +14,7 @@ from modbrick.checkpoints.workdir.directory import (
     require_own,
 )
 from modbrick.errors import InputError
+from modbrick.paths import as_path
 
 
 @pytest.fixture

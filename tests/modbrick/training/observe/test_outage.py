@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import subprocess
 import sys
@@ -117,12 +118,30 @@ def test_a_line_is_whole_or_not_there_and_room_is_used_again(workdir: Path) -> N
     assert len(lines) == 1
 
 
-def test_damaged_lines_are_left_out(workdir: Path) -> None:
-    (workdir / METRICS_FILE).write_bytes(b'{"step": 1}\n\xff\xfe{"st\n[1]\n{"step": 2}\n')
+def test_damaged_lines_are_left_out_and_said(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = (
+        b'\xff\xfe{"st', b"[1]", b'{"step": "2"}', b'{"step": true}', b'{"step": null}', b"\0" * 9,
+        b"[" * 100_000, b"",
+    )  # fmt: skip
+    lines = b"\n".join([b'{"step": 1}', *damaged, b'{"step": 2, "loss": NaN, "x": -Infinity}', b""])
+    (workdir / METRICS_FILE).write_bytes(lines)
     assert [record["step"] for record in read_metrics(workdir)] == [1, 2]
-    with MetricsWriter(workdir, start_step=9, tensorboard=False) as writer:
-        writer.write({"step": 10})
-    assert (workdir / METRICS_FILE).read_text() == '{"step": 1}\n{"step": 2}\n{"step": 10}\n'
+    said = f"{workdir / METRICS_FILE}: 8 damaged lines are left out, line 2 first\n"
+    assert capsys.readouterr() == ("", said)
+    warned: list[str] = []
+    with MetricsWriter(workdir, start_step=9, tensorboard=False, warn=warned.append) as writer:
+        writer.write({"step": 10, "loss": float("nan"), "deep": [{"x": float("inf")}]})
+    assert [*warned, ""] == said.split("\n")
+    for line in (workdir / METRICS_FILE).read_text().splitlines():
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert read_metrics(workdir) == [
+        {"step": 1},
+        {"step": 2, "loss": None, "x": None},
+        {"step": 10, "loss": None, "deep": [{"x": None}]},
+    ]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_events_go_to_a_remote_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,5 +94,3 @@ def test_without_the_library_it_is_refused_by_name(
     with pytest.raises(InputError, match=r'pip install "modbrick\[wandb\]"'):
         WeightsAndBiases("project", tmp_path, {})
     assert LoggingConfig().wandb is None
-    with pytest.raises(InputError, match="wandb is empty"):
-        LoggingConfig(wandb="")
