@@ -140,9 +140,28 @@ def check_output(
 
 
 def write_output(flag: flags.FlagHolder[str | None], text: str) -> None:
-    """Writes a text and the end of its last line to the file that a flag names, if it names one."""
+    """Writes a text and the end of its last line to the file that a flag names, if it names one.
+
+    Raises:
+      InputError: names the flag, and what is in the way.
+    """
     if flag.value:
-        epath.Path(expanded(flag.value)).write_text(f"{text}\n")
+        with writing(flag):
+            epath.Path(expanded(flag.value)).write_text(f"{text}\n")
+
+
+@contextlib.contextmanager
+def writing(flag: flags.FlagHolder[str | None]) -> Iterator[None]:
+    """Lets nothing but writing the file that a flag names happen inside.
+
+    Raises:
+      InputError: that failed; names the flag and the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"--{flag.name}: {flag.value} cannot be written ({reason})") from error
 
 
 def read_texts(flag: flags.FlagHolder[list[str] | None]) -> list[str]:

@@ -11,6 +11,7 @@ torch and transformers. Fresh random data in every step; medians over rounds.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence

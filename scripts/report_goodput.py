@@ -40,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
     print(record)
     command_line.write_output(JSON, record)
     if PICTURE.value:
-        draw_goodput(report, expanded(PICTURE.value))
+        with command_line.writing(PICTURE):
+            draw_goodput(report, expanded(PICTURE.value))
     return 0
 
 

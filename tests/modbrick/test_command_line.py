@@ -312,7 +312,7 @@ def test_prompts_are_text(tmp_path):
     flag_values(["test"])
     assert read_texts(prompt_file) == ["def f"]
     assert given_texts(prompt) == ["Grüße"]
-    flag_values.prompt = [os.fsdecode(b"a\xffb")]
+    flag_values["prompt"].value = [os.fsdecode(b"a\xffb")]
     with pytest.raises(InputError, match=r"^--prompt 'a\\udcffb' is not UTF-8 text: convert it$"):
         given_texts(prompt)
     for data in (b"\xff\xfed\x00", b"a\xffb", "ü".encode("latin-1")):

@@ -11,9 +11,10 @@ from etils import epath
 
 from modbrick.checkpoints.workdir.directory import is_local
 from modbrick.errors import InputError
-from modbrick.parallel.processes import is_first
+from modbrick.parallel.processes import is_first, say
 from modbrick.paths import as_path
 from modbrick.training.observe.observer import Observer
+from modbrick.training.observe.outage import Outage
 from modbrick.training.step import StepMetrics
 
 DIRECTORY = "profile"
@@ -58,11 +59,18 @@ class Profiler(Observer):
     Args:
       directory: of the run.
       steps: which to profile; None: none.
+      warn: is handed the line about a profile that cannot be written.
     """
 
-    def __init__(self, directory: epath.PathLike, steps: ProfiledSteps | None):
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        steps: ProfiledSteps | None,
+        warn: Callable[[str], None] = say,
+    ):
         self._directory = as_path(directory) / DIRECTORY
         self._steps = steps if is_first() else None
+        self._outage = Outage(self._directory, "without a profile", warn)
         self._copied: tempfile.TemporaryDirectory[str] | None = None
         self._running = False
 
@@ -75,8 +83,9 @@ class Profiler(Observer):
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # every call of Python would hide what matters
         target = self._copied.name if self._copied else str(self._directory)
-        jax.profiler.start_trace(target, profiler_options=options)
-        self._running = True
+        with self._outage.survived():
+            jax.profiler.start_trace(target, profiler_options=options)
+            self._running = True
 
     def step_started(self, step: int, metrics: StepMetrics) -> None:
         """Waits for the step, and ends the profile, if it is the last to profile."""
@@ -89,10 +98,11 @@ class Profiler(Observer):
         if not self._running:
             return
         self._running = False
-        jax.profiler.stop_trace()
-        if self._copied is not None:
-            _copy(epath.Path(self._copied.name), self._directory)
-            self._copied.cleanup()
+        with self._outage.survived():
+            jax.profiler.stop_trace()
+            if self._copied is not None:
+                _copy(epath.Path(self._copied.name), self._directory)
+                self._copied.cleanup()
 
     def _covers(self, step: int) -> bool:
         return self._steps is not None and self._steps.first <= step <= self._steps.last

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 
@@ -138,12 +140,11 @@ def test_a_choice_estimates_the_mean_of_all_without_bias(tmp_path, write, contex
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_a_choice_too(dataset, count):
-    options = {"sequence_length": 16, "batch_size": 4, "max_tokens": 400}
-    whole = evaluation_batches(dataset, **options)
-    parts = [
-        evaluation_batches(dataset, **options, rows=rows.tolist())
-        for rows in np.array_split(np.arange(4), count)
-    ]
+    read = functools.partial(
+        evaluation_batches, dataset, sequence_length=16, batch_size=4, max_tokens=400
+    )
+    whole = read()
+    parts = [read(rows=rows.tolist()) for rows in np.array_split(np.arange(4), count)]
     for batch, *shares in zip(whole, *parts, strict=True):
         for field in batch:
             joined = np.concatenate([share[field] for share in shares])

@@ -43,7 +43,7 @@ class Page:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, page: Page) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=page.init))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=page.init))
 
 
 def train(workdir: Path, lines: list[str], reason: str = FINISHED) -> None:
@@ -61,7 +61,8 @@ def test_numbers_go_to_the_run_of_the_directory(
     ids = []
     for reason, status in ((FINISHED, 0), ("SIGTERM", 1)):
         use(monkeypatch, page := Page())
-        train(tmp_path / "a run", lines := [], reason)
+        lines: list[str] = []
+        train(tmp_path / "a run", lines, reason)
         numbers = {"loss": 2.5, "routers/a/layers/load_entropy/layer_0": 0.5,
                    "routers/a/layers/load_entropy/layer_1": 1.0}  # fmt: skip
         assert page.seen == [(3, numbers), (6, numbers), (6, {"evaluation/loss": 1.0}), status]
@@ -82,7 +83,8 @@ def test_what_fails_there_is_said_once_and_stops_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: str
 ) -> None:
     use(monkeypatch, Page(fails))
-    train(tmp_path, lines := [])
+    lines: list[str] = []
+    train(tmp_path, lines)
     (line,) = lines
     assert line.startswith("Weights & Biases cannot be written (no network): training goes on")
 
@@ -90,7 +92,7 @@ def test_what_fails_there_is_said_once_and_stops_nothing(
 def test_without_the_library_it_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match=r'pip install "modbrick\[wandb\]"'):
         WeightsAndBiases("project", tmp_path, {})
     assert LoggingConfig().wandb is None
