@@ -19,7 +19,7 @@ from modbrick.analysis.shardings import describe_shardings
 from modbrick.analysis.summary import summarise
 from modbrick.checkpoints import describe
 from modbrick.config import ModelConfig
-from modbrick.config.files import read_config_file
+from modbrick.config.files import read_config_file, split_place
 from modbrick.errors import InputError
 from modbrick.parallel import MeshConfig
 from modbrick.schema import from_mapping, nearest, to_mapping
@@ -42,7 +42,7 @@ DEVICES = flags.DEFINE_integer(
 
 def config_sections(path: str) -> Mapping[str, Any]:
     """Reads the sections of a Python config file with `get_config()`, or of a checkpoint."""
-    if not path.split(":")[0].endswith(".py"):
+    if not split_place(path)[0].endswith(".py"):
         return {"model": describe(path).metadata.model}
     sections: Mapping[str, Any] = to_mapping(read_config_file(path, RunConfig))
     if sections.get("model") is None:

@@ -115,6 +115,7 @@ def write_structure(path: epath.Path, pieces: Mapping[str, tuple[int, ...]]) -> 
     items = _as_items({"parameters": jax.tree.map(jnp.asarray, zeros)})
     items[METADATA] = {}
     with _context():
+        path.parent.mkdir(parents=True, exist_ok=True)  # a link can only be to what is there
         ocp.save_checkpointables(plain_path(path), items)
     # What Orbax notes of the way in which arrays were written.
     tree = path / "parameters" / "_METADATA"

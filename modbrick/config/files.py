@@ -48,7 +48,7 @@ def read_config_file(place: str, record: type) -> Any:
       InputError: no such file, no `get_config` in it, or an argument that it does not take.
       Exception: what else the file raises, which is a defect of it.
     """
-    name, *argument = place.split(":", 1)
+    name, *argument = split_place(place)
     path = Path(expanded(name))
     if not path.is_file():
         raise InputError(f"{name}: no such config file")
@@ -73,6 +73,17 @@ def read_config_file(place: str, record: type) -> Any:
         kind = type(config).__name__
         raise InputError(f"{name}: get_config() returned {kind}, expected {record.__name__}")
     return config
+
+
+def split_place(place: str) -> list[str]:
+    """Returns the file of `NAME.py:ARGUMENT`, and the argument if there is one.
+
+    Both may have colons: the file is the shortest part before one of them that is there.
+    """
+    for at in [at for at, letter in enumerate(place) if letter == ":"]:
+        if Path(expanded(place[:at])).is_file():
+            return [place[:at], place[at + 1 :]]
+    return [place] if Path(expanded(place)).is_file() else place.split(":", 1)
 
 
 def _module(path: Path) -> ModuleType:

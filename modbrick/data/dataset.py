@@ -37,6 +37,7 @@ from modbrick.data.manifest import (
     Manifest,
     Shard,
     Split,
+    check_place,
 )
 from modbrick.data.records import PART, decode_record, parts
 from modbrick.data.tokenizers.files import load_tokenizer
@@ -133,6 +134,7 @@ class Dataset:
         Raises:
           InputError: names the missing or damaged file and the remedy.
         """
+        check_place(directory)
         root = epath.Path(expanded(directory))
         if not root.exists():
             raise InputError(

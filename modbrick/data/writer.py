@@ -27,6 +27,7 @@ from modbrick.data.manifest import (
     Shard,
     SourceSummary,
     Split,
+    check_place,
 )
 from modbrick.data.records import PART, encode_record, id_dtype
 from modbrick.data.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -53,6 +54,7 @@ class DatasetWriter:
     def __init__(self, directory: str, *, overwrite: bool = False, shard_bytes: int = SHARD_BYTES):
         self._target = Path(directory).absolute()
         self._shard_bytes = shard_bytes
+        check_place(str(self._target))
         check_target(str(self._target), overwrite=overwrite)
         self._partial = self._target.parent / f".{self._target.name}.preparing"
         self._replaced = self._target.parent / f".{self._target.name}.replaced"
