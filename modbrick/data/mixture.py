@@ -36,6 +36,12 @@ class Interleaving:
         domain = int(self._domain[place])
         return domain, period * int(self._quotas[domain]) + int(self._rank[place])
 
+    def count(self, domain: int, rows: int) -> int:
+        """Returns how many of the first `rows` rows are of `domain`."""
+        periods, rest = divmod(rows, PERIOD)
+        of_rest = int(np.count_nonzero(self._domain[:rest] == domain))
+        return periods * int(self._quotas[domain]) + of_rest
+
     def rows_until(self, domain: int, count: int) -> int:
         """Returns how many rows there are before row `count` of `domain` (counted from 0)."""
         period, rank = divmod(count, int(self._quotas[domain]))

@@ -35,6 +35,7 @@ class RowPlan:
     def __init__(self, documents: Documents, config: DataConfig):
         self.sequence_length = config.sequence_length
         self._streams: list[Rows] = []
+        self._epochs: list[tuple[tuple[str, ...], int]] = []  # domains of a stream, and its targets
         names = [None] if config.mixture is None else sorted(config.mixture)
         for name in names:
             numbers = _members(documents, name)
@@ -47,6 +48,9 @@ class RowPlan:
                     numbers, targets, self.sequence_length, shuffler, config.epochs
                 )
             self._streams.append(stream)
+            self._epochs.append(
+                (documents.domains if name is None else (name,), int(targets.sum()))
+            )
         shares = [1.0] if config.mixture is None else _normalised(config.mixture, names)
         self._interleaving = Interleaving(
             [
@@ -60,6 +64,18 @@ class RowPlan:
                 self._interleaving.rows_until(i, stream.count(config.epochs))
                 for i, stream in enumerate(self._streams)
             )
+
+    def repetitions(self, rows: int) -> dict[str, float]:
+        """Returns how often the targets of each domain come in the first `rows` rows: epochs."""
+        if self.rows is not None:
+            rows = min(rows, self.rows)
+        found = {}
+        for index, (stream, (domains, targets)) in enumerate(
+            zip(self._streams, self._epochs, strict=True)
+        ):
+            read = self._interleaving.count(index, rows) * stream.targets_per_row
+            found |= dict.fromkeys(domains, read / targets)
+        return found
 
     def pieces(self, row: int) -> list[Piece]:
         """Returns the pieces of a row, in order; none beyond the end of a finite plan."""

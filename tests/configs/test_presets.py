@@ -9,6 +9,7 @@ import math
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import get_type_hints
 
 import pytest
 from jax.sharding import AbstractMesh
@@ -149,3 +150,12 @@ def test_a_dense_baseline_is_as_large_as_what_is_active(dense: str, sparse: str)
     assert abs(share - 1) < (0.001 if sparse != "molm_700m_4b" else 0.02)
     assert baseline.data == model.data
     assert baseline.optimizer == model.optimizer
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda path: path.stem)
+def test_every_config_is_a_record(path: Path) -> None:
+    """So that an editor completes it, and a misspelt key is seen before anything runs."""
+    name = path.relative_to(CONFIGS.parent).with_suffix("")
+    module = importlib.import_module(".".join(name.parts))
+    assert type(module.get_config()) is RunConfig
+    assert get_type_hints(module.get_config)["return"] is RunConfig

@@ -24,11 +24,13 @@ from modbrick.data import (
     training_batches,
 )
 from modbrick.data.batches import DOMAINS, FIELDS
+from modbrick.data.row_plan import RowPlan
 from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.flops import packed_flops
 from modbrick.objective import Totals
 from modbrick.parallel.batch import check_rows, local_rows
+from modbrick.parallel.processes import say
 from modbrick.schema import nearest, to_mapping
 from modbrick.training.evaluation import evaluate, evaluation_step
 from modbrick.training.losses import next_token_loss
@@ -136,6 +138,7 @@ class Pretraining:
             _ = self._training_sets  # refuses what is misspelt
         batches = training_batches(self.dataset, data, rows=rows, domains=domains)
         _require_enough_rows(batches.plan.rows, self.config)
+        say(_repetitions(batches.plan, self.config))
         return batches
 
     def work(self, batch: LocalBatch) -> Work:
@@ -172,6 +175,19 @@ class Pretraining:
             return Evaluation({"loss": result.total.loss}, result.to_mapping(), result.summary())
 
         return run
+
+
+MOST_REPETITIONS = 4.0
+"""Of a text, up to which it teaches about as much as new text (arXiv 2305.16264)."""
+
+
+def _repetitions(plan: RowPlan, config: RunConfig) -> str:
+    """Returns a line about how often the run reads each domain, and what it reads too often."""
+    found = plan.repetitions(config.training.steps * config.data.batch_size)
+    times = ", ".join(f"{name} {count:.2f} times" for name, count in sorted(found.items()))
+    often = [name for name, count in sorted(found.items()) if count > MOST_REPETITIONS]
+    remark = f"; more than {MOST_REPETITIONS:.0f} times teaches little: {', '.join(often)}"
+    return f"data: {config.training.steps} steps read {times}" + remark * bool(often)
 
 
 def _require_enough_rows(rows: int | None, config: RunConfig) -> None:

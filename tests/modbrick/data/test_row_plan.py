@@ -104,3 +104,37 @@ def test_the_order_of_a_mixture_does_not_matter(dataset):
     one = RowPlan(documents, config(mixture={"prose": 3, "code": 1}))
     other = RowPlan(documents, config(mixture={"code": 2, "prose": 6}))
     assert [one.pieces(r) for r in range(100)] == [other.pieces(r) for r in range(100)]
+
+
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+@pytest.mark.parametrize("mixture", [None, {"prose": 3, "code": 1}, {"code": 1}])
+@pytest.mark.parametrize("rows", [0, 7, 300, 70_000])
+def test_repetitions_are_epochs_of_each_domain(dataset, packing, mixture, rows):
+    documents = dataset.documents("train")
+    plan = RowPlan(documents, config(packing=packing, mixture=mixture))
+    found = plan.repetitions(rows)
+    assert set(found) == set(mixture or documents.domains)
+    if rows > 300:
+        shares = (
+            {} if mixture is None else {k: v / sum(mixture.values()) for k, v in mixture.items()}
+        )
+        sizes = {name: domain.tokens for name, domain in dataset.domains("train").items()}
+        read = {name: found[name] * sizes[name] for name in found}
+        total = sum(read.values())
+        for name, share in shares.items():
+            assert read[name] / total == pytest.approx(share, rel=1e-3)
+        return
+    counted = dict.fromkeys(found, 0)
+    for row in range(rows):
+        for piece in plan.pieces(row):
+            name = documents.domains[documents.domain_of(piece.document)]
+            counted[name] += piece.stop - piece.start
+    for name, count in counted.items():
+        # Of best-fit packing, and of a pool, it is the mean.
+        tokens = dataset.domains("train")[name].tokens
+        assert count / tokens == pytest.approx(found[name], abs=0.2 + 0.1 * found[name])
+
+
+def test_a_plan_that_ends_repeats_no_more(dataset):
+    plan = RowPlan(dataset.documents("train"), config(epochs=2))
+    assert plan.repetitions(10**6) == pytest.approx({"code": 2.0, "prose": 2.0}, rel=0.01)
