@@ -20,7 +20,6 @@ from modbrick.checkpoints.slices import SLICE, SliceReader
 from modbrick.checkpoints.workdir.directory import is_local
 from modbrick.convert.correspondence import Correspondence, Place, correspondence
 from modbrick.convert.format import Format
-from modbrick.convert.huggingface.directory import TOKENIZER_FILES
 from modbrick.convert.huggingface.exported_config import foreign_config
 from modbrick.convert.huggingface.shards import INDEX, METADATA, divide, index_text
 from modbrick.errors import InputError
@@ -279,13 +278,13 @@ def _size(index: tuple[slice, ...]) -> int:
 
 def _copy_tokenizer(path: epath.Path, directory: Path) -> None:
     """Copies the tokenizer's files; where there is only `tokenizer.json`, says how to load it."""
-    places = [place / TOKENIZER for place in (path, *list(path.parents)[:2])]
-    found = [place for place in places if (place / "tokenizer.json").exists()]
-    if not found:
-        return
-    for name in TOKENIZER_FILES:
-        if (found[0] / name).exists():
-            (directory / name).write_bytes((found[0] / name).read_bytes())
-    if not (directory / "tokenizer_config.json").exists():
+    places = [Path(place) / TOKENIZER for place in (path, *list(path.parents)[:2])]
+    for place in [place for place in places if place.is_dir()][:1]:
+        for file in (file for file in sorted(place.rglob("*")) if file.is_file()):
+            target = directory / file.relative_to(place)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    alone = not (directory / "tokenizer_config.json").exists()
+    if alone and (directory / "tokenizer.json").exists():
         text = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n"
         (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")

@@ -171,7 +171,7 @@ class StoredModel:
     def tokenizer_identity(self) -> TokenizerIdentity | None:
         """Returns what its tokenizer must be, if it says so; the tokenizer need not be there."""
         if isinstance(self.contents, OpenedSource):
-            tokenizer = read_tokenizer(self.contents)
+            tokenizer = read_tokenizer(self.contents).tokenizer
             return tokenizer.identity if tokenizer else None
         stored = self.description.metadata.tokenizer if self.description else None
         return from_mapping(TokenizerIdentity, stored, "tokenizer") if stored else None
@@ -180,11 +180,11 @@ class StoredModel:
         """Loads the tokenizer that lies with it.
 
         Raises:
-          InputError: there is none, or it does not fit the model.
+          InputError: there is none, or it is damaged.
         """
         if not isinstance(self.contents, OpenedSource):
             return checkpoint_tokenizer(self.contents)
-        if (tokenizer := read_tokenizer(self.contents)) is None:
+        if (tokenizer := read_tokenizer(self.contents).with_logged_remarks().tokenizer) is None:
             raise InputError(f"{self.origin}, has no tokenizer: put its tokenizer.json beside it")
         return tokenizer
 

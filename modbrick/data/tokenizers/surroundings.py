@@ -1,0 +1,49 @@
+"""Tokens that a tokenizer itself puts around a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tokenizers
+
+from modbrick.errors import InputError
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Ids around the ids of a text.
+
+    Attributes:
+      before: of the tokens before it, in order.
+      behind: of the tokens behind it.
+    """
+
+    before: tuple[int, ...] = ()
+    behind: tuple[int, ...] = ()
+
+    @classmethod
+    def of_start(cls, start: int | None) -> Surroundings:
+        """Returns a start token and nothing else, or nothing at all."""
+        return cls(() if start is None else (start,))
+
+    @classmethod
+    def of_post_processor(cls, tokenizer: tokenizers.Tokenizer, name: str) -> Surroundings:
+        """Asks a tokenizer's own post-processor, whatever its kind.
+
+        Args:
+          tokenizer: of the tokenizers library.
+          name: where it came from, for messages.
+
+        Raises:
+          InputError: it does not leave the text whole and once.
+        """
+        marked = tokenizer.post_process(_one_token(), add_special_tokens=True)
+        if marked.special_tokens_mask.count(0) != 1:
+            raise InputError(f"{name}: its post_processor does not keep a text as it is")
+        at = marked.special_tokens_mask.index(0)
+        return cls(tuple(marked.ids[:at]), tuple(marked.ids[at + 1 :]))
+
+
+def _one_token() -> tokenizers.Encoding:
+    words = tokenizers.models.WordLevel({"x": 0}, unk_token="x")
+    return tokenizers.Tokenizer(words).encode("x")
