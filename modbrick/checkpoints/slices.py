@@ -35,6 +35,7 @@ from modbrick.checkpoints.metadata import (
 from modbrick.checkpoints.parts import Part, others
 from modbrick.checkpoints.workdir.directory import write_text
 from modbrick.checkpoints.workdir.link import plain_path
+from modbrick.errors import listed
 
 SLICE = 8 << 20
 """Bytes of a slice, about: what a reader that wants less still reads."""
@@ -250,7 +251,7 @@ class SliceReader:
         """
         wrong = [name for name, leaf in self._table.items() if self._sums[name] != leaf.checksum]
         if wrong:
-            raise DamagedError(f"parameters do not agree with their checksums: {', '.join(wrong)}")
+            raise DamagedError(f"parameters do not agree with their checksums: {listed(wrong)}")
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from modbrick.convert.correspondence import Correspondence, Place, correspondenc
 from modbrick.convert.format import Format
 from modbrick.convert.huggingface.exported_config import foreign_config
 from modbrick.convert.huggingface.shards import INDEX, METADATA, divide, index_text
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.formats.safetensors import DTYPES, SafetensorsWriter, TensorSpec
 from modbrick.staging import require_new, staging
 
@@ -126,7 +126,7 @@ def correspondence_for_export(form: Format, description: Description) -> Corresp
     stored = {path: leaf.shape for path, leaf in description.parameters.items()}
     if expected != stored:
         wrong = sorted(set(expected.items()) ^ set(stored.items()))
-        names = ", ".join(dict.fromkeys(path for path, _ in wrong))
+        names = listed(dict.fromkeys(path for path, _ in wrong))
         raise InputError(f"the checkpoint does not fit its own model: {names}")
     return places
 

@@ -30,7 +30,7 @@ from modbrick.convert.placing import read_onto_devices
 from modbrick.convert.tokenizer import read_tokenizer
 from modbrick.data import Tokenizer, TokenizerIdentity
 from modbrick.decoder.decoder import Decoder
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.execution import ExecutionConfig
 from modbrick.inference.continuation import checkpoint_tokenizer
 from modbrick.library.check import read_fitting
@@ -232,7 +232,7 @@ class StoredModel:
         """Returns parameters by path; arguments and errors as for `load_parameters`."""
         if unknown := sorted(set(paths or ()) - set(self.paths)):
             remark = nearest(unknown[0], self.paths)
-            raise InputError(f"{self.origin} has no parameter {', '.join(unknown)}; {remark}")
+            raise InputError(f"{self.origin} has no parameter {listed(unknown)}; {remark}")
         wanted = [path for path in self.paths if paths is None or path in paths]
         dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(wanted, dtype)
         if isinstance(self.contents, OpenedSource):
@@ -251,7 +251,7 @@ class StoredModel:
     def _require_same(self, config: ModelConfig) -> None:
         if changed := self.changes(config):
             raise InputError(
-                f"{self.origin} is another model than the config's: {'; '.join(changed)} "
+                f"{self.origin} is another model than the config's: {listed(changed, '; ')} "
                 "(modbrick.models.open_model(PATH).config is its config)"
             )
 
