@@ -9,9 +9,8 @@ of whose code is run), or a GGUF file. Its tokenizer comes along. TARGET is then
 export: SOURCE is a run's or a model's directory. TARGET gets config.json, safetensors and the
 tokenizer, for the library that the format belongs to.
 
-TARGET is new or empty; interrupted or failed, it is left as it was. The last line of standard
-output is one JSON object: what was converted; for an import also the weights of the original's
-router losses, for the objective of a run that goes on with it.
+TARGET is new or empty; interrupted or failed, it is left as it was. Standard output ends with one
+JSON object: what was converted, and after an import the weights of the original's router losses.
 """
 
 from __future__ import annotations
@@ -29,12 +28,10 @@ from modbrick.errors import InputError
 
 FORMAT = flags.DEFINE_string("format", None, "export: the format to write, such as moduleformer.")
 STEP = flags.DEFINE_integer("step", None, "export: which checkpoint of a run; none: the newest.")
-DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"], "Of all weights; none: as in the source."
-)
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of all weights.")
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "import: another, by its path; or none.")
 SHARD = flags.DEFINE_string("max_shard_size", "5GB", "export: of one file, such as 500MB or 2GiB.")
-NOT_FINITE = flags.DEFINE_boolean("allow_not_finite", False, "import: keep infinities and NaN.")
+NOT_FINITE = flags.DEFINE_boolean("allow_not_finite", False, "Keep infinities and NaN.")
 
 USAGE = "expected: convert_checkpoint.py import SOURCE TARGET | export SOURCE TARGET --format=NAME"
 
@@ -72,7 +69,9 @@ def _export(source: str, target: str) -> dict[str, Any]:
     form, size = convert.format_named(FORMAT.value), byte_size(SHARD.value, f"--{SHARD.name}")
     export = convert.prepare_export(source, form, step=STEP.value, dtype=DTYPE.value)
     with byte_progress(f"export {export.form.name}", export.nbytes) as bar:
-        files = convert.export_checkpoint(export, target, max_shard_size=size, progress=bar)
+        files = convert.export_checkpoint(
+            export, target, max_shard_size=size, allow_not_finite=NOT_FINITE.value, progress=bar
+        )
     return export.to_mapping() | {"directory": target, "files": len(files)}
 
 

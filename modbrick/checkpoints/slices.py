@@ -180,7 +180,11 @@ Reads = list[tuple[tuple[slice, ...], ts.Future]]
 
 
 class SliceReader:
-    """Reads the parameters of a checkpoint in slices, and verifies them when all were read."""
+    """Reads the parameters of a checkpoint in slices, and verifies them when all were read.
+
+    Attributes:
+      not_finite: number of such values by parameter, of the slices that were read.
+    """
 
     def __init__(self, path: epath.Path, description: Description):
         """Opens the arrays, those of its base too.
@@ -194,6 +198,7 @@ class SliceReader:
         """
         self._table = description.parameters
         self._sums = dict.fromkeys(self._table, 0)
+        self.not_finite = collections.Counter[str]()
         self._arrays: dict[str, list[tuple[Part | None, ts.TensorStore]]] = {
             name: [] for name in self._table
         }
@@ -237,6 +242,7 @@ class SliceReader:
                 piece = np.asarray(future.result()).reshape([s.stop - s.start for s in place])
             summary = slice_summary(piece, [s.start for s in place], leaf.shape)
             self._sums[name] = (self._sums[name] + summary.checksum) % 2**32
+            self.not_finite[name] += summary.not_finite
             if place == index:
                 return piece
             pairs = zip(place, index, strict=True)

@@ -85,7 +85,8 @@ def import_checkpoint(
         nothing is rounded and nothing grows. Training keeps float32 whatever is stored.
       tokenizer: None: the source's, if it has one that is read; `none`: none; else a file or
         directory with another.
-      allow_not_finite: infinities and values that are no number come along.
+      allow_not_finite: infinities and values that are no number come along; the checkpoint says so,
+        and is loaded and exported all the same.
       progress: called with how many bytes of the stored values were written since the last time.
 
     Raises:
@@ -118,7 +119,7 @@ def import_checkpoint(
                     progress(values.nbytes)
                 if broken and not allow_not_finite:
                     raise InputError(broken.complaint())
-                writer.finish(0, _metadata(checkpoint, forms, found.tokenizer))
+                writer.finish(0, _metadata(checkpoint, forms, found.tokenizer, len(broken)))
         except InputError:
             raise
         except (OSError, ValueError, RuntimeError) as error:  # what TensorStore and Orbax raise
@@ -194,12 +195,17 @@ def _stored_form(checkpoint: OpenedSource, path: str, dtype: str | None) -> Stor
 
 
 def _metadata(
-    checkpoint: OpenedSource, forms: dict[str, StoredForm], tokenizer: Tokenizer | None
+    checkpoint: OpenedSource,
+    forms: dict[str, StoredForm],
+    tokenizer: Tokenizer | None,
+    not_finite: int,
 ) -> Metadata:
     extra: dict[str, Any] = {
         "imported": checkpoint.form.name,
         "objective": dict(checkpoint.translation.objective),
     }
+    if not_finite:
+        extra["not_finite"] = not_finite
     if checkpoint.form.container == "directory":
         extra["config"] = dict(checkpoint.source.config)
     # So that an export can write each tensor in its own dtype, where neighbours differ.

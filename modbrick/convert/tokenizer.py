@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from absl import logging
+from etils import epath
 
+from modbrick.checkpoints.loading import TOKENIZER
 from modbrick.convert.huggingface.directory import tokenizer_files
 from modbrick.convert.opening import OpenedSource
 from modbrick.data import Tokenizer
@@ -106,3 +109,24 @@ def _chosen_files(path: Path) -> dict[str, bytes]:
     if not path.is_file():
         raise InputError(f"--tokenizer={path}: no such file or directory")
     return {path.name if path.name in FILES else TOKENIZER_FILE: path.read_bytes()}
+
+
+def copy_tokenizer(checkpoint: epath.Path, directory: Path) -> None:
+    """Copies the files of a checkpoint's tokenizer for another library.
+
+    Where there is only `tokenizer.json`, a file says how to load it.
+
+    Args:
+      checkpoint: of this library.
+      directory: that gets the files; it exists.
+    """
+    places = [Path(place) / TOKENIZER for place in (checkpoint, *list(checkpoint.parents)[:2])]
+    for place in [place for place in places if place.is_dir()][:1]:
+        for file in (file for file in sorted(place.rglob("*")) if file.is_file()):
+            target = directory / file.relative_to(place)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    alone = not (directory / "tokenizer_config.json").exists()
+    if alone and (directory / "tokenizer.json").exists():
+        text = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n"
+        (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")

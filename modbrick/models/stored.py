@@ -34,17 +34,9 @@ from modbrick.errors import InputError, listed
 from modbrick.execution import ExecutionConfig
 from modbrick.inference.continuation import checkpoint_tokenizer
 from modbrick.library.check import read_fitting
-from modbrick.schema import differences, from_mapping, nearest, to_mapping
-
-TRAINING_ONLY = (
-    "context",
-    "dtype",
-    "router_statistics",
-    "initial_scale",
-    "expert_initialiser",
-    "sample_top_k",
-)
-"""Fields that a run may choose for itself without making another model of the same weights."""
+from modbrick.models.changes import changes
+from modbrick.models.finite import require_finite
+from modbrick.schema import from_mapping, nearest
 
 Shardings = jax.sharding.Sharding | Mapping[str, Any] | None
 """One for all, or by path; None: the first device."""
@@ -239,14 +231,14 @@ class StoredModel:
             if config is not None:
                 self._require_same(config)
             return read_onto_devices(self.contents, wanted, dtypes, shardings)
-        return checkpoints.load_checkpoint(
+        found = checkpoints.load_checkpoint(
             self.contents, config=config, paths=paths, dtype=dtypes, shardings=shardings
-        )[0]
+        )
+        return require_finite(*found, self.origin)
 
     def changes(self, config: ModelConfig) -> list[str]:
         """Returns what a config computes otherwise than this model, though shapes may agree."""
-        theirs, ours = (_computed(to_mapping(model)) for model in (self.config, config))
-        return differences(theirs, ours)
+        return changes(self.config, config)
 
     def _require_same(self, config: ModelConfig) -> None:
         if changed := self.changes(config):
@@ -291,10 +283,3 @@ def _is_foreign(path: epath.Path) -> bool:
     if not is_local(path) or (path / CHECKPOINTS).is_dir() or (path / METADATA).is_dir():
         return False
     return path.is_file() or (path / "config.json").is_file()
-
-
-def _computed(record: Any) -> Any:
-    """Returns plain data without the fields that do not change what a model computes."""
-    if isinstance(record, Mapping):
-        return {k: _computed(v) for k, v in record.items() if k not in TRAINING_ONLY}
-    return [_computed(v) for v in record] if isinstance(record, list) else record
