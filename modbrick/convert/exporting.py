@@ -178,7 +178,7 @@ def export_checkpoint(
             (directory / "config.json").write_text(text, encoding="utf-8")
             if len(files) > 1:
                 (directory / INDEX).write_text(index_text(export.tensors, files), encoding="utf-8")
-            copy_tokenizer(export.path, directory)
+            copy_tokenizer(export.path, export.description.metadata, directory)
             pieces = _pieces(reader, export)
             for file, names in files.items():
                 specs = {name: export.tensors[name] for name in names}

@@ -10,12 +10,14 @@ from pathlib import Path
 from absl import logging
 from etils import epath
 
+from modbrick.checkpoints import Metadata
 from modbrick.checkpoints.loading import TOKENIZER
 from modbrick.convert.huggingface.directory import tokenizer_files
 from modbrick.convert.opening import OpenedSource
 from modbrick.data import Tokenizer
 from modbrick.data.tokenizers.files import tokenizer_from_json
 from modbrick.data.tokenizers.pretrained import FILES, Pretrained, read_pretrained
+from modbrick.data.tokenizers.surroundings import Surroundings, with_surroundings
 from modbrick.data.tokenizers.tokenizer import TOKENIZER_FILE, UnreadTokenizerError
 from modbrick.errors import InputError
 from modbrick.inference.stopping import GENERATION, stop_tokens
@@ -95,8 +97,8 @@ def _fitting(found: Pretrained, path: str, rows: int) -> tuple[Tokenizer, list[s
     around = tokenizer.around_prompts
     if around.behind or len(around.before) > 1:
         remarks.append(
-            f"{path}: the tokenizer puts {len(around.before)} tokens before a text and "
-            f"{len(around.behind)} behind it, prompts included, as in its own library; documents "
+            f"{path}: the tokenizer puts the ids {list(around.before)} before a text and "
+            f"{list(around.behind)} behind it, prompts included, as in its own library; documents "
             "for training get a start and an end token at most"
         )
     return tokenizer, remarks
@@ -111,13 +113,15 @@ def _chosen_files(path: Path) -> dict[str, bytes]:
     return {path.name if path.name in FILES else TOKENIZER_FILE: path.read_bytes()}
 
 
-def copy_tokenizer(checkpoint: epath.Path, directory: Path) -> None:
+def copy_tokenizer(checkpoint: epath.Path, metadata: Metadata, directory: Path) -> None:
     """Copies the files of a checkpoint's tokenizer for another library.
 
-    Where there is only `tokenizer.json`, a file says how to load it.
+    Where there is only `tokenizer.json`, a file says how to load it. That of a model that was not
+    imported is made to put around a text what its prompts have here.
 
     Args:
       checkpoint: of this library.
+      metadata: of it.
       directory: that gets the files; it exists.
     """
     places = [Path(place) / TOKENIZER for place in (checkpoint, *list(checkpoint.parents)[:2])]
@@ -126,7 +130,13 @@ def copy_tokenizer(checkpoint: epath.Path, directory: Path) -> None:
             target = directory / file.relative_to(place)
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(file.read_bytes())
-    alone = not (directory / "tokenizer_config.json").exists()
-    if alone and (directory / "tokenizer.json").exists():
+    file = directory / TOKENIZER_FILE
+    if not file.exists():
+        return
+    if metadata.tokenizer and "imported" not in metadata.extra:
+        around = Surroundings.of_start(metadata.tokenizer["start_of_document"])
+        text = with_surroundings(file.read_text(encoding="utf-8"), around, str(file))
+        file.write_text(text, encoding="utf-8")
+    if not (directory / "tokenizer_config.json").exists():
         text = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n"
         (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from etils import epath
 from modbrick.data.tokenizers.byte import ByteTokenizer, byte_symbols
 from modbrick.data.tokenizers.json_file import JsonTokenizer, parse_tokenizer
 from modbrick.data.tokenizers.pretrained import read_directory, read_pretrained
-from modbrick.data.tokenizers.surroundings import Surroundings
+from modbrick.data.tokenizers.surroundings import Surroundings, with_surroundings
 from modbrick.data.tokenizers.tokenizer import (
     BYTES,
     END_OF_DOCUMENT,
@@ -120,7 +120,9 @@ def tokenizer_from_json(
             "prepare the data again"
         )
     bytewise = ByteTokenizer()
-    if text == bytewise.to_json():
+    if text == bytewise.to_json() or text == with_surroundings(
+        bytewise.to_json(), bytewise.around_prompts, name
+    ):  # the latter is what an export writes
         return bytewise
     parsed = parse_tokenizer(text, name)
     around = Surroundings.of_post_processor(parsed, name) if own_prompts else None

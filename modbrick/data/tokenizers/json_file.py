@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int32
 
-from modbrick.data.tokenizers.surroundings import Surroundings
+from modbrick.data.tokenizers.surroundings import Surroundings, load_json
 from modbrick.data.tokenizers.tokenizer import (
     TokenizerIdentity,
     text_sha256,
@@ -88,15 +88,3 @@ def parse_tokenizer(text: str, name: str) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def load_json(text: str, name: str) -> tokenizers.Tokenizer:
-    """Parses a `tokenizer.json` as the tokenizers library does by itself.
-
-    Raises:
-      InputError: it is none.
-    """
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception for every malformed file
-        raise InputError(f"{name}: not a tokenizer.json ({str(error).splitlines()[0]})") from None

@@ -15,7 +15,6 @@ import tokenizers
 from etils import epath
 
 from modbrick.data.tokenizers.byte_pairs import BOUNDARIES, MERGES, VOCABULARY, read_byte_pairs
-from modbrick.data.tokenizers.json_file import load_json
 from modbrick.data.tokenizers.pieces import SPACE
 from modbrick.data.tokenizers.sentencepiece import read_sentencepiece
 from modbrick.data.tokenizers.settings import (
@@ -25,6 +24,7 @@ from modbrick.data.tokenizers.settings import (
     TokenizerSettings,
     read_settings,
 )
+from modbrick.data.tokenizers.surroundings import Surroundings, load_json, with_surroundings
 from modbrick.data.tokenizers.tokenizer import TOKENIZER_FILE
 from modbrick.errors import InputError
 
@@ -124,18 +124,13 @@ def _assembled(
     empty = {"version": "1.0", "truncation": None, "padding": None, "post_processor": None}
     found = _completed(json.dumps({**empty, **parts}), name, settings, where)
     put = {"bos_token": settings.add_start, "eos_token": settings.add_end}
-    around = {role: named[role] for role, wanted in put.items() if wanted and role in named}
-    if not around:
-        return found
-    tokenizer = load_json(found.text, f"{where}/{name}")
-    ids = tokenizer.get_vocab(with_added_tokens=True)
-    single = [around.get("bos_token"), "$A", around.get("eos_token")]
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single=[token for token in single if token],
-        pair=None,
-        special_tokens=[(token, ids[token]) for token in dict.fromkeys(around.values())],
+    ids = load_json(found.text, f"{where}/{name}").get_vocab(with_added_tokens=True)
+    before, behind = (
+        (ids[named[role]],) if wanted and role in named else () for role, wanted in put.items()
     )
-    return dataclasses.replace(found, text=tokenizer.to_str())
+    around = Surroundings(before, behind)
+    text = with_surroundings(found.text, around, f"{where}/{name}")
+    return dataclasses.replace(found, text=text)
 
 
 def _completed(text: str, name: str, settings: TokenizerSettings, where: str) -> Pretrained:

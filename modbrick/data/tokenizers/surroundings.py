@@ -44,6 +44,38 @@ class Surroundings:
         return cls(tuple(marked.ids[:at]), tuple(marked.ids[at + 1 :]))
 
 
+def with_surroundings(text: str, wanted: Surroundings, name: str) -> str:
+    """Returns a `tokenizer.json` that puts these tokens around texts, and no others.
+
+    Args:
+      text: of the file.
+      wanted: what it is to put.
+      name: where it came from, for messages.
+    """
+    tokenizer = load_json(text, name)
+    if Surroundings.of_post_processor(tokenizer, name) == wanted:
+        return text
+    tokens = {i: str(tokenizer.id_to_token(i)) for i in (*wanted.before, *wanted.behind)}
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=[*map(tokens.get, wanted.before), "$A", *map(tokens.get, wanted.behind)],
+        pair=None,
+        special_tokens=[(token, i) for i, token in tokens.items()],
+    )
+    return tokenizer.to_str()
+
+
 def _one_token() -> tokenizers.Encoding:
     words = tokenizers.models.WordLevel({"x": 0}, unk_token="x")
     return tokenizers.Tokenizer(words).encode("x")
+
+
+def load_json(text: str, name: str) -> tokenizers.Tokenizer:
+    """Parses a `tokenizer.json` as the tokenizers library does by itself.
+
+    Raises:
+      InputError: it is none.
+    """
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception for every malformed file
+        raise InputError(f"{name}: not a tokenizer.json ({str(error).splitlines()[0]})") from None

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from modbrick import load_model
+from modbrick.checkpoints import Metadata, save_model
 from modbrick.convert import (
     OpenedSource,
     export_checkpoint,
@@ -26,6 +28,7 @@ from modbrick.convert import (
 from modbrick.convert.gguf.source import open_gguf
 from modbrick.convert.tokenizer import read_tokenizer
 from modbrick.data import load_tokenizer
+from modbrick.data.tokenizers.files import train_tokenizer
 from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.inference import GREEDY
@@ -242,3 +245,29 @@ def test_templates_and_all_other_files_come_along(directory: Path, tmp_path: Pat
     for name in (*names, *CASES["by the chat template"]):
         assert (tmp_path / "theirs" / name).read_bytes() == (directory / name).read_bytes(), name
     assert not list(tmp_path.glob("*s/**/training_args.bin"))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "trained", "of others", "of others, none"])
+def test_another_library_puts_what_a_model_was_trained_with(tmp_path: Path, kind: str) -> None:
+    """Exported, a tokenizer puts the start token by itself, and comes back as what it was."""
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(CASES["template"]["tokenizer.json"]))
+    tokenizer = {
+        "bytes": lambda: load_tokenizer("bytes"),
+        "trained": lambda: train_tokenizer(iter(["the cat sat on the mat"]), 260),
+        "of others": lambda: load_tokenizer(str(other), start="</s>"),
+        "of others, none": lambda: load_tokenizer(str(other), start=None),
+    }[kind]()
+    model = open_model(FIXTURES / "model")
+    metadata = Metadata(model.config, tokenizer=dataclasses.asdict(tokenizer.identity))
+    save_model(tmp_path / "ours", model.read_all(), metadata, tokenizer=tokenizer.to_json())
+    export_checkpoint(prepare_export(tmp_path / "ours", format_named("llama")), tmp_path / "theirs")
+    file = tmp_path / "theirs" / "tokenizer.json"
+    assert [tokenizers.Tokenizer.from_file(str(file)).encode("cat").ids] == encode_prompts(
+        tokenizer, ["cat"]
+    )
+    again = read_tokenizer(open_checkpoint(tmp_path / "theirs")).tokenizer
+    assert again is not None
+    assert again.start_of_document == tokenizer.start_of_document
+    if kind == "bytes":
+        assert again.identity == tokenizer.identity

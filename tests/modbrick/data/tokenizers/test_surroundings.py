@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import processors
 
-from modbrick.data.tokenizers.surroundings import Surroundings
+from modbrick.data.tokenizers.surroundings import Surroundings, with_surroundings
 from modbrick.errors import InputError
 
 
@@ -47,3 +47,14 @@ def test_a_text_that_is_doubled_is_refused() -> None:
     tokenizer.post_processor = template("$A <s> $A")
     with pytest.raises(InputError, match=r"^t: its post_processor does not keep a text"):
         Surroundings.of_post_processor(tokenizer, "t")
+
+
+def test_others_can_be_asked_for() -> None:
+    words = {"a": 0, "<s>": 1, "</s>": 2}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
+    tokenizer.post_processor = template("</s> $A")
+    before = tokenizer.to_str()
+    assert with_surroundings(before, Surroundings((2,)), "t") == before
+    for wanted in (Surroundings(), Surroundings((1,)), Surroundings((2, 1), (2,))):
+        changed = tokenizers.Tokenizer.from_str(with_surroundings(before, wanted, "t"))
+        assert changed.encode("a").ids == [*wanted.before, 0, *wanted.behind]
