@@ -99,19 +99,12 @@ def test_text_comes_prompt_by_prompt_and_ends_at_a_stop_text(checkpoint):
     assert "tokens in" in shown.stderr
 
 
-def test_special_tokens_in_prompts_are_text_unless_asked_for(checkpoint):
-    options = [f"--checkpoint={checkpoint}", "--greedy", "--max_new_tokens=4", "--json"]
-    found = [
-        json.loads(run(*options, *arguments).stdout.splitlines()[-1])["sequences"][0][
-            "log_probabilities"
-        ]
-        for arguments in (
-            ["--prompt=x ="],
-            ["--prompt=<|end_of_document|>x =", "--special_tokens"],
-            ["--prompt=<|end_of_document|>x ="],
-        )
-    ]
-    assert found[0] == found[1] != found[2]
+def test_special_tokens_in_prompts_are_such_on_request(checkpoint):
+    options = ["--special_tokens", "--greedy", "--max_new_tokens=12", "--json"]
+    prompts = ["--prompt=x =", "--prompt=<|end_of_document|>x ="]
+    done = run(f"--checkpoint={checkpoint}", *options, *prompts)
+    plain, marked = json.loads(done.stdout.splitlines()[-1])["sequences"]
+    assert plain["log_probabilities"] == marked["log_probabilities"]
 
 
 @pytest.mark.parametrize(
