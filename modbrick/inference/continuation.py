@@ -149,7 +149,8 @@ def continue_texts(
       InputError: an empty prompt without a start token, or an empty stop text.
     """
     began = time.perf_counter()
-    ends = {number for number in tokenizer.stop_tokens if number < model.config.vocabulary}
+    # Others cannot come: an original may name ids beyond its rows.
+    ends = {number for number in tokenizer.stop_tokens if 0 <= number < model.config.vocabulary}
     ids = encode_prompts(tokenizer, prompts, special_tokens=special_tokens)
     streams = [TextStream(tokenizer, prompt, stop) for prompt in ids]
     pieces: list[list[str]] = [[] for _ in ids]

@@ -124,6 +124,8 @@ def tokenizer_from_json(
         bytewise.to_json(), bytewise.around_prompts, name
     ):  # the latter is what an export writes
         return bytewise
+    if wanted is not None and not own_prompts:
+        return JsonTokenizer(text, wanted.name, wanted.start_of_document, wanted.end_of_document)
     parsed = parse_tokenizer(text, name)
     around = Surroundings.of_post_processor(parsed, name) if own_prompts else None
     if wanted is not None:

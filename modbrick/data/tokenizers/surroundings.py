@@ -37,7 +37,10 @@ class Surroundings:
         Raises:
           InputError: it does not leave the text whole and once.
         """
-        marked = tokenizer.post_process(_one_token(), add_special_tokens=True)
+        if tokenizer.post_processor is None:
+            return cls()
+        # By itself, for the tokenizer would also cut and pad.
+        marked = tokenizer.post_processor.process(_one_token(), add_special_tokens=True)
         if marked.special_tokens_mask.count(0) != 1:
             raise InputError(f"{name}: its post_processor does not keep a text as it is")
         at = marked.special_tokens_mask.index(0)

@@ -40,6 +40,9 @@ def test_every_post_processor(
         tokenizer.post_processor = post_processor
     assert Surroundings.of_post_processor(tokenizer, "t") == Surroundings(before, behind)
     assert tokenizer.encode("a").ids == [*before, 0, *behind]
+    tokenizer.enable_padding(length=8)
+    tokenizer.enable_truncation(4)
+    assert Surroundings.of_post_processor(tokenizer, "t") == Surroundings(before, behind)
 
 
 def test_a_text_that_is_doubled_is_refused() -> None:
