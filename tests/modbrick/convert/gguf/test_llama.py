@@ -258,8 +258,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "experts without their number": (setting("expert_count", 4), "expert_used_count is missing"),
     "other blocks": (
-        lambda m, t: t.update({"output.weight": Tensor((10, 8), b"", TYPES["Q4_K"])}),
-        "'output.weight' is stored as Q4_K, which is not read",
+        lambda m, t: t.update({"output.weight": Tensor((10, 8), b"", TYPES["IQ4_NL"])}),
+        "'output.weight' is stored as IQ4_NL, which is not read",
     ),
     "a count that is a number": (setting("block_count", Typed(files.F32, 2.0)), "expected a count"),
 }

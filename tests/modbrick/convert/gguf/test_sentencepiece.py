@@ -49,7 +49,11 @@ def test_a_tokenizer_of_the_library_needs_the_merges() -> None:
     for model in (by_scores, without_merges):
         assert [token.id for token in model.tokenize(spaced)] != ids
     merges = sentencepiece_parts(
-        pieces, np.asarray(metadata["tokenizer.ggml.token_type"]), np.asarray(scores), True, "file"
+        pieces,
+        np.asarray(metadata["tokenizer.ggml.token_type"]),
+        np.asarray(scores),
+        "file",
+        prefix=True,
     )["model"]["merges"]
     pairs = [(left, right) for left, right in merges]
     merged = BPE(vocabulary, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
@@ -73,10 +77,14 @@ KINDS = [2, 3, 1, 1, 1, 1, 1]
 SCORES = [0.0, 0.0, -9.0, -8.0, -3.0, -1.0, -2.0]
 
 
-def parts(change: Callable[[list[str], list[int], list[float]], object]) -> dict[str, Any]:
+def parts(
+    change: Callable[[list[str], list[int], list[float]], object], unknown: str | None = None
+) -> dict[str, Any]:
     pieces, kinds, scores = list(PIECES), list(KINDS), list(SCORES)
     change(pieces, kinds, scores)
-    return sentencepiece_parts(pieces, np.array(kinds), np.array(scores), True, "file")
+    return sentencepiece_parts(
+        pieces, np.array(kinds), np.array(scores), "file", prefix=True, unknown=unknown
+    )
 
 
 def test_merges_are_all_the_ways_by_falling_score() -> None:
@@ -89,6 +97,12 @@ def test_merges_are_all_the_ways_by_falling_score() -> None:
 def test_only_normal_pieces_are_merged() -> None:
     unused = parts(lambda p, k, s: k.__setitem__(4, 5))["model"]
     assert unused["merges"] == [["a", "ba"], ["b", "a"]]
+
+
+def test_the_unknown_piece_that_is_named() -> None:
+    """Phi-3's padding has the type of unknown tokens, and its unknown token has another."""
+    padding = parts(lambda p, k, s: k.__setitem__(slice(2), [3, 2]), "<unk>")
+    assert padding["model"]["unk_token"] == "<unk>"
 
 
 @pytest.mark.parametrize(

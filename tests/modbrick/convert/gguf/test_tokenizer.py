@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from modbrick.convert.gguf import tokenizer as gguf_tokenizer
 from modbrick.convert.gguf.header import read_gguf
-from modbrick.convert.gguf.tokenizer import PRE_TOKENIZERS, tokenizer_files, unsupported
+from modbrick.convert.gguf.tokenizer import tokenizer_files, unsupported
 from modbrick.data import Tokenizer
 from modbrick.data.tokenizers.files import tokenizer_from_json
 from modbrick.errors import InputError
@@ -104,7 +104,7 @@ def read(path: Path, metadata: dict[str, Any]) -> Tokenizer:
     return tokenizer_from_json(stored(path, metadata)["tokenizer.json"].decode(), "a.gguf")
 
 
-@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+@pytest.mark.parametrize("pre", PATTERNS)
 def test_ids_are_those_of_the_original(tmp_path: Path, pre: str) -> None:
     original = trained(pre)
     found = read(tmp_path, metadata_of(original, pre))
@@ -195,7 +195,10 @@ def test_settings_for_other_libraries(tmp_path: Path) -> None:
         ({}, "no tokenizer in the file"),
         ({"tokenizer.ggml.model": "bert"}, "its model is 'bert'"),
         ({"tokenizer.ggml.model": 3}, "its model is 3; gpt2"),
-        ({"tokenizer.ggml.model": "gpt2"}, "the pre-tokenizer 'default' is not one of gpt-2"),
+        (
+            {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": 3},
+            "the pre-tokenizer 3 is not one",
+        ),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "viking"}, "'viking' is not one"),
         (
             {"tokenizer.ggml.model": "llama", "tokenizer.ggml.remove_extra_whitespaces": True},
