@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from modbrick.config import AttentionConfig, FeedForwardConfig, LayerConfig
-from modbrick.convert.families.llama import OUTER
+from modbrick.convert.families.llama import BASE, OUTER, ROTARY_BUFFERS
 from modbrick.convert.format import Format, Translation, fused, in_every_layer, row
-from modbrick.convert.huggingface.fields import ACTIVATIONS, choice, name_of
+from modbrick.convert.huggingface.fields import ACTIVATIONS, check_layer_types, choice, name_of
 from modbrick.convert.huggingface.reading import (
     DecoderFields,
     read_decoder,
@@ -116,6 +116,7 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
         output_bias=True,
     )
     rope = read_rope(fields, where)
+    check_layer_types(fields.layer_types, fields.num_hidden_layers, None, where)
     with located(where):
         attention = AttentionConfig(
             heads=fields.num_key_value_heads,
@@ -155,4 +156,6 @@ FORMAT = Format(
     layer=in_every_layer(*_ROWS),
     read_config=read_config,
     write_config=write_config,
+    base=BASE,
+    ignored=ROTARY_BUFFERS,
 )

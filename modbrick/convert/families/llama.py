@@ -56,8 +56,12 @@ FEED_FORWARD = (
 LAYER = in_every_layer(*ATTENTION, *FEED_FORWARD)
 """Rows of a dense layer."""
 
-ROTARY_BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-"""Frequencies that early releases of the library saved with each layer; the config says them."""
+BASE = "model."
+"""What names begin with, but those of the head."""
+
+ROTARY_BUFFERS = re.compile(r"(.+\.)?rotary_emb\.((original_)?inv_freq|(cos|sin)_cached)")
+"""Frequencies and angles that early releases of the library saved, with each layer or once; the
+config says them, and no release reads them any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,5 +101,6 @@ FORMAT = Format(
     layer=LAYER,
     read_config=read_config,
     write_config=write_config,
+    base=BASE,
     ignored=ROTARY_BUFFERS,
 )

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from modbrick.convert.families.llama import LAYER, OUTER, ROTARY_BUFFERS
+from modbrick.convert.families.llama import BASE, LAYER, OUTER, ROTARY_BUFFERS
 from modbrick.convert.format import Format, Translation
 from modbrick.convert.huggingface.reading import (
     HeadFields,
@@ -56,5 +56,6 @@ FORMAT = Format(
     layer=LAYER,
     read_config=read_config,
     write_config=write_config,
+    base=BASE,
     ignored=ROTARY_BUFFERS,
 )

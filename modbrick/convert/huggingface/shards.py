@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from modbrick.errors import InputError
 from modbrick.formats.safetensors import TensorSpec
@@ -72,8 +72,10 @@ def read_shards(index: Path, reader: Reader) -> dict[str, StoredTensor]:
     if not isinstance(places, dict) or not places:
         raise InputError(f"{index}: has no weight_map")
     for name, file in places.items():
-        if not isinstance(file, str) or not _is_plain(file):
-            raise InputError(f"{index}: places {name!r} in {file!r}, which is no file name")
+        if not isinstance(file, str) or not _is_below(file):
+            raise InputError(
+                f"{index}: places {name!r} in {file!r}, which is no file name below the index"
+            )
     files = sorted(set(places.values()))
     missing = [file for file in files if not (index.parent / file).is_file()]
     if missing:
@@ -93,6 +95,7 @@ def read_shards(index: Path, reader: Reader) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _is_plain(file: str) -> bool:
-    """Returns whether a name is that of a file in the same directory, on any system."""
-    return bool(file) and file not in (".", "..") and not set(file) & set("/\\:\0")
+def _is_below(file: str) -> bool:
+    """Returns whether a name is that of a file in the same directory or below it, on any system."""
+    parts = PurePosixPath(file).parts
+    return bool(parts) and not {"/", ".."} & set(parts) and not set(file) & set("\\:\0")

@@ -36,6 +36,14 @@ def test_shards_are_joined(tmp_path: Path) -> None:
     assert np.array_equal(source.tensors["two"].read(), TWO["two"])
 
 
+def test_shards_lie_in_directories_below(tmp_path: Path) -> None:
+    places = {"one": "./a.safetensors", "two": "weights/of two/b.safetensors"}
+    source = directory(tmp_path, {"weight_map": places})
+    (source / "weights/of two").mkdir(parents=True)
+    (source / "b.safetensors").rename(source / places["two"])
+    assert np.array_equal(open_directory(source).tensors["two"].read(), TWO["two"])
+
+
 def test_a_single_file_is_preferred_to_shards(tmp_path: Path) -> None:
     save_file(ONE, directory(tmp_path) / "model.safetensors")
     assert open_directory(tmp_path).tensors.keys() == {"one"}
@@ -58,7 +66,9 @@ INDICES = {
     "file no name": ({"weight_map": {**MAP, "two": 2}}, "'two' in 2"),
     "parent": ({"weight_map": {**MAP, "two": "../b.safetensors"}}, "no file name"),
     "absolute": ({"weight_map": {**MAP, "two": "/etc/passwd"}}, "no file name"),
-    "below": ({"weight_map": {**MAP, "two": "sub/b.safetensors"}}, "no file name"),
+    "out by way of below": ({"weight_map": {**MAP, "two": "a/../../b.st"}}, "no file name below"),
+    "nothing": ({"weight_map": {**MAP, "two": "./"}}, "no file name"),
+    "missing below": ({"weight_map": {**MAP, "two": "sub/b.st"}}, "missing: sub/b.st"),
     "backwards": ({"weight_map": {**MAP, "two": "..\\b.safetensors"}}, "no file name"),
     "drive": ({"weight_map": {**MAP, "two": "C:b.safetensors"}}, "no file name"),
     "dots": ({"weight_map": {**MAP, "two": ".."}}, "no file name"),
