@@ -17,6 +17,7 @@ from modbrick.convert.correspondence import Correspondence, Part, correspondence
 from modbrick.convert.format import Format, Translation
 from modbrick.convert.gguf.header import is_gguf
 from modbrick.convert.gguf.source import open_gguf
+from modbrick.convert.gguf.values import shown
 from modbrick.convert.huggingface.directory import open_directory
 from modbrick.convert.huggingface.keys import noise, without_keys
 from modbrick.convert.registry import recognise
@@ -144,6 +145,8 @@ def open_checkpoint(path: str | Path, *, ignore_keys: Collection[str] = ()) -> O
     source = open_source(path)
     form = recognise(source.container, source.model_type, source.where)
     config, ignored = without_keys(source.config, ignore_keys, source.where)
+    if source.container == "gguf":
+        ignored = {key: shown(value) for key, value in ignored.items()}  # arrays of any size
     source = dataclasses.replace(source, config=config)
     _check_layers(form, source)
     translation = form.read_config(config, source.where)

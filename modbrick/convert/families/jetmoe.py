@@ -93,8 +93,15 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
     Raises:
       InputError: settings that this library would compute otherwise, by name.
     """
+    layers = data.get("num_hidden_layers", JetMoeFields.num_hidden_layers)
     fields = read_decoder(
-        JetMoeFields, data, where, architecture=ARCHITECTURE, aliases={"head_dim": "kv_channels"}
+        JetMoeFields,
+        data,
+        where,
+        architecture=ARCHITECTURE,
+        aliases={"head_dim": "kv_channels"},
+        ignored=("layer_norm_epsilon",),
+        neutral={"bias": True, "glu": True, "rotary_percent": 1, "num_layers": layers},
     )
     heads = fields.num_key_value_heads * fields.num_experts_per_tok
     if fields.num_attention_heads not in (None, heads):

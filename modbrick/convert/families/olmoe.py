@@ -86,6 +86,7 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
         where,
         architecture=ARCHITECTURE,
         aliases={"num_local_experts": "num_experts"},
+        neutral={"use_qk_norm": True, "qk_norm": True},
     )
     if fields.head_width(where) * fields.num_attention_heads != fields.hidden_size:
         raise InputError(

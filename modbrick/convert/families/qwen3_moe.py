@@ -94,6 +94,7 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
         where,
         architecture=ARCHITECTURE,
         aliases={"num_local_experts": "num_experts"},
+        neutral={"use_qk_norm": True, "qk_norm": True},
     )
     if fields.use_sliding_window and fields.max_window_layers is not None:
         raise InputError(

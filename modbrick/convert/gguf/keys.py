@@ -43,7 +43,10 @@ class Keys:
             named = ", ".join(
                 key if key.isprintable() else repr(key) for key in others[:MOST_NAMED]
             )
-            raise InputError(f"{self.where}: settings that are not supported: {named}")
+            raise InputError(
+                f"{self.where}: settings that are not supported: {named} (if the model does not "
+                "depend on them, import with --ignore_keys and their names)"
+            )
 
     def count(self, name: str, default: int | None = None) -> int:
         """Returns a count of 0 or more.

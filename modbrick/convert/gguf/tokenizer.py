@@ -23,8 +23,8 @@ PREFIX = "tokenizer."
 MOST_TEXTS = 1 << 20
 """Tokens or merges; large vocabularies have 260,000."""
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
-"""Types of tokens that are matched whole, wherever they stand."""
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+"""Types of tokens; all but the first are matched whole, wherever they stand."""
 
 DEFAULT = "default"
 """Name of the pre-tokenizer of files that name none."""
@@ -64,7 +64,9 @@ def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]
     """
     keys = Keys(metadata, f"{PREFIX}ggml.", where)
     tokens = _tokens(keys)
-    kinds = _numbers(keys, "token_type", len(tokens))
+    kinds = np.full(len(tokens), NORMAL)
+    if f"{keys.prefix}token_type" in metadata:
+        kinds = _numbers(keys, "token_type", len(tokens))
     added = [
         {
             "id": index,

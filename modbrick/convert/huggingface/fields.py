@@ -58,7 +58,8 @@ def read_fields[T](
     """Returns the fields of a `config.json` that the original reads.
 
     Keys that it does not read are left aside, as it leaves them, unless they look like a
-    misspelling of one that is missing. A missing one takes the original's default.
+    misspelling of one that is missing. A missing one takes the original's default; a flag that is
+    null is false.
 
     Args:
       cls: a frozen dataclass of the original's fields, under its names and with its defaults.
@@ -80,7 +81,12 @@ def read_fields[T](
         if data.get(key):
             raise InputError(f"{where}: {key} is {data[key]!r}, which is not supported")
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    known = {key: value for key, value in data.items() if key in fields}
+    flags = {field.name for field in dataclasses.fields(cls) if field.type == "bool"}  # type: ignore[arg-type]
+    known = {
+        key: False if value is None and key in flags else value
+        for key, value in data.items()
+        if key in fields
+    }
     aliases = {"dtype": "torch_dtype", **(aliases or {})}
     for alias, name in aliases.items():
         if alias in data and name in fields and known.setdefault(name, data[alias]) != data[alias]:

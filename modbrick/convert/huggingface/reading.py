@@ -107,6 +107,7 @@ def read_decoder[T: DecoderFields](
     architecture: str,
     aliases: Mapping[str, str] | None = None,
     ignored: Iterable[str] = (),
+    neutral: Mapping[str, Any] | None = None,
 ) -> T:
     """Returns the fields of a `config.json`, of which every key must be known.
 
@@ -117,6 +118,7 @@ def read_decoder[T: DecoderFields](
       architecture: the only one of `architectures` that is meant.
       aliases: other names of fields.
       ignored: keys of the family that do not matter, besides `IGNORED`.
+      neutral: keys that the family does not read, and what it always does.
 
     Raises:
       InputError: what `read_fields` refuses; unknown keys that may change something, each by name.
@@ -124,7 +126,12 @@ def read_decoder[T: DecoderFields](
     fields = read_fields(cls, data, where, architecture=architecture, aliases=aliases)
     names = {field.name for field in dataclasses.fields(cls)} | set(aliases or {}) | {"dtype"}
     names |= REFUSED_IF_SET | set(ignored)
-    unknown = sorted(key for key in data.keys() - names if not changes_nothing(key, data[key]))
+    always = neutral or {}
+    unknown = sorted(
+        key
+        for key in data.keys() - names
+        if not (data[key] == always[key] if key in always else changes_nothing(key, data[key]))
+    )
     if unknown:
         listed = ", ".join(f"{key} ({data[key]!r})" for key in unknown)
         raise InputError(

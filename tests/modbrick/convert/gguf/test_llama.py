@@ -194,6 +194,17 @@ def test_neutral_settings_change_nothing(tmp_path: Path) -> None:
     assert set(NEUTRAL) < set(KNOWN)
 
 
+def test_keys_that_are_ignored(tmp_path: Path) -> None:
+    metadata = METADATA | {"llama.odd": [1, 2], "llama.odder": 3}
+    path = files.write(tmp_path / "a.gguf", metadata, tensors())
+    with pytest.raises(InputError, match=r"llama\.odd, llama\.odder .*--ignore_keys"):
+        open_checkpoint(path)
+    found = open_checkpoint(path, ignore_keys=["llama.odd", "llama.odder"])
+    assert found.ignored_keys == {"llama.odd": "an array of 2 values", "llama.odder": "3"}
+    with pytest.raises(InputError, match="no key 'tensors' to ignore"):
+        open_checkpoint(path, ignore_keys=["tensors"])
+
+
 def setting(name: str, value: Any) -> Change:
     return lambda m, t: m.update({f"llama.{name}": value})
 

@@ -133,6 +133,12 @@ def test_whole_words_are_taken_before_merges(tmp_path: Path) -> None:
     assert found.encode("zqzqz").tolist() == [last]
 
 
+def test_tokens_without_types_are_normal(tmp_path: Path) -> None:
+    metadata = metadata_of(trained("gpt-2"), "gpt-2")
+    del metadata["tokenizer.ggml.token_type"]
+    assert json.loads(stored(tmp_path, metadata)["tokenizer.json"])["added_tokens"] == []
+
+
 def test_special_tokens(tmp_path: Path) -> None:
     metadata = metadata_of(trained("gpt-2"), "gpt-2")
     metadata["tokenizer.ggml.tokens"] += ["<|tool|>"]

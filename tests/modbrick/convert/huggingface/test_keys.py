@@ -52,7 +52,7 @@ HARMLESS: dict[str, Any] = {
     "_flash_attn_2_enabled": True,
     "neftune_noise_alpha": None,
     "per_layer_config": None,
-    "use_qk_norm": False,
+    "use_alibi": False,
     "moe_layers": [],
     "layer_overrides": {},
     "note": "",
@@ -82,7 +82,7 @@ HARMLESS: dict[str, Any] = {
 HARMFUL: dict[str, Any] = {
     "rope_interleaved": True,
     "is_causal": False,
-    "use_qk_norm": True,
+    "use_alibi": True,
     "attn_logit_softcapping": 30.0,
     "mystery": 2,
     "hidden_dropout": "some",

@@ -67,7 +67,7 @@ def test_defaults_are_the_librarys() -> None:
 CASES = json.loads((Path(__file__).parents[3] / "fixtures" / "rope.json").read_text())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["settings"])[74:])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(list(case["settings"].items())[3:]))
 def test_frequencies_are_the_librarys(case: dict[str, Any]) -> None:
     """`tests/fixtures/make_transformers_variants.py` says how they were made."""
     settings = case["settings"]
