@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from modbrick.config import AttentionConfig, FeedForwardConfig, LayerConfig
-from modbrick.convert.families.llama import BASE, OUTER, ROTARY_BUFFERS
+from modbrick.convert.families.llama import BASE, OUTER
 from modbrick.convert.format import Format, Translation, fused, in_every_layer, row
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
 from modbrick.convert.huggingface.fields import ACTIVATIONS, check_layer_types, choice, name_of
 from modbrick.convert.huggingface.reading import (
     DecoderFields,

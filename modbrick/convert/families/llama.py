@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from modbrick.convert.format import Format, Translation, in_every_layer, row
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
 from modbrick.convert.huggingface.reading import (
     HeadFields,
     read_attention,
@@ -58,10 +58,6 @@ LAYER = in_every_layer(*ATTENTION, *FEED_FORWARD)
 
 BASE = "model."
 """What names begin with, but those of the head."""
-
-ROTARY_BUFFERS = re.compile(r"(.+\.)?rotary_emb\.((original_)?inv_freq|(cos|sin)_cached)")
-"""Frequencies and angles that early releases of the library saved, with each layer or once; the
-config says them, and no release reads them any more."""
 
 
 @dataclasses.dataclass(frozen=True)

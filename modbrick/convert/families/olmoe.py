@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from modbrick.convert.families.llama import ATTENTION, BASE, OUTER, ROTARY_BUFFERS
+from modbrick.convert.families.llama import ATTENTION, BASE, OUTER
 from modbrick.convert.format import Format, Translation, fused, in_every_layer, row
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
 from modbrick.convert.huggingface.reading import (
     BalancedFields,
     HeadFields,

@@ -17,10 +17,10 @@ from modbrick.convert.families.llama import (
     BASE,
     FEED_FORWARD,
     OUTER,
-    ROTARY_BUFFERS,
 )
 from modbrick.convert.families.olmoe import EXPERTS, FUSED_EXPERTS
 from modbrick.convert.format import Format, Row, Translation
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
 from modbrick.convert.huggingface.reading import (
     BalancedFields,
     HeadFields,

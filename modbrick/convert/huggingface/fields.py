@@ -59,7 +59,7 @@ def read_fields[T](
 
     Keys that it does not read are left aside, as it leaves them, unless they look like a
     misspelling of one that is missing. A missing one takes the original's default; a flag that is
-    null is false.
+    null is false, and a record that is false or empty is none.
 
     Args:
       cls: a frozen dataclass of the original's fields, under its names and with its defaults.
@@ -80,23 +80,29 @@ def read_fields[T](
     for key in _UNSUPPORTED:
         if data.get(key):
             raise InputError(f"{where}: {key} is {data[key]!r}, which is not supported")
-    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    flags = {field.name for field in dataclasses.fields(cls) if field.type == "bool"}  # type: ignore[arg-type]
-    known = {
-        key: False if value is None and key in flags else value
-        for key, value in data.items()
-        if key in fields
-    }
+    types = {field.name: str(field.type) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = types.keys()
+    known = {key: _settled(value, types[key]) for key, value in data.items() if key in fields}
     aliases = {"dtype": "torch_dtype", **(aliases or {})}
     for alias, name in aliases.items():
-        if alias in data and name in fields and known.setdefault(name, data[alias]) != data[alias]:
+        if data.get(alias) is None or name not in fields:
+            continue
+        if known.get(name) not in (None, data[alias]):
             raise InputError(f"{where}: {alias} and {name} are the same thing, and differ")
+        known[name] = data[alias]
     others = data.keys() - fields - aliases.keys()
     for key in (other for other in others if not changes_nothing(other, data[other])):
         meant = difflib.get_close_matches(key, fields - known.keys(), n=1, cutoff=0.85)
         if meant:
             raise InputError(f"{where}: unknown key {key!r}; did you mean {meant[0]!r}?")
     return from_mapping(cls, known, where)
+
+
+def _settled(value: Any, kind: str) -> Any:
+    """Returns a value that says nothing as the type of its field says it."""
+    if kind == "bool" and value is None:
+        return False
+    return None if kind.startswith("Mapping") and not value else value
 
 
 def _is_meant(architectures: Any, architecture: str) -> bool:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
 from modbrick.errors import InputError
 from modbrick.formats.safetensors import TensorSpec
 from modbrick.formats.stored_tensor import StoredTensor
@@ -65,8 +66,8 @@ def read_shards(index: Path, reader: Reader) -> dict[str, StoredTensor]:
       reader: of one shard.
 
     Raises:
-      InputError: a shard that is missing, or holds other tensors than the index says; what the
-        reader refuses.
+      InputError: a shard that is missing, or holds other tensors than the index says (buffers of
+        which nobody asks aside); what the reader refuses.
     """
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -84,8 +85,9 @@ def read_shards(index: Path, reader: Reader) -> dict[str, StoredTensor]:
     for file in files:
         shard = reader(index.parent / file)
         expected = {name for name, place in places.items() if place == file}
-        if shard.keys() != expected:
-            lacking, beyond = sorted(expected - shard.keys()), sorted(shard.keys() - expected)
+        differing = {name for name in shard.keys() ^ expected if not ROTARY_BUFFERS.fullmatch(name)}
+        if differing:
+            lacking, beyond = sorted(differing & expected), sorted(differing - expected)
             problems = [
                 *([f"lacks {', '.join(lacking)}"] if lacking else []),
                 *([f"holds {', '.join(beyond)} besides"] if beyond else []),

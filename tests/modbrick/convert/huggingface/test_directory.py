@@ -16,6 +16,7 @@ from modbrick.formats.strict_json import LARGEST_FILE
 
 ONE = {"one": np.ones(3, np.float32)}
 TWO = {"two": np.zeros((2, 2), np.float16)}
+MAP = {"one": "a.safetensors", "two": "b.safetensors"}
 
 
 def directory(path: Path, index: Any = None) -> Path:
@@ -24,7 +25,7 @@ def directory(path: Path, index: Any = None) -> Path:
     (path / "config.json").write_text('{"model_type": "any"}')
     save_file(ONE, path / "a.safetensors")
     save_file(TWO, path / "b.safetensors")
-    truth = {"weight_map": {"one": "a.safetensors", "two": "b.safetensors"}}
+    truth = {"weight_map": MAP}
     (path / "model.safetensors.index.json").write_text(json.dumps(index or truth))
     return path
 
@@ -44,6 +45,15 @@ def test_shards_lie_in_directories_below(tmp_path: Path) -> None:
     assert np.array_equal(open_directory(source).tensors["two"].read(), TWO["two"])
 
 
+def test_an_index_may_be_wrong_about_buffers(tmp_path: Path) -> None:
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    listed = {"weight_map": {**MAP, buffer: "a.safetensors"}}
+    assert open_directory(directory(tmp_path / "a", listed)).tensors.keys() == MAP.keys()
+    source = directory(tmp_path / "b")
+    save_file({**ONE, buffer: np.ones(2, np.float32)}, source / "a.safetensors")
+    assert open_directory(source).tensors.keys() == {*MAP, buffer}
+
+
 def test_a_single_file_is_preferred_to_shards(tmp_path: Path) -> None:
     save_file(ONE, directory(tmp_path) / "model.safetensors")
     assert open_directory(tmp_path).tensors.keys() == {"one"}
@@ -58,7 +68,6 @@ def test_links_to_files_are_followed(tmp_path: Path) -> None:
     assert open_directory(cache).tensors.keys() == {"one", "two"}
 
 
-MAP = {"one": "a.safetensors", "two": "b.safetensors"}
 INDICES = {
     "no map": ({"metadata": {}}, "has no weight_map"),
     "empty map": ({"weight_map": {}}, "has no weight_map"),
