@@ -26,9 +26,8 @@ def sentencepiece_parts(
     pieces: list[str],
     kinds: np.ndarray,
     scores: np.ndarray,
-    where: str,
-    *,
     prefix: bool,
+    where: str,
     unknown: str | None = None,
 ) -> dict[str, Any]:
     """Returns the parts of a `tokenizer.json`.
@@ -37,8 +36,8 @@ def sentencepiece_parts(
       pieces: by id.
       kinds: type of each piece.
       scores: of each piece.
-      where: begins every message.
       prefix: whether a space is put before a text.
+      where: begins every message.
       unknown: the piece for what has none; None: the only one whose type says so.
 
     Raises:

@@ -86,8 +86,7 @@ def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]
     else:
         scores = _numbers(keys, "scores", len(tokens))
         prefix = keys.flag("add_space_prefix", True)
-        unknown = named["unknown"]
-        parts = sentencepiece_parts(tokens, kinds, scores, where, prefix=prefix, unknown=unknown)
+        parts = sentencepiece_parts(tokens, kinds, scores, prefix, where, named["unknown"])
         begins = True
     begins, ends = keys.flag("add_bos_token", begins), keys.flag("add_eos_token", False)
     ahead, behind = [named["bos"]] * begins, [named["eos"]] * ends

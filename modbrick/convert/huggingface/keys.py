@@ -48,10 +48,12 @@ an underline are such too. (In training, the library gives the embedding of `pad
 gradient; here it learns like any other.)"""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "attention_chunk_size": (None,),
     "attention_multiplier": (None,),
     "embedding_multiplier": (None, 1),
     "expert_layer_period": (None, 1),
     "is_causal": (None, True),
+    "kv_sharing_modes": (None,),
     "layer_norm_type": (None, "rms", "rmsnorm", "rms_norm"),
     "lm_head_multiplier": (None, 1),
     "logit_scale": (None, 1),
@@ -67,6 +69,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "rotary_pct": (None, 1),
     "routed_scaling_factor": (None, 1),
     "scoring_func": (None, "softmax"),
+    "sliding_window": (None,),
     "topk_group": (None, 0, 1),
     "topk_method": (None, "greedy"),
 }
@@ -79,7 +82,8 @@ REFUSED_IF_SET = frozenset(
 
 
 _NOISE = re.compile(
-    r"(.*_)?(dropout|drop|pdrop|layerdrop|jitter_noise|jitter_eps)(_(prob|rate|p))?"
+    r"(.*_)?(((dropout|pdrop|drop_path|layerdrop|jitter_noise|jitter_eps)(_(prob|rate|p))?)"
+    r"|drop_(prob|rate))"
 )
 _FACTOR = re.compile(r".*(scal|multiplier|factor|theta|eps|temperature|base).*")
 

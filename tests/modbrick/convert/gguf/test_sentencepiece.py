@@ -49,11 +49,7 @@ def test_a_tokenizer_of_the_library_needs_the_merges() -> None:
     for model in (by_scores, without_merges):
         assert [token.id for token in model.tokenize(spaced)] != ids
     merges = sentencepiece_parts(
-        pieces,
-        np.asarray(metadata["tokenizer.ggml.token_type"]),
-        np.asarray(scores),
-        "file",
-        prefix=True,
+        pieces, np.asarray(metadata["tokenizer.ggml.token_type"]), np.asarray(scores), True, "file"
     )["model"]["merges"]
     pairs = [(left, right) for left, right in merges]
     merged = BPE(vocabulary, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
@@ -82,9 +78,7 @@ def parts(
 ) -> dict[str, Any]:
     pieces, kinds, scores = list(PIECES), list(KINDS), list(SCORES)
     change(pieces, kinds, scores)
-    return sentencepiece_parts(
-        pieces, np.array(kinds), np.array(scores), "file", prefix=True, unknown=unknown
-    )
+    return sentencepiece_parts(pieces, np.array(kinds), np.array(scores), True, "file", unknown)
 
 
 def test_merges_are_all_the_ways_by_falling_score() -> None:

@@ -92,7 +92,7 @@ HARMFUL: dict[str, Any] = {
     "layer_overrides": {"3": {}},
     "note": "x",
     "routed_scaling_factor": 2.5,
-    "attention_chunk_size": 64,
+    "attention_chunk_size": 0,
 }
 
 
@@ -138,8 +138,15 @@ def test_every_neutral_value_is_one() -> None:
 
 
 def test_noise_is_told() -> None:
-    config = {"attention_dropout": 0.1, "router_jitter_noise": 0.0, "resid_pdrop": 1, "drop": "x"}
-    assert noise(config) == {"attention_dropout": 0.1, "resid_pdrop": 1}
+    config = {
+        "attention_dropout": 0.1,
+        "router_jitter_noise": 0.0,
+        "resid_pdrop": 1,
+        "drop_rate": "x",
+    }
+    config |= {"ffn_dropout_prob": 0.2, "drop_path_rate": 0.3, "token_drop": 1, "drop_tokens": 1}
+    named = {"attention_dropout": 0.1, "resid_pdrop": 1, "ffn_dropout_prob": 0.2}
+    assert noise(config) == named | {"drop_path_rate": 0.3}
 
 
 def test_keys_to_ignore() -> None:
