@@ -38,14 +38,15 @@ IGNORED = frozenset({
     "assistant_lookbehind", "target_lookbehind", "prompt_lookup_num_tokens", "dola_layers",
     "watermarking_config", "is_llama_config", "transformers.js_config", "unsloth_fixed",
     "unsloth_version", "use_flash_attn", "use_flash_attention", "use_flash_attention_2", "use_sdpa",
-    "model_max_length", "max_seq_len", "max_sequence_length", "seq_length",
-    "tokenizer_model_max_length",
+    "model_max_length", "max_seq_len", "max_seq_length", "max_sequence_length", "seq_len",
+    "seq_length", "n_ctx", "n_positions", "tokenizer_model_max_length", "bos_token", "eos_token",
+    "pad_token", "unk_token",
 })
 # fmt: on
 """Keys that change nothing in what a causal language model computes: bookkeeping, ids of special
-tokens, defaults of generation, other heads, and how the original library runs; all that begin with
-an underline are such too. (In training, the library gives the embedding of `pad_token_id` no
-gradient; here it learns like any other.)"""
+tokens, defaults of generation, other heads, other names of the context's length, and how the
+original library runs; all that begin with an underline are such too. (In training, the library
+gives the embedding of `pad_token_id` no gradient; here it learns like any other.)"""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention_chunk_size": (None,),
