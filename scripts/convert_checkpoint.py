@@ -31,6 +31,7 @@ STEP = flags.DEFINE_integer("step", None, "export: which checkpoint of a run; no
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of all weights.")
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "import: another, by its path; or none.")
 SHARD = flags.DEFINE_string("max_shard_size", "5GB", "export: of one file, such as 500MB or 2GiB.")
+IGNORE = flags.DEFINE_list("ignore_keys", [], "import: keys of the config that do not matter.")
 NOT_FINITE = flags.DEFINE_boolean("allow_not_finite", False, "Keep infinities and NaN.")
 
 USAGE = "expected: convert_checkpoint.py import SOURCE TARGET | export SOURCE TARGET --format=NAME"
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _import(source: str, target: str) -> dict[str, Any]:
-    checkpoint = convert.open_checkpoint(source)
+    checkpoint = convert.open_checkpoint(source, ignore_keys=IGNORE.value)
     total = convert.stored_bytes(checkpoint, DTYPE.value)
     with byte_progress(f"import {checkpoint.form.name}", total) as bar:
         result = convert.import_checkpoint(

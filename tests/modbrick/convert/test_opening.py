@@ -174,3 +174,13 @@ def test_shards_by_the_thousand(tmp_path: Path) -> None:
     (source / INDEX).write_text(json.dumps({"weight_map": places}))
     with pytest.raises(InputError, match=r"shards are missing: .*, and 2,980 more$"):
         open_checkpoint(source)
+
+
+def test_unknown_keys_by_the_hundred_make_one_short_line(tmp_path: Path) -> None:
+    source = copied(tmp_path / "a", FIXTURES.parent / "llama/bfloat16_yarn")
+    config = json.loads((source / "config.json").read_text())
+    odd = {f"odd_{number}": ["x" * 5000] for number in range(500)}
+    (source / "config.json").write_text(json.dumps(config | odd))
+    with pytest.raises(InputError, match=r"odd_0 \(.*, and 480 more; remove them") as caught:
+        open_checkpoint(source)
+    assert len(str(caught.value)) < 8000

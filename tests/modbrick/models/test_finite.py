@@ -46,12 +46,12 @@ LOADERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_of_others(tmp_path: Path, dtype: str, value: float) -> None:
     source = Path(shutil.copytree(LLAMA, tmp_path / "source"))
     stored = {
-        name: np.array(jnp.asarray(tensor).astype(dtype))
+        name: np.asarray(tensor).astype(jnp.dtype(dtype))
         for name, tensor in load_file(source / "model.safetensors").items()
     }
     stored[THEIRS][1] = value
