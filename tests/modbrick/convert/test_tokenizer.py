@@ -35,6 +35,7 @@ from modbrick.inference import GREEDY
 from modbrick.inference.continuation import continue_texts, encode_prompts
 from modbrick.models import open_model
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "tokenizers"
 SITUATIONS = json.loads((FIXTURES / "situations.json").read_text(encoding="utf-8"))
 NEW_TOKENS = 12
@@ -164,7 +165,8 @@ def test_an_end_token_that_only_other_files_know(
 
 
 def test_an_id_that_the_library_does_not_give(directory: Path) -> None:
-    found = read_tokenizer(write(directory, CASES["none"] | {"added_tokens.json": {"<x>": 45}}))
+    files = {"added_tokens.json": {"<x>": 45}, "tokenizer_config.json": {"eos_token": "<x>"}}
+    found = read_tokenizer(write(directory, CASES["none"] | files))
     assert found.remarks == (
         f"{directory}: the added token '<x>' has the id 43 to its library, 45 in its file",
     )
