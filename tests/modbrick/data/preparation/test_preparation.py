@@ -10,8 +10,9 @@ import zstandard
 
 from modbrick.data.dataset import Dataset
 from modbrick.data.preparation import encoding, work_units
+from modbrick.data.preparation.formats import streams
+from modbrick.data.preparation.inputs import Input
 from modbrick.data.preparation.preparation import PreparationConfig, prepare
-from modbrick.data.preparation.sources import Input
 from modbrick.data.preparation.work_units import ReadingOptions
 from modbrick.errors import InputError
 
@@ -78,7 +79,7 @@ def read_all(directory):
 @pytest.mark.parametrize("tokenizer", ["byte", "train"])
 def test_every_kind_of_input_comes_back(tmp_path, monkeypatch, name, write, tokenizer):
     monkeypatch.setattr(work_units, "UNIT_BYTES", 700)  # several units, cut within the input
-    monkeypatch.setattr(work_units, "_CHUNK", 100)
+    monkeypatch.setattr(streams, "CHUNK", 100)
     write(tmp_path / name)
     options = {"vocabulary": 280} if tokenizer == "train" else {}
     report = make(tmp_path, tmp_path / name, tokenizer=tokenizer, **options)
@@ -158,9 +159,13 @@ def test_held_out_inputs(tmp_path):
         reading=ReadingOptions(held_out=0),
         workers=1,
     )
+    with pytest.raises(InputError, match=r"left to train on .60 copy of a held-out document"):
+        prepare(config)
+    (tmp_path / "files" / "more.txt").write_text("more")
     prepare(config)
     found = read_all(tmp_path / "set")
-    assert sorted(found["train"]) == sorted(found["held_out"]) == sorted(TEXTS)
+    assert found["train"] == ["more"]
+    assert sorted(found["held_out"]) == sorted(TEXTS)
 
 
 def test_what_is_skipped_is_reported(tmp_path):
@@ -263,12 +268,6 @@ def test_inputs_that_yield_nothing_are_refused(tmp_path):
         refused(f"{name}: damaged or unreadable", tmp_path / name)
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-20])
     refused("damaged or unreadable", tmp_path / "cut.parquet")
-    (tmp_path / "one.txt").write_text("text")
-    refused(
-        "all 1 documents are held out",
-        tmp_path / "one.txt",
-        reading=ReadingOptions(held_out=0.9999),
-    )
 
 
 @pytest.mark.parametrize(

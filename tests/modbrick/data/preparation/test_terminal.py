@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from modbrick.data.preparation.inputs import Input
 from modbrick.data.preparation.preparation import PreparationConfig, prepare
-from modbrick.data.preparation.sources import Input
 from modbrick.data.preparation.terminal import preparation_progress, print_report
 
 

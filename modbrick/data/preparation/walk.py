@@ -1,0 +1,157 @@
+"""Files below a directory, in an order that does not depend on the file system."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from modbrick.data.manifest import MANIFEST, SOURCES_FILE
+from modbrick.data.preparation.inputs import relative_name
+from modbrick.data.tokenizers.tokenizer import TOKENIZER_FILE
+
+# What shows that a directory was made by this project, and is no text.
+_OWN = {
+    "a prepared data set": (MANIFEST, SOURCES_FILE, TOKENIZER_FILE),
+    "the directory of a run": ("checkpoints", "timeline.jsonl"),
+    "a model": ("checkpoints", os.path.join("tokenizer", TOKENIZER_FILE)),
+}
+
+
+@dataclass
+class Exclusions:
+    """Files and directories that a user does not want, by pattern.
+
+    A pattern without `/` is compared with every name, one with `/` with paths, as given and within
+    the input; `*` stands for any letters, `/` too, `?` for one, `[...]` for some. What is below an
+    excluded directory is excluded with it.
+
+    Attributes:
+      patterns: such as `*.min.js`, `node_modules`, `docs/old/*`.
+      counts: how often each has been met.
+    """
+
+    patterns: Sequence[str]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._compiled = []
+        for pattern in self.patterns:
+            of_path = "/" in pattern.rstrip("/")
+            tidy = os.path.normpath(os.path.expanduser(pattern))
+            self._compiled.append((pattern, of_path, re.compile(fnmatch.translate(tidy))))
+
+    def cover(self, path: str, name: str) -> bool:
+        """Returns whether a path is excluded whose directories are not; `name`: in its input."""
+        last, path = os.path.basename(name), os.path.normpath(path)
+        for pattern, of_path, compiled in self._compiled:
+            if any(map(compiled.match, (name, path) if of_path else (last,))):
+                self.counts[pattern] += 1
+                return True
+        return False
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of an input, or a directory that cannot be read.
+
+    Attributes:
+      path: where it is.
+      name: its path within the input, with `/`.
+      problem: why it cannot be read; None: nothing known.
+      named: whether it is the input itself.
+    """
+
+    path: str
+    name: str
+    problem: str | None = None
+    named: bool = False
+
+
+def own_directory(path: str) -> str | None:
+    """Returns what a directory is if this project made it; None: it did not."""
+    for what, names in _OWN.items():
+        if all(os.path.exists(os.path.join(path, name)) for name in names):
+            return what
+    return None
+
+
+class Walk:
+    """Finds files below directories, each directory once, whatever links lead to it.
+
+    Hidden files and directories (names that begin with a dot) are not looked at. Links to
+    directories are followed after everything else, so that a file is found where it is.
+
+    Args:
+      exclusions: what to leave out.
+      without: names of directories to leave out.
+
+    Attributes:
+      passed_over: directories that this project made, with what they are.
+    """
+
+    def __init__(self, exclusions: Exclusions, without: Collection[str] = ()):
+        self._exclusions = exclusions
+        self._without = without
+        self._seen: set[tuple[int, int]] = set()
+        self.passed_over: dict[str, str] = {}
+
+    def files(self, root: str, name: str = "") -> Iterator[Found]:
+        """Yields what is below a directory, whose own name within the input is `name`."""
+        pending = [(root, name)]
+        links: list[tuple[str, str]] = []
+        while pending or links:
+            path, within = pending.pop() if pending else links.pop(0)
+            if path != root and (what := own_directory(path)):
+                self.passed_over[path] = what
+                continue
+            try:
+                entries = self._entries(path)
+            except OSError as error:
+                yield Found(path, within or ".", f"unreadable directory ({error.strerror})")
+                continue
+            for entry in entries:
+                below = f"{within}/{entry.name}" if within else entry.name
+                if entry.name.startswith(".") or self._exclusions.cover(entry.path, below):
+                    continue
+                if not os.path.isdir(entry.path):
+                    yield Found(entry.path, below)
+                elif entry.name not in self._without:
+                    (links if os.path.islink(entry.path) else pending).append((entry.path, below))
+
+    def matching(self, pattern: str, root: str) -> Iterator[Found]:
+        """Yields what matches a glob, and what is below directories that do."""
+        for path in sorted(glob.glob(pattern, recursive=True)):
+            name = relative_name(path, root)
+            if self._passes_over(root, name):
+                continue
+            if os.path.isdir(path):
+                yield from self.files(path, name)
+            else:
+                yield Found(path, name)
+
+    def _passes_over(self, root: str, name: str) -> bool:
+        """Returns whether a path, or a directory that it lies in, is not to be read."""
+        parts = name.split("/")
+        for count in range(1, len(parts) + 1):
+            within = "/".join(parts[:count])
+            path = os.path.join(root, within)
+            if self._exclusions.cover(path, within):
+                return True
+            if what := own_directory(path):
+                self.passed_over[path] = what
+                return True
+        return False
+
+    def _entries(self, path: str) -> list[os.DirEntry[str]]:
+        """Lists a directory; nothing if that was done before."""
+        status = os.stat(path)
+        if (place := (status.st_dev, status.st_ino)) in self._seen:
+            return []
+        self._seen.add(place)
+        with os.scandir(path) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
