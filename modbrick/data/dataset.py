@@ -38,6 +38,7 @@ from modbrick.data.manifest import (
     Shard,
     Split,
 )
+from modbrick.data.paths import data_path
 from modbrick.data.records import PART, decode_record, parts
 from modbrick.data.tokenizers.files import load_tokenizer
 from modbrick.data.tokenizers.tokenizer import Tokenizer, TokenizerIdentity
@@ -132,6 +133,7 @@ class Dataset:
         Raises:
           InputError: names the missing or damaged file and the remedy.
         """
+        directory = data_path(str(directory))
         root = epath.Path(directory)
         if not root.exists():
             raise InputError(
@@ -153,7 +155,7 @@ class Dataset:
                 f"{path}: format version {manifest.format_version}, this code reads "
                 f"{FORMAT_VERSION}; prepare the data again"
             )
-        dataset = cls(str(directory), manifest)
+        dataset = cls(directory, manifest)
         for split, domains in manifest.splits.items():
             if split not in SPLITS:
                 raise InputError(f"{path}: unknown split {split!r}; {nearest(split, SPLITS)}")
@@ -196,7 +198,8 @@ class Dataset:
         domains = self.domains(split)
         if not domains:
             remedy = (
-                "prepare the data with a larger --held_out or with --held_out_input"
+                "prepare the data with --held_out_input, or from more documents; to train without "
+                "evaluation, set evaluation.every to 0"
                 if split == "held_out"
                 else "prepare the data with a smaller --held_out"
             )

@@ -28,6 +28,7 @@ from modbrick.data.manifest import (
     SourceSummary,
     Split,
 )
+from modbrick.data.paths import data_path
 from modbrick.data.records import PART, encode_record, id_dtype
 from modbrick.data.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer
 from modbrick.errors import InputError
@@ -51,7 +52,7 @@ class DatasetWriter:
     """
 
     def __init__(self, directory: str, *, overwrite: bool = False, shard_bytes: int = SHARD_BYTES):
-        self._target = Path(directory).absolute()
+        self._target = Path(data_path(directory)).absolute()
         self._shard_bytes = shard_bytes
         check_target(str(self._target), overwrite=overwrite)
         self._partial = self._target.parent / f".{self._target.name}.preparing"
@@ -172,7 +173,7 @@ class DatasetWriter:
 
 def check_target(directory: str, *, overwrite: bool) -> None:
     """Raises `InputError` if a data set may not be written to `directory`."""
-    path = Path(directory)
+    path = Path(data_path(directory))
     if not path.exists():
         return
     if not path.is_dir():

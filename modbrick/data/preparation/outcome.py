@@ -71,7 +71,7 @@ def require_documents(
             f"no document could be used in {len(sources)} files ({listed or 'no records'}); check "
             "--input"
         )
-    if training == 0:
+    if training == 0 and any(source.split is None for source in sources):
         raise InputError(
             f"no document is left to train on ({listed or 'all are held out'}); give more files"
         )

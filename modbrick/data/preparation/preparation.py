@@ -74,8 +74,6 @@ class PreparationConfig:
         reading = self.reading
         if not self.inputs:
             raise InputError("no --input: name a directory, a glob, a file, or stdlib:")
-        if all(item.split == "held_out" for item in self.inputs):
-            raise InputError("no --input: --held_out_input gives nothing to train on")
         if not 0 <= reading.held_out <= 1:
             raise InputError(f"--held_out must be from 0 to 1, got {reading.held_out}")
         if reading.held_out == 1 and any(item.split is None for item in self.inputs):

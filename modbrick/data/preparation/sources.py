@@ -170,6 +170,8 @@ def _files(path: str, walk: Walk) -> Iterator[Found]:
             yield file
         if not some:
             raise InputError(f"{path}: no file matches")
+    elif os.path.lexists(path):
+        raise InputError(f"{path}: a link to {os.readlink(path)}, where nothing is")
     else:
         raise InputError(f"{path}: no such file or directory{_near(path)}")
 

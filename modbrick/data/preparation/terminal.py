@@ -126,7 +126,7 @@ def _remedy(report: Report) -> str:
     more = "raise --held_out, or" if documents > 1 else "it is one document; give more files,"
     return (
         f"{more} cut files into documents with --document_separator, or name text to be held out "
-        "with --held_out_input; training without evaluation needs none"
+        "with --held_out_input; training with --config.evaluation.every=0 needs none"
     )
 
 

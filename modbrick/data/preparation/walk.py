@@ -106,7 +106,7 @@ class Walk:
         links: list[tuple[str, str]] = []
         while pending or links:
             path, within = pending.pop() if pending else links.pop(0)
-            if path != root and (what := own_directory(path)):
+            if path != root and (what := self._no_text(path, root)):
                 self.passed_over[path] = what
                 continue
             try:
@@ -118,14 +118,26 @@ class Walk:
                 below = f"{within}/{entry.name}" if within else entry.name
                 if entry.name.startswith(".") or self._exclusions.cover(entry.path, below):
                     continue
-                if not os.path.isdir(entry.path):
+                if not _is_directory(entry):
                     yield Found(entry.path, below)
                 elif entry.name not in self._without:
                     (links if os.path.islink(entry.path) else pending).append((entry.path, below))
 
     def matching(self, pattern: str, root: str) -> Iterator[Found]:
-        """Yields what matches a glob, and what is below directories that do."""
-        for path in sorted(glob.glob(pattern, recursive=True)):
+        """Yields what matches a glob, and what is below directories that do.
+
+        Args:
+          pattern: of paths; `**` stands for any number of directories.
+          root: the directory in front of its first wildcard.
+        """
+        if "**" in pattern.split("/"):  # which `glob` would follow around every circle of links
+            patterns = relative_name(pattern, root).split("/")
+            for file in self.files(root):
+                parts = file.name.split("/")
+                if any(_matches(parts[:n], patterns) for n in range(1, len(parts) + 1)):
+                    yield file
+            return
+        for path in sorted(glob.glob(pattern)):
             name = relative_name(path, root)
             if self._passes_over(root, name):
                 continue
@@ -147,6 +159,14 @@ class Walk:
                 return True
         return False
 
+    def _no_text(self, path: str, root: str) -> str | None:
+        """Returns why a directory below a root is passed over; None: it is not."""
+        if os.path.islink(path):
+            above = os.path.realpath(path)
+            if os.path.commonpath([above, os.path.realpath(root)]) == above:
+                return "a link to a directory around it"
+        return own_directory(path)
+
     def _entries(self, path: str) -> list[os.DirEntry[str]]:
         """Lists a directory; nothing if that was done before."""
         status = os.stat(path)
@@ -155,3 +175,23 @@ class Walk:
         self._seen.add(place)
         with os.scandir(path) as entries:
             return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that cannot be followed: whoever opens it says so
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Returns whether the parts of a path match those of a glob."""
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(_matches(parts[n:], patterns[1:]) for n in range(len(parts) + 1))
+    return (
+        len(parts) > 0
+        and fnmatch.fnmatchcase(parts[0], patterns[0])
+        and _matches(parts[1:], patterns[1:])
+    )

@@ -12,6 +12,7 @@ from modbrick.data.tokenizers.tokenizer import (
     BYTES,
     END_OF_DOCUMENT,
     TokenizerIdentity,
+    not_unicode,
     text_sha256,
 )
 
@@ -32,7 +33,10 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         """Returns the ids of `text`, without boundary tokens."""
-        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+        try:
+            return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+        except UnicodeEncodeError:
+            raise not_unicode([text]) from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " T"]]:
         """Returns the ids of each text, without boundary tokens."""

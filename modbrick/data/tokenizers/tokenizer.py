@@ -77,7 +77,11 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
-        """Returns the ids of `text`, without boundary tokens."""
+        """Returns the ids of `text`, without boundary tokens.
+
+        Raises:
+          InputError: it is not Unicode text.
+        """
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " T"]]:
@@ -100,6 +104,16 @@ class Tokenizer(Protocol):
 def text_sha256(text: str) -> str:
     """Returns the hash of a text, in hexadecimal."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def not_unicode(texts: Sequence[str]) -> InputError:
+    """Returns the error for texts of which one cannot be written as UTF-8.
+
+    Such a text comes from a command line with bytes that are not UTF-8, or from half a pair of
+    surrogates in JSON.
+    """
+    whole = next(text for text in texts if text.encode("utf-8", "ignore").decode() != text)
+    return InputError(f"{whole[:40]!a}: not Unicode text; write it as UTF-8")
 
 
 def short(value: object) -> str:

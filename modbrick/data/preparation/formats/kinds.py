@@ -112,7 +112,7 @@ def _require_file(path: str) -> None:
     except OSError as error:
         raise unreadable(error) from None
     if not stat.S_ISREG(mode):
-        raise UnreadableError("no regular file but a pipe, a socket or a device")
+        raise UnreadableError("a pipe, a socket or a device; write it to a file first")
 
 
 def _require_known(path: str, name: str) -> None:

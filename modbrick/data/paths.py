@@ -1,0 +1,28 @@
+"""Paths of data sets, as users give them."""
+
+from __future__ import annotations
+
+import os
+
+from modbrick.errors import InputError
+
+
+def data_path(path: str) -> str:
+    """Returns the path of a data set with `~` expanded.
+
+    Raises:
+      InputError: the name is not UTF-8, or holds a line break: ArrayRecord cannot open such files.
+    """
+    path = os.path.expanduser(path)
+    whole = path if "://" in path else os.path.abspath(path)
+    try:
+        whole.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{path}: the name is not UTF-8, and no data set can lie there; choose another"
+        ) from None
+    if "\n" in whole:
+        raise InputError(
+            f"{path!r}: the name holds a line break, where a data set cannot lie; choose another"
+        )
+    return path
