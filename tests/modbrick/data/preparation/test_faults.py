@@ -170,6 +170,7 @@ def test_fields_of_fields(tmp_path, preparation):
         ("a.parquet", b"PAR1 no", "damaged or unreadable (Parquet"),
         ("a.json", b'[{"text": "a b"}, {"text": "', "damaged or unreadable (ends in the middle"),
     ],
+    ids=map(str, range(10)),
 )
 def test_a_bad_file_costs_no_other(tmp_path, preparation, name, content, reason):
     (tmp_path / "good.txt").write_text("good")
