@@ -127,6 +127,7 @@ class Report:
       skipped: files and records left out, as (file, reason, count); the reason says where the first
         of them is.
       listing: the source files, and what was not looked at.
+      cut: whether a file was cut into documents, if that was asked for.
       source_bytes: size of all source files.
       training_seconds: of the tokenizer's training.
       seconds: of everything.
@@ -135,6 +136,7 @@ class Report:
     manifest: Manifest
     skipped: tuple[tuple[str, str, int], ...]
     listing: Listing
+    cut: bool
     source_bytes: int
     training_seconds: float
     seconds: float
@@ -177,6 +179,10 @@ def prepare(config: PreparationConfig, progress: Progress | None = None) -> Repo
         text_field=config.reading.text_field,
     )
     sources = listing.sources
+    if listing.held_out and all(source.split == "held_out" for source in sources):
+        raise InputError(
+            "--held_out_input names every file of --input: nothing is left to train on"
+        )
     require_usable(sources, config.reading)
     reading = dataclasses.replace(config.reading, held_out=_threshold(sources, config.reading))
     with DatasetWriter(config.output, overwrite=config.overwrite) as writer:
@@ -196,7 +202,9 @@ def prepare(config: PreparationConfig, progress: Progress | None = None) -> Repo
     )
     size = sum(record.size for record in records.values())
     now = time.monotonic()
-    return Report(manifest, skipped, listing, size, trained - begin, now - begin)
+    of_text = [records[n] for n, source in enumerate(sources) if source.kind == "text"]
+    cut = reading.separator is None or any(record.documents > 1 for record in of_text)
+    return Report(manifest, skipped, listing, cut, size, trained - begin, now - begin)
 
 
 def _write(

@@ -112,6 +112,8 @@ def _not_looked_at(report: Report) -> Iterator[str]:
         yield f"left aside, by extension: {aside}"
     for pattern, count in listing.excluded.items():
         yield f"excluded by {pattern}: {count:,} files or directories"
+    if not report.cut:
+        yield "--document_separator cut no file (for a line break, bash wants $'\\n')"
     for path, what in sorted(listing.passed_over.items())[:_SHOWN]:
         yield f"passed over: {path} ({what})"
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from modbrick.data.preparation.formats.streams import UnreadableError
+from modbrick.data.preparation.formats.streams import BYTE_ORDER_MARK, UnreadableError
 
 LARGEST_RECORD = 1 << 30
 """Bytes; longer lines and values are left out."""
@@ -47,7 +47,7 @@ def text_of(record: bytes | None, field: str) -> str:
     if record is None:
         raise BadRecordError(f"longer than {LARGEST_RECORD >> 30} GiB")
     try:
-        text = record.decode("utf-8")
+        text = record.removeprefix(BYTE_ORDER_MARK).decode("utf-8")  # files that were joined
     except UnicodeDecodeError:
         raise BadRecordError("not UTF-8") from None
     value = look_up(_parsed(text, field.split(".")), field)

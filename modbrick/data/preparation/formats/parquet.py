@@ -79,9 +79,8 @@ def _column(schema: pyarrow.Schema, field: str) -> tuple[list[str], pyarrow.Data
             level = found[0].type if _is_struct(found[0].type) else []
         else:
             return names, found[0].type
-    raise UnreadableError(
-        f"no column {field!r}; {nearest(field, set(schema.names))} (--text_field)"
-    )
+    remark = nearest(field, set(schema.names))
+    raise UnreadableError(f"no column {field!r}; {remark[:160]} (--text_field)")
 
 
 def _readings(field: str) -> Iterator[list[str]]:

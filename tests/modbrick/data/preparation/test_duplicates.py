@@ -33,6 +33,14 @@ def test_a_held_out_file_within_the_input_is_not_trained_on(tmp_path, preparatio
         assert sum(s.skipped.get("copy of a held-out document", 0) for s in summaries) == 3
 
 
+def test_a_held_out_input_that_is_the_whole_input_is_refused(tmp_path, preparation):
+    write(tmp_path / "docs", {"a.txt": "a text", "b.txt": "b text"})
+    with pytest.raises(InputError, match="names every file of --input: nothing is left to train"):
+        preparation(tmp_path / "docs", held_out_inputs=[tmp_path / "docs"])
+    preparation(held_out_inputs=[tmp_path / "docs"])
+    assert preparation.texts() == {"train": [], "held_out": ["a text", "b text"]}
+
+
 def test_equal_copies_stay_on_one_side(tmp_path, preparation):
     for domain in ("a", "b"):
         texts = {f"{i}-{copy}.txt": f"text {i}" for i in range(30) for copy in range(3)}

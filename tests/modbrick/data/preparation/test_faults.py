@@ -42,6 +42,7 @@ UNUSUAL = {
     b'{"text": "beside numbers", "a": NaN, "b": -Infinity, "c": 1e999}': "beside numbers",
     b'{"text": "with \\u0000 and \\ud83d\\ude00"}': "with \0 and \N{GRINNING FACE}",
     b' {"meta": {"text": 1}, "text": "outer"} ': "outer",
+    b'\xef\xbb\xbf{"text": "marked"}': "marked",
     b'{"text": "]}\\\\\\",["}': ']}\\",[',
 }
 

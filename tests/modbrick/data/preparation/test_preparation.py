@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow
@@ -97,7 +98,7 @@ def test_every_kind_of_input_comes_back(tmp_path, monkeypatch, name, write, toke
 def test_the_number_of_workers_changes_nothing(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setattr(work_units, "UNIT_BYTES", 700)
     write_files(tmp_path / "files")
-    (tmp_path / "files" / "bad.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "files" / os.fsdecode(b"bad\xe9.txt")).write_bytes(b"\xff\xfe")
     write_lines(tmp_path / "records.jsonl.gz")
     write_parquet(tmp_path / "records.parquet")
     options = {"vocabulary": 280} if tokenizer == "train" else {}
@@ -203,6 +204,9 @@ def test_a_separator_cuts_files_into_documents(tmp_path):
     options = ReadingOptions(held_out=0, separator="<|end|>")
     make(tmp_path, tmp_path / "all.txt", reading=options)
     assert read_all(tmp_path / "set")["train"] == ["one", "two\nlines", "three"]
+    for separator, cut in (("<|end|>", True), (r"\n", False), (None, True)):
+        options = ReadingOptions(held_out=0, separator=separator)
+        assert make(tmp_path, tmp_path / "all.txt", reading=options, overwrite=True).cut == cut
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "train"])
