@@ -37,7 +37,7 @@ SHIFT, MAGNITUDE = ".lora_B.bias", ".lora_magnitude_vector"
 
 @dataclasses.dataclass(frozen=True)
 class LoRASettings(Targets):
-    """Settings of `LoraConfig` that change what an adapter computes.
+    """Settings of `LoraConfig` that change what an adapter computes, or drops in training.
 
     Attributes:
       target_parameters: names of weights of banks, or ends of them.
@@ -46,12 +46,13 @@ class LoRASettings(Targets):
     """
 
     adapts: ClassVar = ("linear", "embedding")
-    aside: ClassVar = ("lora_dropout", "eva_config")
+    aside: ClassVar = ("eva_config",)
     # Others change the weights of the base as they begin.
     neutral: ClassVar = {"init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
 
     r: int = 8
     lora_alpha: float = 8.0
+    lora_dropout: float = 0.0
     use_rslora: bool = False
     use_dora: bool = False
     rank_pattern: Mapping[str, int] | None = None
@@ -101,8 +102,9 @@ class LoRASettings(Targets):
         alpha = float(of_pattern(self.alpha_pattern, module.name, self.lora_alpha))
         scaling: Literal["root", "rank"] = "root" if self.use_rslora else "rank"
         if self.use_dora:
-            return DoRA(rank, alpha, scaling)
-        return LoRA(rank, alpha, scaling, "expert" if module.kind == "bank" else "bank")
+            return DoRA(rank, alpha, scaling, self.lora_dropout)
+        pairs: Literal["expert", "bank"] = "expert" if module.kind == "bank" else "bank"
+        return LoRA(rank, alpha, scaling, pairs, self.lora_dropout)
 
     def shapes(self, module: Module) -> Shapes:
         """Returns the shapes of a module's tensors, by the end of their names."""
