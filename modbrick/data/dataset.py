@@ -38,7 +38,7 @@ from modbrick.data.manifest import (
     Shard,
     Split,
 )
-from modbrick.data.paths import data_path
+from modbrick.data.paths import data_path, readable
 from modbrick.data.records import PART, decode_record, parts
 from modbrick.data.tokenizers.files import load_tokenizer
 from modbrick.data.tokenizers.tokenizer import Tokenizer, TokenizerIdentity
@@ -134,6 +134,11 @@ class Dataset:
           InputError: names the missing or damaged file and the remedy.
         """
         directory = data_path(str(directory))
+        with readable(directory):
+            return cls._opened(directory, verify_hashes)
+
+    @classmethod
+    def _opened(cls, directory: str, verify_hashes: bool) -> Dataset:
         root = epath.Path(directory)
         if not root.exists():
             raise InputError(

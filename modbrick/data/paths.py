@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from modbrick.errors import InputError
 
@@ -26,3 +28,17 @@ def data_path(path: str) -> str:
             f"{path!r}: the name holds a line break, where a data set cannot lie; choose another"
         )
     return path
+
+
+@contextlib.contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Says in one line what of a data set cannot be read.
+
+    Raises:
+      InputError: the body raised an error of the file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{error.filename or path}: cannot be read ({reason})") from None

@@ -23,7 +23,7 @@ from modbrick.data.manifest import (
     SourceSummary,
     Split,
 )
-from modbrick.data.paths import data_path
+from modbrick.data.paths import data_path, readable
 from modbrick.data.records import id_dtype
 from modbrick.data.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer
 from modbrick.errors import InputError
@@ -175,12 +175,11 @@ class DatasetWriter:
 def check_target(directory: str, *, overwrite: bool) -> None:
     """Raises `InputError` if a data set may not be written to `directory`."""
     path = Path(data_path(directory))
-    if not path.exists():
-        return
+    with readable(directory):
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return
     if not path.is_dir():
         raise InputError(f"{directory}: is a file; choose a directory for --output")
-    if not any(path.iterdir()):
-        return
     if not (path / MANIFEST).exists():
         raise InputError(
             f"{directory}: holds something else than a data set; choose an empty or new --output"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import glob
 import os
 import re
 from collections import Counter
@@ -130,21 +129,21 @@ class Walk:
           pattern: of paths; `**` stands for any number of directories.
           root: the directory in front of its first wildcard.
         """
-        if "**" in pattern.split("/"):  # which `glob` would follow around every circle of links
-            patterns = relative_name(pattern, root).split("/")
+        patterns = relative_name(pattern, root).split("/")
+        if "**" in patterns:
             for file in self.files(root):
                 parts = file.name.split("/")
-                if any(_matches(parts[:n], patterns) for n in range(1, len(parts) + 1)):
+                matched = (_matches(parts[:n], patterns) for n in range(1, len(parts) + 1))
+                if file.problem is not None or any(matched):
                     yield file
             return
-        for path in sorted(glob.glob(pattern)):
-            name = relative_name(path, root)
-            if self._passes_over(root, name):
+        for file in _expanded(root, "", patterns):
+            if self._passes_over(root, file.name):
                 continue
-            if os.path.isdir(path):
-                yield from self.files(path, name)
+            if file.problem is None and os.path.isdir(file.path):
+                yield from self.files(file.path, file.name)
             else:
-                yield Found(path, name)
+                yield file
 
     def _passes_over(self, root: str, name: str) -> bool:
         """Returns whether a path, or a directory that it lies in, is not to be read."""
@@ -182,6 +181,26 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False  # a link that cannot be followed: whoever opens it says so
+
+
+def _expanded(directory: str, name: str, patterns: Sequence[str]) -> Iterator[Found]:
+    """Yields the paths that match a glob without `**`, and directories that cannot be searched."""
+    first, *rest = patterns
+    try:
+        entries = sorted(os.listdir(directory))
+    except OSError as error:
+        yield Found(directory, name or ".", f"unreadable directory ({error.strerror})")
+        return
+    for entry in entries:
+        hidden = entry.startswith(".") and not first.startswith(".")
+        if hidden or not fnmatch.fnmatchcase(entry, first):
+            continue
+        path = entry if directory == "." else os.path.join(directory, entry)
+        within = f"{name}/{entry}" if name else entry
+        if not rest:
+            yield Found(path, within)
+        elif os.path.isdir(path):
+            yield from _expanded(path, within, rest)
 
 
 def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:

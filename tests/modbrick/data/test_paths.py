@@ -1,12 +1,15 @@
 """Data sets at paths of all kinds."""
 
 import os
+from pathlib import Path
 
 import pytest
+from etils import epath
 
 from modbrick.data import load_tokenizer
 from modbrick.data.dataset import Dataset
 from modbrick.data.paths import data_path
+from modbrick.data.writer import check_target
 from modbrick.errors import InputError
 
 NAMES = "a b", "a [old]", "lr=[1e-3]", "a[0:3]", "a\\b", "a*?b", "ü 日本", "a%20b", "a#b@3", "~x"
@@ -30,6 +33,26 @@ def test_the_home_directory(tmp_path, monkeypatch, write):
     for source in ("~/data", "~/data/tokenizer.json"):
         assert load_tokenizer(source).vocabulary == 257
     assert data_path("gs://bucket/~a") == "gs://bucket/~a"
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "use"),
+    [
+        (type(epath.Path("x")), "read_text", Dataset.open),
+        (type(epath.Path("x")), "read_bytes", Dataset.open),
+        (Path, "iterdir", lambda path: check_target(path, overwrite=False)),
+    ],
+    ids=["manifest", "index", "target"],
+)
+def test_what_cannot_be_read_is_told(tmp_path, monkeypatch, write, owner, function, use):
+    write(tmp_path / "data", {"train": {"a": ["text"]}})
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "it")
+
+    monkeypatch.setattr(owner, function, refuse)
+    with pytest.raises(InputError, match=r"^it: cannot be read .Permission denied"):
+        use(str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize(

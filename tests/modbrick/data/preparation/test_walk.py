@@ -74,14 +74,17 @@ def test_what_cannot_be_read_is_found_with_its_problem(tree, monkeypatch):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("docs/socket.txt")
     os.symlink("nowhere", "docs/gone.txt")
-    scan = os.scandir
 
-    def refusing(path):
-        if str(path).endswith("deep"):
-            raise PermissionError(13, "Permission denied")
-        return scan(path)
+    def refusing(function):
+        def refuse(path):
+            if str(path).endswith("deep"):
+                raise PermissionError(13, "Permission denied")
+            return function(path)
 
-    monkeypatch.setattr(os, "scandir", refusing)
+        return refuse
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(os, "listdir", refusing(os.listdir))
     pipe = "a pipe, a socket or a device; write it to a file first"
     expected = {
         "deep": "unreadable directory (Permission denied)",
@@ -89,7 +92,10 @@ def test_what_cannot_be_read_is_found_with_its_problem(tree, monkeypatch):
         "pipe.txt": pipe,
         "socket.txt": pipe,
     }
-    assert {s.name: s.problem for s in listing("docs").sources if s.problem} == expected
+    for path in ("docs", "docs/**", "docs/**/*.txt", "docs/*"):
+        assert {s.name: s.problem for s in listing(path).sources if s.problem} == expected
+    found = {s.name: s.problem for s in listing("docs/*.txt", "docs/*/*.txt").sources if s.problem}
+    assert found == expected
     with pytest.raises(InputError, match=r"^docs/deep: unreadable directory .Permission denied"):
         listing("docs/deep")
     with pytest.raises(InputError, match=r"^docs/pipe.txt: a pipe"):
