@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import io
 import lzma
+from collections.abc import Callable
 
 import pytest
 import zstandard
@@ -26,7 +27,7 @@ def long_window(text: bytes) -> bytes:
 
 
 SKIPPED = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
-FORMS = {
+FORMS: dict[str, Callable[[bytes], bytes]] = {
     "plain": bytes,
     "gzip": gzip.compress,
     "zstd": zstandard.compress,
@@ -63,9 +64,7 @@ def test_every_compression_comes_back(monkeypatch, form, chunk):
 def test_damage_is_told_behind_what_comes_before(form):
     packed = FORMS[form](TEXT)
     for raw in (packed[:-6], packed + b"garbage", packed + packed[:-5]):
-        if form.endswith("skip") and raw == packed[:-6]:
-            continue  # only what is skipped is cut
-        found = []
+        found: list[bytes] = []
         with pytest.raises(DAMAGE):
             found.extend(decompressed(io.BytesIO(raw)))
         assert TEXT.startswith(b"".join(found)[: len(TEXT)])
