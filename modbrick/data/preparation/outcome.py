@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -20,6 +21,9 @@ from modbrick.data.preparation.work_units import (
 )
 from modbrick.errors import InputError
 
+# A row group can be most of a Parquet file.
+_ROWS = 1024
+
 
 def require_usable(sources: Sequence[Source], options: ReadingOptions) -> None:
     """Looks at the first records of every file of records that a user named.
@@ -31,24 +35,33 @@ def require_usable(sources: Sequence[Source], options: ReadingOptions) -> None:
     for source in sources:
         if not source.named or source.kind == "text":
             continue
-        record = SourceRecord()
-        units = cut_into_work_units([source], options, {0: record})
-        # What comes after the first one tells of damage in it.
-        unit, *_ = [*itertools.islice(units, 2), WorkUnit(())]
-        units.close()
-        if unit.sources:
-            record.merge(read_work_unit(unit, [source], options)[1][0])
+        unit, record = _looked_at(source, options)
         for reason in record.reasons():
             if not unit.sources or DAMAGED in reason:
                 remedy = "; mend it or leave it out of --input" if DAMAGED in reason else ""
                 raise InputError(f"{source.path}: {reason}{remedy}")
         if record.skipped and not record.documents:
             reason, count = Counter(record.reasons()).most_common(1)[0]
-            if unit.advance >= source.size or reason.startswith("no field"):
+            whole = unit.advance >= source.size and unit.rows <= _ROWS
+            if whole or reason.startswith("no field"):
                 raise InputError(
                     f"{source.path}: none of its records could be used ({count} of them: "
                     f"{reason}); check --text_field, or leave the file out"
                 )
+
+
+def _looked_at(source: Source, options: ReadingOptions) -> tuple[WorkUnit, SourceRecord]:
+    """Returns the first work unit of a file, without sources if it has none, and its outcome."""
+    record = SourceRecord()
+    units = cut_into_work_units([source], options, {0: record})
+    # Of JSON, asking for what comes after it tells of damage in it.
+    count = 1 if source.kind == "parquet" else 2
+    unit, *_ = [*itertools.islice(units, count), WorkUnit(())]
+    units.close()
+    if unit.sources:
+        first = dataclasses.replace(unit, rows=min(unit.rows, _ROWS))
+        record.merge(read_work_unit(first, [source], options)[1][0])
+    return unit, record
 
 
 def require_documents(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -133,7 +134,8 @@ def _row_texts(
     assert unit.row_group is not None
     number = unit.first
     try:
-        for value in texts_of_group(source.path, options.text_field, unit.row_group):
+        values = texts_of_group(source.path, options.text_field, unit.row_group)
+        for value in itertools.islice(values, unit.rows):
             number += 1
             if value is None:
                 record.skip("null", f"row {number}")

@@ -86,7 +86,7 @@ class WorkUnit:
       sources: numbers of the source files.
       records: of a JSON file, from number `first` on; None: one that is too long.
       row_group: of a Parquet file, whose first row is `first`.
-      rows: in the row group.
+      rows: to be read of the row group.
       advance: bytes of source files done with this work unit, for progress.
     """
 
