@@ -37,6 +37,7 @@ DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16", "float16"], "Of all weights; none: as in the source."
 )
 SHARD = flags.DEFINE_string("max_shard_size", "5GB", "export: of one file, such as 500MB or 2GiB.")
+IGNORE = flags.DEFINE_list("ignore_keys", [], "import: keys of the config that do not matter.")
 NOT_FINITE = flags.DEFINE_boolean("allow_not_finite", False, "import: keep infinities and NaN.")
 
 USAGE = "expected: convert_checkpoint.py import SOURCE TARGET | export SOURCE TARGET --format=NAME"
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _import(source: str, target: str) -> dict[str, Any]:
-    checkpoint = convert.open_checkpoint(source)
+    checkpoint = convert.open_checkpoint(source, ignore_keys=IGNORE.value)
     total = convert.stored_bytes(checkpoint, DTYPE.value)
     with byte_progress(f"import {checkpoint.form.name}", total) as bar:
         result = convert.import_checkpoint(

@@ -17,6 +17,7 @@ from modbrick.checkpoints.files import first_line
 from modbrick.checkpoints.loading import TOKENIZER
 from modbrick.checkpoints.slices import SliceWriter, StoredForm, piece_shape
 from modbrick.checkpoints.workdir.directory import CHECKPOINTS
+from modbrick.convert.correspondence import correspondence
 from modbrick.convert.finite import NotFinite
 from modbrick.convert.opening import OpenedSource
 from modbrick.convert.tokenizer import read_tokenizer
@@ -63,6 +64,7 @@ class Imported:
             yield f"no tokenizer: {self.source.source.path} has no tokenizer.json"
         if self.not_finite:
             yield f"{self.not_finite} weights are not finite"
+        yield from self.source.remarks
 
 
 def import_checkpoint(
@@ -191,11 +193,13 @@ def _metadata(
     }
     if checkpoint.form.container == "directory":
         extra["config"] = dict(checkpoint.source.config)
+    if checkpoint.ignored_keys:
+        extra["ignored_keys"] = dict(checkpoint.ignored_keys)
     # So that an export can write each tensor in its own dtype, where neighbours differ.
     dtypes = {
-        name: str(checkpoint.tensors[name].dtype)
-        for name, place in checkpoint.correspondence.places.items()
-        if any(forms[part.path].dtype != checkpoint.tensors[name].dtype for part in place.parts)
+        name: str(checkpoint.dtype_of(place.parts[0]))
+        for name, place in correspondence(checkpoint.form, checkpoint.model).places.items()
+        if any(forms[part.path].dtype != checkpoint.dtype_of(part) for part in place.parts)
     }
     if dtypes:
         extra["dtypes"] = dtypes

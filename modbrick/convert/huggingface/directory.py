@@ -43,7 +43,7 @@ def open_directory(directory: Path) -> Source:
     Args:
       directory: on a local disk, for files are memory-mapped. Links to files are followed (the
         cache of the Hugging Face hub consists of them), but an index names files of this directory
-        only.
+        and of those below it only.
 
     Raises:
       InputError: anything that is missing, damaged, contradictory or named twice.
