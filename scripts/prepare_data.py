@@ -13,8 +13,9 @@ skipped, counted and listed.
   python scripts/prepare_data.py --input code=~/src books=books/*.txt --input web=web.jsonl.zst \
       --tokenizer train --vocab_size 32768 --held_out 0.01 --output data/mine
 
-The tokenizer is `byte`; a Hugging Face tokenizer.json or a directory with one; that of a run or a
-model, with its boundary tokens, by its directory; or `train`: a byte-level BPE of --vocab_size
+The tokenizer is `byte`; a Hugging Face tokenizer.json, or a directory with one (or tokenizer.model,
+or vocab.json and merges.txt) and what belongs to it; that of a run or a model, with its boundary
+tokens, by its directory; or `train`: a byte-level BPE of --vocab_size
 tokens, trained on the training split. Documents are held out by a hash of the file's path within
 its input (and the record's number), so that the choice is stable when files are added.
 
@@ -48,10 +49,10 @@ TRAINING_BYTES = flags.DEFINE_integer(
     "tokenizer_training_bytes", 256 << 20, "About so many bytes of text train the tokenizer."
 )
 START_TOKEN = flags.DEFINE_string(
-    "start_token", "auto", "Put before documents; auto: its usual one, else the end token; none."
+    "start_token", "auto", "Put before documents; auto: what the tokenizer itself puts; none."
 )
 END_TOKEN = flags.DEFINE_string(
-    "end_token", "auto", "Put after documents; auto: the tokenizer's usual one; none."
+    "end_token", "auto", "Put after documents; auto: what its files name, or its usual one; none."
 )
 OUTPUT = flags.DEFINE_string("output", None, "Directory of the data set to be made.")
 TEXT_FIELD = flags.DEFINE_string("text_field", "text", "Field or column with the text of records.")

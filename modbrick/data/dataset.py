@@ -221,11 +221,17 @@ class Dataset:
 
 
 def check_vocabulary(dataset: Dataset, vocabulary: int) -> None:
-    """Raises `InputError` if the data set can ask for a token id that a model has no room for."""
-    needed = max(dataset.largest_id + 1, dataset.tokenizer_identity.vocabulary)
+    """Refuses a data set with a token id that a model has no row for.
+
+    Its tokenizer may have more tokens than that, as those of imported models do.
+
+    Raises:
+      InputError: says which vocabulary is needed.
+    """
+    needed = dataset.largest_id + 1
     if needed > vocabulary:
         raise InputError(
-            f"{dataset.directory}: its tokenizer ({dataset.tokenizer_identity.name}) has token "
+            f"{dataset.directory}: its text ({dataset.tokenizer_identity.name}) has token "
             f"ids up to {needed - 1}, beyond the model's vocabulary of {vocabulary}; set "
             f"model.vocabulary to at least {needed}, or prepare the data with a smaller tokenizer"
         )
