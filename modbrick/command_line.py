@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from modbrick.errors import InputError
+from modbrick.errors import InputError, reason
 from modbrick.schema import nearest
 
 BAD_INPUT = 2
@@ -131,7 +131,7 @@ def read_texts(flag: flags.FlagHolder[list[str] | None]) -> list[str]:
             texts.append(path.read_text(encoding="utf-8").removeprefix(_BYTE_ORDER_MARK))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"--{flag.name} {name} cannot be read as UTF-8 text ({error})"
+                f"--{flag.name} {name} cannot be read as UTF-8 text ({reason(error)})"
             ) from error
     return texts
 

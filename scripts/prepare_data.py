@@ -14,10 +14,11 @@ evaluation is reported. What cannot be read is skipped, counted and listed.
       --exclude node_modules --deduplicate exact --tokenizer train --vocab_size 32768 \
       --held_out 0.01 --output data/mine
 
-The tokenizer is `byte`; a Hugging Face tokenizer.json or a directory with one; that of a run or a
-model, with its boundary tokens, by its directory; or `train`: a byte-level BPE of --vocab_size
-tokens, trained on the training split. Documents are held out by a hash of their text: copies stay
-on one side, and the choice is stable when files are added.
+The tokenizer is `byte`; a Hugging Face tokenizer.json, or a directory with one (or tokenizer.model,
+or vocab.json and merges.txt) and what belongs to it; that of a run or a model, with its boundary
+tokens, by its directory; or `train`: a byte-level BPE of --vocab_size tokens, trained on the
+training split. Documents are held out by a hash of their text: copies stay on one side, and the
+choice is stable when files are added.
 
 The outcome does not depend on the number of workers. An interrupted run leaves nothing behind.
 """

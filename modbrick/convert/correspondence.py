@@ -12,7 +12,7 @@ from modbrick.config import LayerConfig, ModelConfig
 from modbrick.convert.format import Format, Row
 from modbrick.convert.transforms import Shape, Transform
 from modbrick.decoder.functional import parameter_table
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.formats.stored_tensor import StoredTensor
 from modbrick.parameters import ParameterInfo, ParameterTable
 
@@ -147,7 +147,7 @@ def correspondence(form: Format, model: ModelConfig) -> Correspondence:
         if len(parts.get(info.path, {})) != _count(info, parts.get(info.path, {}))
     ]
     if homeless:
-        raise InputError(f"format {form.name} has no place for {', '.join(homeless)}")
+        raise InputError(f"format {form.name} has no place for {listed(homeless)}")
     return Correspondence(parameters, places, parts, _aliases(form, model))
 
 
@@ -175,7 +175,7 @@ def _infos(row: Row, prefix: str, parameters: ParameterTable) -> list[ParameterI
     present = [path for path in paths if path in parameters]
     if present and len(present) < len(paths):
         absent = ", ".join(sorted(set(paths) - set(present)))
-        raise InputError(f"{row.name} holds {', '.join(paths)}, but the model has no {absent}")
+        raise InputError(f"{row.name} holds {listed(paths)}, but the model has no {absent}")
     infos = [parameters[path] for path in present]
     for info in infos:
         if row.by_expert and "expert" not in info.axes:

@@ -23,7 +23,7 @@ from modbrick.convert.huggingface.keys import noise, without_keys
 from modbrick.convert.registry import recognise
 from modbrick.convert.source import Source
 from modbrick.convert.tensor_names import tensors_by_name
-from modbrick.errors import InputError, located
+from modbrick.errors import InputError, listed, located
 from modbrick.formats.stored_tensor import StoredTensor
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(jnp.bfloat16))
@@ -158,13 +158,16 @@ def open_checkpoint(path: str | Path, *, ignore_keys: Collection[str] = ()) -> O
         problems += [f"{name} {problem}" for problem in _problems(tensor, place.shape)]
         if tensor is not None:
             found[name] = _rounded(tensor)
-    problems += [
+    others = [
         f"{name} is not expected"
         for name in tensors
         if form.ignored is None or not form.ignored.fullmatch(name)
     ]
-    if problems:
-        raise InputError(f"{path}: {len(problems)} tensors do not fit: {'; '.join(problems)}")
+    if problems or others:
+        # Each list by itself: where all are missing, the others tell their names from ours.
+        named = "; ".join(listed(group, "; ") for group in (problems, others) if group)
+        count = len(problems) + len(others)
+        raise InputError(f"{path}: {count} tensors do not fit: {named}")
     remarks = _remarks(source, ignored)
     return OpenedSource(source, form, translation, places, found, ignored, remarks)
 

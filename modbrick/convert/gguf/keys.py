@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 
 from modbrick.convert.gguf.values import shown
-from modbrick.errors import InputError
-
-MOST_NAMED = 20
-"""Keys in one message."""
+from modbrick.errors import InputError, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +45,7 @@ class Keys:
         )
         others = sorted(key for key in present if key.removeprefix(self.prefix) not in known)
         if others:
-            named = ", ".join(
-                key if key.isprintable() else repr(key) for key in others[:MOST_NAMED]
-            )
+            named = listed(key if key.isprintable() else repr(key) for key in others)
             raise InputError(
                 f"{self.where}: settings that are not supported: {named} (if the model does not "
                 "depend on them, import with --ignore_keys and their names)"

@@ -14,8 +14,8 @@ import numpy as np
 
 from modbrick.convert.gguf.keys import Keys
 from modbrick.convert.gguf.pre_tokenizers import BYTE_LEVEL, PRE_TOKENIZERS, PreTokenizer
-from modbrick.convert.gguf.sentencepiece import sentencepiece_parts
 from modbrick.convert.gguf.values import StringArray, shown
+from modbrick.data.tokenizers.pieces import sentencepiece_parts
 from modbrick.errors import InputError
 
 PREFIX = "tokenizer."

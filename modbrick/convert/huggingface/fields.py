@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from modbrick.config import Activation
 from modbrick.convert.huggingface.keys import changes_nothing
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.schema import from_mapping
 
 ACTIVATIONS: Mapping[str, Activation] = {
@@ -159,7 +159,7 @@ def check_layer_types(
     meant = {"sliding_attention"} if window else {"full_attention", "attention"}
     if not set(kinds) <= meant:
         raise InputError(
-            f"{where}: layer_types has {', '.join(sorted(set(kinds)))}, but by the other settings "
+            f"{where}: layer_types has {listed(sorted(set(kinds)))}, but by the other settings "
             f"all layers have {max(meant)}"
         )
     if len(kinds) != layers:

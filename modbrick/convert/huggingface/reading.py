@@ -26,7 +26,7 @@ from modbrick.convert.huggingface.fields import (
 )
 from modbrick.convert.huggingface.keys import REFUSED_IF_SET, changes_nothing
 from modbrick.convert.huggingface.rope import RopeFields, read_rope
-from modbrick.errors import InputError, located
+from modbrick.errors import InputError, listed, located
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +133,11 @@ def read_decoder[T: DecoderFields](
         if not (data[key] == always[key] if key in always else changes_nothing(key, data[key]))
     )
     if unknown:
-        listed = ", ".join(f"{key} ({data[key]!r})" for key in unknown)
+        named = listed(f"{key} ({data[key]!r})" for key in unknown)
         raise InputError(
-            f"{where}: unknown to the import, which cannot tell whether they matter: {listed}; "
+            f"{where}: unknown to the import, which cannot tell whether they matter: {named}; "
             "remove them if the model does not depend on them, or import with "
-            f"--ignore_keys={','.join(unknown)}"
+            f"--ignore_keys={listed(unknown, ',')}"
         )
     return fields
 

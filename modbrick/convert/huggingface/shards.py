@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.formats.safetensors import TensorSpec
 from modbrick.formats.stored_tensor import StoredTensor
 from modbrick.formats.strict_json import read_object
@@ -80,7 +80,7 @@ def read_shards(index: Path, reader: Reader) -> dict[str, StoredTensor]:
     files = sorted(set(places.values()))
     missing = [file for file in files if not (index.parent / file).is_file()]
     if missing:
-        raise InputError(f"{index}: shards are missing: {', '.join(missing)}")
+        raise InputError(f"{index}: shards are missing: {listed(missing)}")
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         shard = reader(index.parent / file)
@@ -89,8 +89,8 @@ def read_shards(index: Path, reader: Reader) -> dict[str, StoredTensor]:
         if differing:
             lacking, beyond = sorted(differing & expected), sorted(differing - expected)
             problems = [
-                *([f"lacks {', '.join(lacking)}"] if lacking else []),
-                *([f"holds {', '.join(beyond)} besides"] if beyond else []),
+                *([f"lacks {listed(lacking)}"] if lacking else []),
+                *([f"holds {listed(beyond)} besides"] if beyond else []),
             ]
             raise InputError(f"{index}: the shard {file} {' and '.join(problems)}")
         tensors |= shard

@@ -48,10 +48,12 @@ class PreparationFlags:
         self.start_token = flags.DEFINE_string(
             "start_token",
             "auto",
-            "Put before documents; auto: its usual one, else the end token; none.",
+            "Put before documents; auto: what the tokenizer itself puts; none.",
         )
         self.end_token = flags.DEFINE_string(
-            "end_token", "auto", "Put after documents; auto: the tokenizer's usual one; none."
+            "end_token",
+            "auto",
+            "Put after documents; auto: what its files name, or its usual one; none.",
         )
         self.output = flags.DEFINE_string("output", None, "Directory of the data set to be made.")
         self.text_field = flags.DEFINE_string(

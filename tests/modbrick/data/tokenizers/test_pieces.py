@@ -12,10 +12,10 @@ import pytest
 from tokenizers.models import BPE, Unigram
 
 from modbrick.convert.gguf.header import read_gguf
-from modbrick.convert.gguf.sentencepiece import LONGEST_PIECE, SPACE, sentencepiece_parts
 from modbrick.convert.gguf.tokenizer import tokenizer_files, unsupported
 from modbrick.data import Tokenizer
 from modbrick.data.tokenizers.files import tokenizer_from_json
+from modbrick.data.tokenizers.pieces import LONGEST_PIECE, SPACE, sentencepiece_parts
 from modbrick.errors import InputError
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "gguf"
