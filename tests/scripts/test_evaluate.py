@@ -24,8 +24,8 @@ from modbrick.config import (
 )
 from modbrick.convert import import_checkpoint, open_checkpoint
 from modbrick.data import ByteTokenizer
+from modbrick.data.preparation.inputs import Input
 from modbrick.data.preparation.preparation import PreparationConfig, prepare
-from modbrick.data.preparation.sources import Input
 from modbrick.decoder.functional import functional_decoder
 from tests import programs
 from tests.modbrick.data.conftest import write_dataset

@@ -13,6 +13,7 @@ from modbrick.data.tokenizers.tokenizer import (
     BYTES,
     END_OF_DOCUMENT,
     TokenizerIdentity,
+    not_unicode,
     text_sha256,
 )
 
@@ -36,7 +37,11 @@ class ByteTokenizer:
     def encode(self, text: str, *, special_tokens: bool = False) -> Int32[np.ndarray, " T"]:
         """Returns the ids of `text`, without boundary tokens."""
         parts = text.split(END_OF_DOCUMENT) if special_tokens else [text]
-        ids = [np.frombuffer(part.encode("utf-8"), np.uint8).astype(np.int32) for part in parts]
+        try:
+            raw = [part.encode("utf-8") for part in parts]
+        except UnicodeEncodeError:
+            raise not_unicode([text]) from None
+        ids = [np.frombuffer(part, np.uint8).astype(np.int32) for part in raw]
         end = np.asarray([BYTES], np.int32)
         return np.concatenate([ids[0], *(piece for part in ids[1:] for piece in (end, part))])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 
 import tokenizers
@@ -69,7 +70,7 @@ def load_tokenizer(
         if identity is not None:
             _as_identity(identity).require_same(tokenizer.identity, "the data", "this run")
         return tokenizer
-    path = epath.Path(source)
+    path = epath.Path(os.path.expanduser(source))
     if path.is_dir():
         manifest = path / "dataset.json"
         if identity is None and manifest.exists():

@@ -12,6 +12,7 @@ from jaxtyping import Int32
 from modbrick.data.tokenizers.surroundings import Surroundings, load_json
 from modbrick.data.tokenizers.tokenizer import (
     TokenizerIdentity,
+    not_unicode,
     text_sha256,
 )
 from modbrick.errors import InputError
@@ -63,7 +64,10 @@ class JsonTokenizer:
     ) -> list[Int32[np.ndarray, " T"]]:
         """Returns the ids of each text, without boundary tokens."""
         tokenizer = self._marking if special_tokens else self._tokenizer
-        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:  # so the library says it
+            raise not_unicode(texts) from None
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -99,6 +99,9 @@ class Tokenizer(Protocol):
         Args:
           text: any.
           special_tokens: the names of special tokens in the text are these tokens, not text.
+
+        Raises:
+          InputError: it is not Unicode text.
         """
         ...
 
@@ -124,6 +127,16 @@ class Tokenizer(Protocol):
 def text_sha256(text: str) -> str:
     """Returns the hash of a text, in hexadecimal."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def not_unicode(texts: Sequence[str]) -> InputError:
+    """Returns the error for texts of which one cannot be written as UTF-8.
+
+    Such a text comes from a command line with bytes that are not UTF-8, or from half a pair of
+    surrogates in JSON.
+    """
+    whole = next(text for text in texts if text.encode("utf-8", "ignore").decode() != text)
+    return InputError(f"{whole[:40]!a}: not Unicode text; write it as UTF-8")
 
 
 def short(value: object) -> str:
