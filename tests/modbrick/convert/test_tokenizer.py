@@ -190,6 +190,10 @@ def test_another_tokenizer_or_none(directory: Path, tmp_path: Path) -> None:
         read_tokenizer(source, str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"model: no tokenizer there; tokenizer\.json, "):
         read_tokenizer(source, str(FIXTURES / "model"))
+    import_checkpoint(source, tmp_path / "again")
+    again = read_tokenizer(write(other, CASES["template"]), str(tmp_path / "again"))
+    assert again.tokenizer is not None
+    assert again.tokenizer.start_of_document is None
     import_checkpoint(source, tmp_path / "ours", tokenizer="none")
     with pytest.raises(InputError, match="no tokenizer"):
         open_model(tmp_path / "ours").tokenizer()
