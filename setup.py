@@ -54,7 +54,10 @@ EXTRAS = {
     "convert": ["huggingface-hub>=1.0"],
     # Metrics on Weights & Biases.
     "wandb": ["wandb>=0.19"],
+    # Near copies among the documents of a data set.
+    "deduplicate": ["datasketch>=2.0"],
     "test": [
+        "datasketch>=2.0",
         "fsspec>=2025.3",
         # Only to show what its reader takes for true.
         "gguf>=0.19",

@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from modbrick.errors import InputError
+from modbrick.errors import InputError, reason
 from modbrick.paths import expanded
 from modbrick.schema import nearest
 
 BAD_INPUT = 2
+_BYTE_ORDER_MARK = "\ufeff"
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -160,12 +161,13 @@ def writing(flag: flags.FlagHolder[str | None]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"--{flag.name}: {flag.value} cannot be written ({reason})") from error
+        raise InputError(
+            f"--{flag.name}: {flag.value} cannot be written ({reason(error)})"
+        ) from error
 
 
 def read_texts(flag: flags.FlagHolder[list[str] | None]) -> list[str]:
-    """Returns the texts of the files that a flag names, without the mark that some begin with.
+    """Returns the texts of the files that a flag names, without a byte order mark.
 
     Raises:
       InputError: names the flag and the file that cannot be read as UTF-8 text.
@@ -173,10 +175,11 @@ def read_texts(flag: flags.FlagHolder[list[str] | None]) -> list[str]:
     texts = []
     for name in flag.value or ():
         try:
-            texts.append(epath.Path(expanded(name)).read_bytes().decode("utf-8-sig"))
+            path = epath.Path(expanded(name))
+            texts.append(path.read_text(encoding="utf-8").removeprefix(_BYTE_ORDER_MARK))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"--{flag.name} {name} cannot be read as UTF-8 text ({error})"
+                f"--{flag.name} {name} cannot be read as UTF-8 text ({reason(error)})"
             ) from error
     return texts
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from modbrick.data.tokenizers.tokenizer import TokenizerIdentity
-from modbrick.errors import InputError
 from modbrick.schema import to_mapping
 
 MANIFEST = "dataset.json"
@@ -88,16 +87,3 @@ class Manifest:
         }
         text = json.dumps([self.format_version, tokenizer, content], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def check_place(directory: str) -> None:
-    """Refuses names of directories that ArrayRecord cannot open: not UTF-8, or of several lines.
-
-    Raises:
-      InputError: names the directory.
-    """
-    if "\n" in directory or any("\ud800" <= letter <= "\udfff" for letter in directory):
-        raise InputError(
-            f"{directory!a}: the shards of a data set need a name of UTF-8 text in one line: "
-            "rename the directory"
-        )

@@ -101,7 +101,8 @@ def test_where_nobody_has_a_brick_in_a_bank_it_runs_as_one_operation(
     @functools.partial(jax.jit, compiler_options=OPTIMISED)
     def run(bricks: Plugged | None, ids: Any) -> Any:
         model = decoder.bind(parameters)
-        return model(TOKENS, bricks=bricks, brick_ids=ids, capture=capture if bricks else ())
+        tokens = jnp.asarray(TOKENS)
+        return model(tokens, bricks=bricks, brick_ids=ids, capture=capture if bricks else ())
 
     plain = np.asarray(run(None, None).logits)
     nobody = run(plug, plug.ids([None] * len(TOKENS)))

@@ -30,7 +30,7 @@ from modbrick.convert.peft.kinds.low_rank import (
 from modbrick.convert.peft.module import Module
 from modbrick.convert.peft.piece import Piece
 from modbrick.convert.peft.settings import Targets, names, of_pattern
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 
 SHIFT, MAGNITUDE = ".lora_B.bias", ".lora_magnitude_vector"
 
@@ -75,12 +75,12 @@ class LoRASettings(Targets):
         entries = self.target_parameters or ()
         idle = [e for e in entries if not any(names((e,), bank.name) for bank in banks)]
         if idle:
-            raise InputError(f"target_parameters that match nothing: {', '.join(map(repr, idle))}")
+            raise InputError(f"target_parameters that match nothing: {listed(map(repr, idle))}")
         banks = [bank for bank in banks if names(entries, bank.name)]
         for setting in ("lora_bias", "use_dora"):
             odd = [m.name for m in [*found, *banks] if m.kind != "linear"]
             if getattr(self, setting) and odd:
-                raise InputError(f"{setting} is for linear maps only, not for {', '.join(odd)}")
+                raise InputError(f"{setting} is for linear maps only, not for {listed(odd)}")
         begin = prefixes(banks)
         return found + [dataclasses.replace(bank, prefix=begin[bank.name]) for bank in banks]
 
