@@ -69,7 +69,7 @@ class RowPlan:
         """Returns how often the targets of each domain come in the first `rows` rows: epochs."""
         if self.rows is not None:
             rows = min(rows, self.rows)
-        found = {}
+        found: dict[str, float] = {}
         for index, (stream, (domains, targets)) in enumerate(
             zip(self._streams, self._epochs, strict=True)
         ):

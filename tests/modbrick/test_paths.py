@@ -171,7 +171,7 @@ def test_every_place_takes_every_path(
     directory = tmp_path / NAMES.get(name, "home")
     directory.mkdir()
     if place is a_data_set and name in ("undecodable", "newline"):
-        with pytest.raises(InputError, match="the name (is not UTF-8|holds a line break)"):
+        with pytest.raises(InputError, match=r"the name (is not UTF-8|holds a line break)"):
             place(str(directory))
         return
     place("~/home" if name == "home" else str(directory))
