@@ -40,7 +40,7 @@ def require_effect(config: RunConfig, lengths: Sequence[int]) -> list[str]:
     if max(lengths, default=0) > config.model.context:
         raise InputError(
             f"data.sequence_length {max(lengths)} is above model.context {config.model.context}, "
-            "which is what the model is meant for and evaluated on: raise model.context too"
+            "which the model is meant for and evaluated on: lower it, or raise model.context"
         )
     return list(_warnings(config))
 

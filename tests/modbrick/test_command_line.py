@@ -19,6 +19,7 @@ from modbrick.command_line import (
 )
 from modbrick.errors import InputError
 from tests import programs
+from tests.faults import FAULTS, broken
 
 ROOT = Path(__file__).parents[2]
 
@@ -321,3 +322,18 @@ def test_prompts_are_text(tmp_path):
         file.write_bytes(data)
         with pytest.raises(InputError, match=r"^--prompts .*prompt\.txt cannot be read as UTF-8"):
             read_texts(prompt_file)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_result_that_cannot_be_written_is_said_in_a_line(tmp_path, fault):
+    flag_values = flags.FlagValues()
+    place = tmp_path / "results"
+    place.mkdir()
+    output = flags.DEFINE_string("output", str(place / "it.json"), "", flag_values)
+    flag_values(["test"])
+    check_output(output)
+    with (
+        broken(place, fault),
+        pytest.raises(InputError, match=r"^--output: \S+/it\.json cannot be written \([^\n]+\)$"),
+    ):
+        write_output(output, "x" * 100_000)
