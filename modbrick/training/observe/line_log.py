@@ -106,7 +106,11 @@ def warn_reader(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def read_log(path: epath.Path, warn: Callable[[str], None] = warn_reader) -> list[Record]:
+def read_log(
+    path: epath.Path,
+    warn: Callable[[str], None] = warn_reader,
+    whole: Callable[[Record], bool] = lambda _: True,
+) -> list[Record]:
     """Returns the records of a log, in order.
 
     A line cut off by a kill is left out; so are damaged ones: no JSON, no object, or a `step` that
@@ -115,8 +119,9 @@ def read_log(path: epath.Path, warn: Callable[[str], None] = warn_reader) -> lis
     Args:
       path: of the log.
       warn: is handed a line about damaged ones.
+      whole: says of a record whether it has what one of this log has; else it is damaged too.
     """
-    return [record for part in _parts(path) for record in _read(part, warn)]
+    return [record for part in _parts(path) for record in _read(part, warn, whole)]
 
 
 def _filter(path: epath.Path, keep: Callable[[Record], bool], warn: Callable[[str], None]) -> None:
@@ -143,10 +148,15 @@ def _next_part(path: epath.Path) -> epath.Path:
     return path.with_name(f"{path.name}.{max(numbers, default=0) + 1:06d}")
 
 
-def _read(path: epath.Path, warn: Callable[[str], None]) -> list[Record]:
+def _read(
+    path: epath.Path,
+    warn: Callable[[str], None],
+    whole: Callable[[Record], bool] = lambda _: True,
+) -> list[Record]:
     *lines, last = path.read_bytes().split(b"\n")
     del last  # empty, or cut off
-    found = [_record(line) for line in lines]
+    read = [_record(line) for line in lines]
+    found = [record if record is not None and whole(record) else None for record in read]
     records = [record for record in found if record is not None]
     if damaged := len(found) - len(records):
         lines_are = "line is" if damaged == 1 else "lines are"
@@ -160,8 +170,9 @@ def _record(line: bytes) -> Record | None:
         record = json.loads(line)
     except (ValueError, RecursionError):  # no JSON, or no UTF-8
         return None
-    return record if isinstance(record, dict) and _is_number(record.get("step", 0)) else None
+    return record if isinstance(record, dict) and is_number(record.get("step", 0)) else None
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Returns whether a value of a record is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -22,7 +22,7 @@ from etils import epath
 from modbrick.hardware import process_start
 from modbrick.parallel.processes import is_first
 from modbrick.paths import as_path
-from modbrick.training.observe.line_log import LineLog, read_log
+from modbrick.training.observe.line_log import LineLog, Record, is_number, read_log
 from modbrick.training.observe.observer import ACTIVITIES, Activity, Observer
 from modbrick.training.step import StepMetrics
 
@@ -85,5 +85,14 @@ class Timeline(Observer):
 
 
 def read_timeline(directory: epath.PathLike) -> list[dict[str, Any]]:
-    """Returns the records of a run's timeline, in order."""
-    return read_log(as_path(directory) / TIMELINE_FILE)
+    """Returns the records of a run's timeline, in order; damaged ones are left out, and said."""
+    return read_log(as_path(directory) / TIMELINE_FILE, whole=_is_whole)
+
+
+def _is_whole(record: Record) -> bool:
+    seconds = (record.get(activity, 0.0) for activity in ACTIVITIES)
+    return (
+        all(is_number(value) for value in (record.get("time"), record.get("step"), *seconds))
+        and isinstance(record.get("event"), str)
+        and (record["event"] != "stop" or isinstance(record.get("reason"), str))
+    )

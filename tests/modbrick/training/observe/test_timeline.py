@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from modbrick.analysis.goodput import goodput
 from modbrick.hardware import process_start
 from modbrick.training.observe import timeline
 from modbrick.training.observe.observer import ACTIVITIES
-from modbrick.training.observe.timeline import Timeline, read_timeline
+from modbrick.training.observe.timeline import TIMELINE_FILE, Timeline, read_timeline
 from tests.modbrick.training.observe.steps import step_metrics
 
 
@@ -90,3 +91,24 @@ def test_later_starts_are_added_to_the_records_of_a_killed_one(
 def test_a_process_knows_when_it_began() -> None:
     assert process_start() <= time.time()
     assert process_start() == pytest.approx(process_start(), abs=0.1)
+
+
+def test_damaged_records_are_left_out_of_the_account(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        '{"time": 10.0, "event": "start", "step": 0}',
+        '{"time": "x", "event": "steps", "step": 1}',
+        '{"event": "steps", "step": 1}',
+        '{"time": 11.0, "step": 1}',
+        '{"time": 11.0, "event": ["steps"], "step": 1}',
+        '{"time": 11.0, "event": "steps"}',
+        '{"time": 11.0, "event": "steps", "step": 1, "data_wait": "long"}',
+        '{"time": 11.0, "event": "stop", "step": 1}',
+        "null",
+        '{"time": 12.0, "event": "steps", "step": 2, "data_wait": 0.5}',
+    ]
+    (tmp_path / TIMELINE_FILE).write_text("".join(f"{line}\n" for line in lines))
+    assert [record["time"] for record in read_timeline(tmp_path)] == [10.0, 12.0]
+    assert "8 damaged lines are left out, line 2 first" in capsys.readouterr().err
+    assert goodput(read_timeline(tmp_path)).total == 2.0
