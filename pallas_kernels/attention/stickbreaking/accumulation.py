@@ -86,9 +86,9 @@ def products(odds: jax.Array) -> tuple[jax.Array, jax.Array]:
     odds = _in_spans(odds)
     fours = jax.lax.optimization_barrier(1 + _combine_four(*_shifts(odds, 1)))
     within = functools.reduce(jnp.multiply, _shifts(fours, 4, 1))
-    single = [odds[:, :, :, n] for n in range(_SPAN)]
-    quarters = [_combine_four(*single[n : n + 4]) for n in range(0, _SPAN, 4)]
-    spans = functools.reduce(combine, [jnp.minimum(four, _LARGEST_EXCESS) for four in quarters])
+    quarters = jax.lax.optimization_barrier(_combine_four(*(odds[:, :, :, n::4] for n in range(4))))
+    quarters = jnp.minimum(quarters, _LARGEST_EXCESS)
+    spans = functools.reduce(combine, [quarters[:, :, :, n] for n in range(_SPAN // 4)])
     return within, _end_with_zero(_scan(spans, combine))
 
 

@@ -37,6 +37,9 @@ from pallas_kernels.attention.stickbreaking.accumulation import (
 )
 from pallas_kernels.attention.stickbreaking.residuals import named
 
+CONTAINS_ONE_QUERY = True
+"""Whether NaN and infinity stay where they are seen without `containment`, for one query."""
+
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, Visibility, jax.Array, jax.Array, jax.Array]
 
 
@@ -48,12 +51,24 @@ def stickbreaking_attention(
     *,
     scale: float,
     tolerance: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op)."""
-    output, remainder, _ = attend_and_count(
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op).
+
+    And, with a tolerance, the first key that queries reached, int32 `[B, Sq, H]`, else None.
+    """
+    output, remainder, counts = attend_and_count(
         query, key, value, visibility, scale=scale, tolerance=tolerance
     )
-    return output, remainder
+    if not tolerance:
+        return output, remainder, None
+    sizes = xla_block_sizes(query.shape[1], key.shape[1])
+    # Blocks of queries, of which the last is moved back to end with them.
+    starts = jnp.minimum(jnp.arange(counts.shape[2]) * sizes.query, query.shape[1] - sizes.query)
+    _, stops = visibility.key_range(starts, sizes.query, key.shape[1])
+    reached = jnp.maximum(stops - counts * sizes.key, 0)
+    index = jnp.searchsorted(starts, jnp.arange(query.shape[1]), side="right") - 1
+    reached = jnp.repeat(reached, query.shape[2] // key.shape[2], axis=1)[:, :, index]
+    return output, remainder, jnp.swapaxes(reached, 1, 2)
 
 
 def attend_and_count(
@@ -70,10 +85,6 @@ def attend_and_count(
     The counts are int32 `[B, G, blocks]`, or `[1, 1, blocks]` without a tolerance, where all heads
     visit the same; `xla_block_sizes` returns the sizes of the blocks.
     """
-    if 0 in query.shape or 0 in value.shape:
-        output = jnp.zeros((*query.shape[:3], value.shape[-1]), value.dtype)
-        remainder = jnp.ones(query.shape[:3], blocks.accumulation_dtype(query))
-        return output, remainder, jnp.zeros((1, 1, 0), jnp.int32)
     sizes = xla_block_sizes(query.shape[1], key.shape[1])
     query = blocks.fold_heads(query, key.shape[2])
     output, remainder, counts = _attend(query, key, value, visibility, scale, tolerance, sizes)
@@ -115,6 +126,8 @@ def _forward(
     ) -> tuple[jax.Array, ...]:
         output, remainder, counts = carry
         rows = blocks.read_queries(query, query_start, sizes.query)
+        if query_length == 1:
+            rows = blocks.nan_if_not_finite(rows)
 
         def key_block(
             key_start: jax.Array, seen: jax.Array, carry: tuple[Sum, Sum]
@@ -122,6 +135,8 @@ def _forward(
             block_output, excess = carry
             keys = blocks.read_keys(key, key_start, sizes.key)
             values = blocks.read_keys(value, key_start, sizes.key)
+            if query_length == 1:
+                keys, values = blocks.as_one_query_sees(keys, values, seen)
             _, weights, _, of_tile = _weights(rows, keys, seen, excess.total, scale)
             # Weights are not rounded to the dtype of the values: the backward pass takes `dO . O`
             # for the sum of its own `a`, and a difference is passed on to all keys.
@@ -235,7 +250,9 @@ def _backward(
             keys = blocks.read_keys(key, key_start, sizes.key)
             values = blocks.read_keys(value, key_start, sizes.key)
             odds, weights, in_front, of_tile = _weights(rows, keys, seen, excess.total, scale)
-            a = weights * blocks.dot("bgkd,bgqd->bgkq", values, d_rows)
+            # Values out of sight may be so large that a product with them overflows.
+            effects = blocks.dot("bgkd,bgqd->bgkq", values, d_rows)
+            a = jnp.where(jax.lax.optimization_barrier(seen), weights * effects, 0)
             limits = bound[:, :, None] / (1 + in_front)
             d_logits, passed = _d_logits(a, odds, rest.total, limits)
             d_logits = d_logits.astype(keys.dtype)
