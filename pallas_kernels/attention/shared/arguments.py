@@ -75,7 +75,9 @@ def check_arrays(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f"query, key and value must share one floating dtype, got {dtypes}")
     if query.dtype.name not in _DTYPES:
-        raise ValueError(f"query, key and value must be of {', '.join(_DTYPES)}, got {dtypes}")
+        raise ValueError(
+            f"query, key and value must be of float16, bfloat16, float32 or float64, got {dtypes}"
+        )
     heads, groups = query.shape[2], key.shape[2]
     if key.shape[:3] != value.shape[:3]:
         raise ValueError(f"key and value must agree in batch, length and heads, got {shapes}")

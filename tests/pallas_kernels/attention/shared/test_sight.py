@@ -15,22 +15,23 @@ RULES = [
     Visibility(offset=offset, nearest=nearest, window=window)
     for offset, nearest, window in itertools.product([-7, 0, 3, 12], [None, 0, 1], [None, 1, 4])
 ]
-IDS = [RANDOM.integers(0, 2, (2, n)) for n in (QUERIES, KEYS)]
-MASK = RANDOM.random((2, KEYS)) < 0.6
-OTHERS = [
-    Visibility(offset=2, key_mask=MASK, window=4),
-    Visibility(offset=2, query_segment_ids=IDS[0], key_segment_ids=IDS[1], nearest=1),
-    Visibility(
-        offset=-1, query_segment_ids=IDS[0], key_segment_ids=IDS[1], key_mask=MASK, window=5
-    ),
-]
+
+
+def _masked_rules() -> list[Visibility]:
+    query_ids, key_ids = (jnp.asarray(RANDOM.integers(0, 2, (2, n))) for n in (QUERIES, KEYS))
+    mask = jnp.asarray(RANDOM.random((2, KEYS)) < 0.6)
+    return [
+        Visibility(2, key_mask=mask, window=4),
+        Visibility(2, query_ids, key_ids, nearest=1),
+        Visibility(-1, query_ids, key_ids, mask, window=5),
+    ]
 
 
 @pytest.mark.parametrize("limited", [False, True])
 def test_agree_with_looking_at_every_pair(limited: bool) -> None:
     limit = jnp.asarray(RANDOM.integers(0, KEYS, (2, QUERIES, 3)), jnp.int32) if limited else None
     marks = {n: RANDOM.random((2, n, 3)) < 0.2 for n in (QUERIES, KEYS)}
-    for rules in RULES + OTHERS:
+    for rules in RULES + _masked_rules():
         seen = np.asarray(rules.seen(0, QUERIES, 0, KEYS))[..., None]  # [B or 1, Sk, Sq, 1]
         if limit is not None:
             seen = seen & (np.arange(KEYS)[:, None, None] >= np.asarray(limit)[:, None])
