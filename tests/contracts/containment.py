@@ -129,6 +129,36 @@ def assert_contained(
         )
 
 
+def assert_early_exit_limits_what_is_lost(
+    implementation: str, *, far: int, dtype: Any = np.float32
+) -> None:
+    """Asserts that a key behind an early exit is not seen, and one in front of it is.
+
+    Each key takes half of the stick, so that it is used up within 20 keys; keys before `far` are of
+    another block than the last ones, and passed over.
+    """
+    length = 2 * far
+    query, key = jnp.zeros((1, 8, 2, 8), dtype), jnp.ones((1, length, 2, 8), dtype)
+
+    @jax.jit
+    def run(key: Any, value: Any) -> Any:
+        def call(*arrays: Any) -> Any:
+            return stickbreaking_attention(*arrays, tolerance=1e-3, implementation=implementation)
+
+        results, pull = jax.vjp(call, query, key, value)
+        return *results, *pull(results)
+
+    clean = [np.asarray(x, np.float64) for x in run(key, key)]
+    assert all(np.isfinite(x).all() for x in clean)
+    # Of one head behind the exit, of the other in front of it.
+    spoilt = key.at[0, : far // 2, 0].set(jnp.nan).at[0, length - 8, 1].set(jnp.nan)
+    for arrays, lost in (((spoilt, key), (0, 1, 2, 3, 4)), ((key, spoilt), (0, 2, 3, 4))):
+        for n, (found, expected) in enumerate(zip(run(*arrays), clean, strict=True)):
+            found = np.asarray(found, np.float64)
+            np.testing.assert_array_equal(found[:, :, 0], expected[:, :, 0], NAMES[n])
+            assert np.isnan(found[0, -1, 1] if n < 3 else found[0, -8, 1]).any() == (n in lost)
+
+
 def _seen(nearest: int, ids: np.ndarray | None, window: int | None) -> np.ndarray:
     distance = np.arange(LENGTH)[:, None] - np.arange(LENGTH)
     seen = (distance >= nearest) & ~HIDDEN

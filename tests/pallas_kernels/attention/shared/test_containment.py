@@ -11,7 +11,12 @@ import pytest
 
 from pallas_kernels.softmax_attention import softmax_attention_and_log_sum
 from pallas_kernels.stickbreaking_attention import stickbreaking_attention
-from tests.contracts.containment import OPERATIONS, POISONS, assert_contained
+from tests.contracts.containment import (
+    OPERATIONS,
+    POISONS,
+    assert_contained,
+    assert_early_exit_limits_what_is_lost,
+)
 
 
 @pytest.mark.parametrize("rules", ["", "segments", "window"])
@@ -22,6 +27,11 @@ def test_what_is_not_finite_reaches_what_sees_it(
 ) -> None:
     for name in POISONS:
         assert_contained(operation, implementation, name, rules=rules)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_early_exit_limits_what_is_lost(implementation: str) -> None:
+    assert_early_exit_limits_what_is_lost(implementation, far=128)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
