@@ -20,6 +20,7 @@ from pallas_kernels.attention.shared.arguments import checked_scale, checked_vis
 from pallas_kernels.attention.shared.blocks import accumulation_dtype
 from pallas_kernels.attention.shared.case import Case
 from pallas_kernels.attention.shared.containment import contained
+from pallas_kernels.attention.shared.masks import Visibility
 from pallas_kernels.attention.shared.widths import at_least_one
 from pallas_kernels.attention.softmax.implementations import (
     IMPLEMENTATIONS,
@@ -110,23 +111,8 @@ def softmax_attention(
         window=window,
         nearest=0 if causal else None,
     )
-    scale = checked_scale(scale, query.shape[-1])
-    name = choose_implementation(implementation, Case.of(query, key, value, visibility))
-    value_width = value.shape[-1]
-    if 0 in (*query.shape[:3], key.shape[1]):
-        return jnp.zeros((*query.shape[:3], value_width), value.dtype)
-    module = REGISTRY.load_implementation(name)
-
-    def attend(*arguments: Any) -> tuple[tuple[Array, ...], None]:
-        return (module.softmax_attention(*arguments, scale=scale),), None
-
-    (output,) = contained(
-        attend,
-        *at_least_one(query, key, value),
-        visibility=visibility,
-        one_query_is=getattr(module, "CONTAINS_ONE_QUERY", False),
-    )
-    return output[..., :value_width]
+    (output,) = _attend(query, key, value, visibility, scale, implementation, log_sum=False)
+    return output
 
 
 def softmax_attention_and_log_sum(
@@ -160,23 +146,39 @@ def softmax_attention_and_log_sum(
         window=window,
         nearest=0 if causal else None,
     )
-    scale = checked_scale(scale, query.shape[-1])
-    case = dataclasses.replace(Case.of(query, key, value, visibility), log_sum=True)
-    name = choose_implementation(implementation, case)
+    results = _attend(query, key, value, visibility, scale, implementation, log_sum=True)
+    return SoftmaxOutput(*results)
+
+
+def _attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    visibility: Visibility,
+    scale: float | None,
+    implementation: str | None,
+    *,
+    log_sum: bool,
+) -> tuple[Array, ...]:
+    """Output, and the log-sum-exp if it is asked for, by the implementation that will run."""
+    factor = checked_scale(scale, query.shape[-1])
+    case = dataclasses.replace(Case.of(query, key, value, visibility), log_sum=log_sum)
+    module = REGISTRY.load_implementation(choose_implementation(implementation, case))
     value_width = value.shape[-1]
     if 0 in (*query.shape[:3], key.shape[1]):
         output = jnp.zeros((*query.shape[:3], value_width), value.dtype)
-        log_sum = jnp.full(query.shape[:3], -jnp.inf, accumulation_dtype(query))
-        return SoftmaxOutput(output, log_sum)
-    module = REGISTRY.load_implementation(name)
+        nothing = jnp.full(query.shape[:3], -jnp.inf, accumulation_dtype(query))
+        return (output, nothing) if log_sum else (output,)
 
     def attend(*arguments: Any) -> tuple[tuple[Array, ...], None]:
-        return module.softmax_attention_and_log_sum(*arguments, scale=scale), None
+        if log_sum:
+            return module.softmax_attention_and_log_sum(*arguments, scale=factor), None
+        return (module.softmax_attention(*arguments, scale=factor),), None
 
-    output, log_sum = contained(
+    output, *rest = contained(
         attend,
         *at_least_one(query, key, value),
         visibility=visibility,
         one_query_is=getattr(module, "CONTAINS_ONE_QUERY", False),
     )
-    return SoftmaxOutput(output[..., :value_width], log_sum)
+    return output[..., :value_width], *rest
