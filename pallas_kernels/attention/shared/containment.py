@@ -151,7 +151,7 @@ def _lost(
 ) -> tuple[jax.Array, jax.Array]:
     """Rows, bool `[B, Sq, H]`, that queries and keys spoil, and those that values spoil."""
     lost_query, lost_key, lost_value = (
-        jnp.any(~jnp.isfinite(x), axis=-1) for x in (query, key, value)
+        _any_along(~jnp.isfinite(x), x.dtype) for x in (query, key, value)
     )
     repeats = query.shape[2] // key.shape[2]
 
@@ -218,7 +218,7 @@ def _marked_backward(
     bad = jnp.zeros_like(lost[0])
     for x, rows in zip(cotangents, lost, strict=True):
         wrong = ~jnp.isfinite(x) | (_beside(rows, x) & (x != 0))
-        bad |= wrong if x.ndim == bad.ndim else jnp.any(wrong, axis=-1)
+        bad |= wrong if x.ndim == bad.ndim else _any_along(wrong, x.dtype)
 
     def find() -> jax.Array:
         seen = keys_seen_by(bad, visibility, keys[0], reached)
@@ -232,6 +232,15 @@ def _marked_backward(
 
 
 _marked.defvjp(_marked_forward, _marked_backward)
+
+
+def _any_along(marks: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`jnp.any(marks, axis=-1)`, as a product.
+
+    Before a reduction, XLA copies arrays of several heads into another layout on TPUs.
+    """
+    numbers = jnp.where(marks, jnp.nan, 0).astype(dtype)
+    return jnp.isnan(numbers @ jnp.ones(marks.shape[-1:], dtype))
 
 
 def _beside(rows: jax.Array, x: jax.Array) -> jax.Array:

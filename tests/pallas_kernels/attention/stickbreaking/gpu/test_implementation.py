@@ -50,10 +50,9 @@ class TestGPU(contract.StickbreakingAttentionContract):
 
 @pytest.mark.verify
 @pytest.mark.usefixtures("_simulated")
-@pytest.mark.parametrize("rules", ["", "segments"])
-def test_what_is_not_finite_reaches_what_sees_it(rules: str) -> None:
-    for name in contained.POISONS:
-        contained.assert_contained("stickbreaking", "gpu", name, rules=rules, dtype=jnp.bfloat16)
+@pytest.mark.parametrize("name", ["padding", "a key of one head", "a query"])
+def test_what_is_not_finite_reaches_what_sees_it(name: str) -> None:
+    contained.assert_contained("stickbreaking", "gpu", name, rules="segments", dtype=jnp.bfloat16)
 
 
 @pytest.mark.verify
