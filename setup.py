@@ -52,7 +52,10 @@ EXTRAS = {
     "gcs": ["etils[epath-gcs]>=1.13"],
     # Checkpoints fetched by their name on the Hugging Face hub.
     "convert": ["huggingface-hub>=1.0"],
+    # Near copies among the documents of a data set.
+    "deduplicate": ["datasketch>=2.0"],
     "test": [
+        "datasketch>=2.0",
         "fsspec>=2025.3",
         # Only to show what its reader takes for true.
         "gguf>=0.19",

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from modbrick.errors import InputError
+from modbrick.errors import InputError, reason
 from modbrick.schema import nearest
 
 BAD_INPUT = 2
+_BYTE_ORDER_MARK = "\ufeff"
 INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -118,7 +119,7 @@ def write_output(flag: flags.FlagHolder[str | None], text: str) -> None:
 
 
 def read_texts(flag: flags.FlagHolder[list[str] | None]) -> list[str]:
-    """Returns the texts of the files that a flag names.
+    """Returns the texts of the files that a flag names, without a byte order mark.
 
     Raises:
       InputError: names the flag and the file that cannot be read.
@@ -126,10 +127,11 @@ def read_texts(flag: flags.FlagHolder[list[str] | None]) -> list[str]:
     texts = []
     for name in flag.value or ():
         try:
-            texts.append(epath.Path(name).read_text(encoding="utf-8"))
+            path = epath.Path(os.path.expanduser(name))
+            texts.append(path.read_text(encoding="utf-8").removeprefix(_BYTE_ORDER_MARK))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"--{flag.name} {name} cannot be read as UTF-8 text ({error})"
+                f"--{flag.name} {name} cannot be read as UTF-8 text ({reason(error)})"
             ) from error
     return texts
 

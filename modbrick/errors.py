@@ -1,7 +1,13 @@
 """Errors that a user can cause and can mend."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+MOST_LISTED = 20
+"""Items in one message."""
+
+LONGEST_ITEM = 300
+"""Characters of one of them."""
 
 
 class InputError(ValueError):
@@ -18,6 +24,27 @@ class InputError(ValueError):
         ...     print(error)
         no checkpoint in ...nowhere: name a run's directory or a checkpoint
     """
+
+
+def listed(items: Iterable[object], separator: str = ", ") -> str:
+    """Returns items as part of a message: the first ones, and how many more there are.
+
+    Args:
+      items: in order of importance; each is shown as its text.
+      separator: between them.
+    """
+    texts = [str(item) for item in items]
+    shown = [
+        text if len(text) <= LONGEST_ITEM else f"{text[:LONGEST_ITEM]}..."
+        for text in texts[:MOST_LISTED]
+    ]
+    more = len(texts) - len(shown)
+    return separator.join([*shown, f"and {more:,} more"] if more else shown)
+
+
+def reason(error: BaseException) -> str:
+    """Returns what an error says, for a message that names the file: without the path in it."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union
 
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -37,7 +37,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(known)}" if known else "none is known here"
+    return f"known: {listed(known)}" if known else "none is known here"
 
 
 def from_mapping[T](cls: type[T], data: Any, path: str = "") -> T:

@@ -1,13 +1,11 @@
 """Continues texts with a model, printing each as it comes.
 
     python scripts/generate.py --checkpoint=DIR --prompt=TEXT [--prompt=TEXT ...]
-    [--prompt_file=FILE] [--max_new_tokens=N --temperature=T --top_k=K --top_p=P | --greedy]
-    [--seed=N --stop=TEXT --attention_tolerance=T --bricks=FILE,FILE --json]
+    [--greedy --max_new_tokens=N --stop=TEXT --special_tokens --bricks=FILE,FILE --json ...]
 
-Several prompts run as one batch. Prompt i is drawn with seed + i, so that what it gets does not
-depend on the others; it may be empty where documents have a start token. A continuation also ends
-with its document. Standard output gets prompts and continuations, or with --json one JSON object as
-its last line; standard error the rest.
+Prompt i is drawn with seed + i, so that what it gets does not depend on the others; it may be empty
+where documents have a start token. A continuation also ends with its document. Standard output gets
+prompts and continuations, or with --json one JSON object as its last line; standard error the rest.
 """
 
 from __future__ import annotations
@@ -41,6 +39,7 @@ TOP_P = flags.DEFINE_float("top_p", None, "Draw from the likeliest that reach th
 GREEDILY = flags.DEFINE_bool("greedy", False, "Always take the likeliest token.")
 TOLERANCE = flags.DEFINE_float("attention_tolerance", 0.0, "Early exit, below 1; 0: off, exact.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+SPECIAL = flags.DEFINE_bool("special_tokens", False, "Prompts may name special tokens.")
 STOP = flags.DEFINE_multi_string("stop", [], "Text that ends a continuation and is left out.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
 
@@ -68,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
         sampling=GREEDY if GREEDILY.value else draw,
         seed=SEED.value,
         stop=STOP.value,
+        special_tokens=SPECIAL.value,
         on_text=None if JSON.value else Printer(texts).write,
     )
     if JSON.value:

@@ -23,7 +23,8 @@ def draw_loss(records: list[dict[str, Any]], path: str) -> None:
     """
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     training = [(r["step"], r["next_token"]) for r in records if "next_token" in r]
-    held_out = [(r["step"], r["evaluation"]["loss"]) for r in records if "evaluation" in r]
+    evaluated = [(r["step"], r["evaluation"]) for r in records if "evaluation" in r]
+    held_out = [(step, found["loss"]) for step, found in evaluated if "loss" in found]
     axes.plot(*zip(*training, strict=True), label="training", linewidth=1)
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", label="held out", markersize=4)

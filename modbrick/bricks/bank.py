@@ -49,18 +49,16 @@ class Bank:
                 read = dropped(inputs, offer, place.ids[..., 0], self.rates)
                 outputs = self._chosen(read[0], outputs, place, read[1])
             return outputs
-        for brick in range(len(self.rows)):
-            row = self.rows[brick]
-            leaves = {
-                name: jax.lax.dynamic_slice_in_dim(leaf, jnp.maximum(row, 0), 1)
-                for name, leaf in self.leaves.items()
-            }
+        # They are stacked in the order of their ids.
+        for row in range(len(next(iter(self.leaves.values())))):
+            here = self.rows == row
+            leaves = {name: leaf[row : row + 1] for name, leaf in self.leaves.items()}
             read = (inputs, offer)
             if drops:
-                ids = jnp.full(inputs.shape[:2], brick, jnp.int32)
+                ids = jnp.full(inputs.shape[:2], jnp.argmax(here), jnp.int32)
                 read = dropped(inputs, offer, ids, self.rates)
             changed = self.form(leaves, read[0], outputs, None, read[1])
-            outputs = jnp.where(row >= 0, changed, outputs)
+            outputs = jnp.where(here.any(), changed, outputs)
         return outputs
 
     def _chosen(self, inputs: Array, outputs: Array, choice: Choice, offer: Offer) -> Array:

@@ -13,7 +13,7 @@ from modbrick.bricks.config import BrickConfig
 from modbrick.bricks.kinds.kind import LeafInfo
 from modbrick.bricks.table import leaf_path, leaves
 from modbrick.config import ModelConfig
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Brick:
           InputError: it does not fit; lists every mismatch.
         """
         if remarks := self.mismatches(model):
-            raise InputError(f"brick {name} does not fit the model: {'; '.join(remarks)}")
+            raise InputError(f"brick {name} does not fit the model: {listed(remarks, '; ')}")
         parameters = {}
         for place, leaf, _ in leaves(model, self.config):
             layers = [jnp.asarray(self.values[f"{address}.{leaf}"]) for address in place.addresses]

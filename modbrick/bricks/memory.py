@@ -27,9 +27,10 @@ class MemoryBank:
     def __call__(self, attended: Attended, choice: Choice | None) -> Attended:
         """Returns what tokens have after their bricks; without a choice, after all in order."""
         if choice is None:
-            leaves = {name: leaf[jnp.maximum(self.rows, 0)] for name, leaf in self.leaves.items()}
-            # Of length 0 is what is not here.
-            leaves["length"] = jnp.where(self.rows >= 0, leaves["length"], 0.0)
+            # They are stacked in the order of their ids; of length 0 is what is not here.
+            length = self.leaves["length"]
+            here = (self.rows[:, None] == jnp.arange(len(length))).any(0)
+            leaves = {**self.leaves, "length": jnp.where(here, length, 0.0)}
             return self.form(leaves, attended, None)
         choice = choice.of(self.rows)
         changed = self.form(self.leaves, attended, choice)

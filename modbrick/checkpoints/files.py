@@ -24,7 +24,7 @@ from modbrick.checkpoints.metadata import DamagedError, Description, seal, unsea
 from modbrick.checkpoints.parts import Part
 from modbrick.checkpoints.workdir.directory import write_text
 from modbrick.checkpoints.workdir.link import plain_path
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed, reason
 from modbrick.parameters import nest
 
 METADATA = "metadata"
@@ -96,7 +96,7 @@ def open_again(path: epath.Path, description: Description) -> None:
             arrays = named_leaves(found.get(part) or {})
             missing = [n for n, x in table.items() if 0 not in x.shape and n not in arrays]
             if missing:
-                raise DamagedError(f"{part} are missing: {', '.join(missing)}")
+                raise DamagedError(f"{part} are missing: {listed(missing)}")
     except (DamagedError, *_READING) as error:
         raise OSError(f"it cannot be opened again: {first_line(error)}") from error
 
@@ -183,7 +183,7 @@ def read_arrays(
         sums = checksums(loaded, parts)
         wrong = [name for name, value in sums.items() if value != table[name].checksum]
         if wrong:
-            raise DamagedError(f"{part} do not agree with their checksums: {', '.join(wrong)}")
+            raise DamagedError(f"{part} do not agree with their checksums: {listed(wrong)}")
         for name in names:
             restored = _restored(loaded.pop(name, None), targets[name])
             result[name] = restored.astype(targets[name].dtype) if cast else restored
@@ -219,8 +219,8 @@ def _load(path: epath.Path, items: dict[str, Any], *, partial: bool) -> dict[str
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, not too long."""
-    lines = str(error).strip(" '\"\n").splitlines() or [type(error).__name__]
+    """Returns the first line of what an error says, not too long."""
+    lines = reason(error).strip(" '\"\n").splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."
 
 

@@ -13,6 +13,7 @@ from etils import epath
 
 from modbrick.checkpoints.metadata import DamagedError
 from modbrick.checkpoints.workdir.directory import is_local, write_text
+from modbrick.errors import listed
 from modbrick.parallel.processes import everywhere
 
 _NAME = "files.json"
@@ -91,7 +92,7 @@ def verify_inventory(
         elif crc is not None and not sizes_only and _crc(file) != crc:
             wrong.append(f"{name} has another checksum")
     if wrong:
-        raise DamagedError("; ".join(wrong))
+        raise DamagedError(listed(wrong, "; "))
 
 
 def _files(path: epath.Path) -> list[epath.Path]:

@@ -23,7 +23,7 @@ from modbrick.checkpoints.workdir.directory import (
     write_text,
 )
 from modbrick.config import ModelConfig
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 
 TOKENIZER = "tokenizer"
 
@@ -111,7 +111,7 @@ def load_checkpoint(
         wanted = _wanted(description, model, paths, dtype, shardings)
         remarks = Wanted({}, wanted).mismatches(description.parameters)
         if remarks:
-            raise InputError(f"{path} does not fit the model: {'; '.join(remarks)}")
+            raise InputError(f"{path} does not fit the model: {listed(remarks, '; ')}")
         if paths is not None:
             wanted = {name: leaf for name, leaf in wanted.items() if name in paths}
         verify_checkpoint(path, description, optimizer=False, sizes_only=paths is not None)
@@ -167,7 +167,7 @@ def save_model(
     }
     remarks = mismatches(saved, metadata.table().abstract(dtypes))
     if remarks:
-        raise InputError(f"the parameters do not fit the model: {'; '.join(remarks)}")
+        raise InputError(f"the parameters do not fit the model: {listed(remarks, '; ')}")
     path = target / CHECKPOINTS / str(step)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def tokenizer_file(directory: epath.PathLike) -> epath.Path:
     for candidate in candidates:
         if candidate.exists():
             return candidate
-    raise InputError(f"{path} has no tokenizer: {candidates[0]} does not exist")
+    raise InputError(f"{path} has no tokenizer: there is no {TOKENIZER}/tokenizer.json in it")
 
 
 def _wanted(

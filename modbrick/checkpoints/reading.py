@@ -20,7 +20,7 @@ from modbrick.checkpoints.inventory import verify_files
 from modbrick.checkpoints.leaves import Leaf, abstract, mismatches, named_leaves
 from modbrick.checkpoints.metadata import DamagedError, Description, Metadata
 from modbrick.checkpoints.parts import Part, SplitParameters, join, others, take
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.parallel.processes import everywhere
 
 Piece = tuple[str, Part | None]
@@ -209,7 +209,7 @@ def restore(path: epath.Path, abstract_parameters: Any, abstract_optimizer: Any)
     if optimizer is not None:
         remarks += mismatches(description.optimizer or {}, optimizer, "optimizer.")
     if remarks:
-        raise InputError(f"{path} does not fit: {'; '.join(remarks)}")
+        raise InputError(f"{path} does not fit: {listed(remarks, '; ')}")
     verify_checkpoint(path, description, optimizer=optimizer is not None)
 
     def read() -> tuple[Any, Any]:

@@ -35,6 +35,7 @@ from modbrick.checkpoints.metadata import (
 from modbrick.checkpoints.parts import Part, others
 from modbrick.checkpoints.workdir.directory import write_text
 from modbrick.checkpoints.workdir.link import plain_path
+from modbrick.errors import listed
 
 SLICE = 8 << 20
 """Bytes of a slice, about: what a reader that wants less still reads."""
@@ -179,7 +180,11 @@ Reads = list[tuple[tuple[slice, ...], ts.Future]]
 
 
 class SliceReader:
-    """Reads the parameters of a checkpoint in slices, and verifies them when all were read."""
+    """Reads the parameters of a checkpoint in slices, and verifies them when all were read.
+
+    Attributes:
+      not_finite: number of such values by parameter, of the slices that were read.
+    """
 
     def __init__(self, path: epath.Path, description: Description):
         """Opens the arrays, those of its base too.
@@ -193,6 +198,7 @@ class SliceReader:
         """
         self._table = description.parameters
         self._sums = dict.fromkeys(self._table, 0)
+        self.not_finite = collections.Counter[str]()
         self._arrays: dict[str, list[tuple[Part | None, ts.TensorStore]]] = {
             name: [] for name in self._table
         }
@@ -236,6 +242,7 @@ class SliceReader:
                 piece = np.asarray(future.result()).reshape([s.stop - s.start for s in place])
             summary = slice_summary(piece, [s.start for s in place], leaf.shape)
             self._sums[name] = (self._sums[name] + summary.checksum) % 2**32
+            self.not_finite[name] += summary.not_finite
             if place == index:
                 return piece
             pairs = zip(place, index, strict=True)
@@ -250,7 +257,7 @@ class SliceReader:
         """
         wrong = [name for name, leaf in self._table.items() if self._sums[name] != leaf.checksum]
         if wrong:
-            raise DamagedError(f"parameters do not agree with their checksums: {', '.join(wrong)}")
+            raise DamagedError(f"parameters do not agree with their checksums: {listed(wrong)}")
 
 
 @contextlib.contextmanager

@@ -56,6 +56,7 @@ class YarnScaling:
       original_context: context length before stretching, in tokens.
       beta_fast, beta_slow: the ramp's bounds, in rotations over the original context.
       attention_factor: multiplier of the rotated queries and keys; None: 0.1 ln(factor) + 1.
+      truncated: the ramp begins and ends at whole pairs.
     """
 
     factor: float = 1.0
@@ -63,6 +64,7 @@ class YarnScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    truncated: bool = True
     kind: Literal["yarn"] = "yarn"
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from modbrick.config import LayerConfig, ModelConfig
 from modbrick.convert.format import Format, Row
 from modbrick.convert.transforms import Shape, Transform
 from modbrick.decoder.functional import parameter_table
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.formats.stored_tensor import StoredTensor
 from modbrick.parameters import ParameterInfo, ParameterTable
 
@@ -42,6 +42,7 @@ class Place:
       transform: of each.
       axis: of the tensor.
       layer: that it belongs to; None: to none.
+      also: other names that the tensor may have in files.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Place:
     transform: Transform
     axis: int
     layer: LayerConfig | None
+    also: tuple[str, ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -145,7 +147,7 @@ def correspondence(form: Format, model: ModelConfig) -> Correspondence:
         if len(parts.get(info.path, {})) != _count(info, parts.get(info.path, {}))
     ]
     if homeless:
-        raise InputError(f"format {form.name} has no place for {', '.join(homeless)}")
+        raise InputError(f"format {form.name} has no place for {listed(homeless)}")
     return Correspondence(parameters, places, parts, _aliases(form, model))
 
 
@@ -153,7 +155,7 @@ def _places(form: Format, model: ModelConfig, parameters: ParameterTable) -> Ite
     for row in form.outer:
         infos = _infos(row, "", parameters)
         if infos:
-            yield _place(row, row.name, infos, (), None)
+            yield _place(row, infos, (), None)
     for number, segment in enumerate(model.segments):
         rows = form.layer(segment.layer)
         listed = [(row, _infos(row, f"segments.{number}.", parameters)) for row in rows]
@@ -163,9 +165,8 @@ def _places(form: Format, model: ModelConfig, parameters: ParameterTable) -> Ite
                     continue
                 layer = infos[0].first_layer + index
                 for expert in range(infos[0].bank_shape[1]) if row.by_expert else [None]:
-                    name = row.name.format(layer=layer, expert=expert)
                     where = (index,) if expert is None else (index, expert)
-                    yield _place(row, name, infos, where, segment.layer)
+                    yield _place(row, infos, where, segment.layer, layer=layer, expert=expert)
 
 
 def _infos(row: Row, prefix: str, parameters: ParameterTable) -> list[ParameterInfo]:
@@ -174,7 +175,7 @@ def _infos(row: Row, prefix: str, parameters: ParameterTable) -> list[ParameterI
     present = [path for path in paths if path in parameters]
     if present and len(present) < len(paths):
         absent = ", ".join(sorted(set(paths) - set(present)))
-        raise InputError(f"{row.name} holds {', '.join(paths)}, but the model has no {absent}")
+        raise InputError(f"{row.name} holds {listed(paths)}, but the model has no {absent}")
     infos = [parameters[path] for path in present]
     for info in infos:
         if row.by_expert and "expert" not in info.axes:
@@ -186,13 +187,14 @@ def _infos(row: Row, prefix: str, parameters: ParameterTable) -> list[ParameterI
 
 def _place(
     row: Row,
-    name: str,
     infos: list[ParameterInfo],
     index: tuple[int, ...],
-    layer: LayerConfig | None,
+    config: LayerConfig | None,
+    **numbers: int | None,
 ) -> Place:
     parts = tuple(Part(info.path, index, info.shape[len(index) :]) for info in infos)
-    return Place(name, parts, row.transform, row.axis, layer)
+    name, *also = (spelling.format(**numbers) for spelling in (row.name, *row.also))
+    return Place(name, parts, row.transform, row.axis, config, tuple(also))
 
 
 def _count(info: ParameterInfo, parts: Mapping[tuple[int, ...], object]) -> int:

@@ -14,16 +14,15 @@ import numpy as np
 from etils import epath
 
 from modbrick.checkpoints import Description, describe, locate
-from modbrick.checkpoints.loading import TOKENIZER
 from modbrick.checkpoints.metadata import DamagedError
 from modbrick.checkpoints.slices import SLICE, SliceReader
 from modbrick.checkpoints.workdir.directory import is_local
 from modbrick.convert.correspondence import Correspondence, Place, correspondence
 from modbrick.convert.format import Format
-from modbrick.convert.huggingface.directory import TOKENIZER_FILES
 from modbrick.convert.huggingface.exported_config import foreign_config
 from modbrick.convert.huggingface.shards import INDEX, METADATA, divide, index_text
-from modbrick.errors import InputError
+from modbrick.convert.tokenizer import copy_tokenizer
+from modbrick.errors import InputError, listed
 from modbrick.formats.safetensors import DTYPES, SafetensorsWriter, TensorSpec
 from modbrick.staging import require_new, staging
 
@@ -127,7 +126,7 @@ def correspondence_for_export(form: Format, description: Description) -> Corresp
     stored = {path: leaf.shape for path, leaf in description.parameters.items()}
     if expected != stored:
         wrong = sorted(set(expected.items()) ^ set(stored.items()))
-        names = ", ".join(dict.fromkeys(path for path, _ in wrong))
+        names = listed(dict.fromkeys(path for path, _ in wrong))
         raise InputError(f"the checkpoint does not fit its own model: {names}")
     return places
 
@@ -137,6 +136,7 @@ def export_checkpoint(
     target: str | Path,
     *,
     max_shard_size: int = SHARD,
+    allow_not_finite: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, list[str]]:
     """Writes `config.json`, safetensors with an index, and the tokenizer's files.
@@ -148,13 +148,16 @@ def export_checkpoint(
       export: a prepared export.
       target: new or empty, on a local disk.
       max_shard_size: bytes of values in one file, at least 1.
+      allow_not_finite: infinities and values that are no number are written too, as they always are
+        where the import took them along.
       progress: called with how many bytes of tensors were written since the last time.
 
     Returns:
       The names of the tensors in each file.
 
     Raises:
-      InputError: the target holds something, the checkpoint is damaged, or writing fails.
+      InputError: the target holds something, the checkpoint is damaged or has values that are not
+        finite (names the tensors), or writing fails.
 
     Examples:
         >>> import modbrick
@@ -175,7 +178,7 @@ def export_checkpoint(
             (directory / "config.json").write_text(text, encoding="utf-8")
             if len(files) > 1:
                 (directory / INDEX).write_text(index_text(export.tensors, files), encoding="utf-8")
-            _copy_tokenizer(export.path, directory)
+            copy_tokenizer(export.path, export.description.metadata, directory)
             pieces = _pieces(reader, export)
             for file, names in files.items():
                 specs = {name: export.tensors[name] for name in names}
@@ -187,9 +190,19 @@ def export_checkpoint(
                         left -= values.nbytes
                         progress(values.nbytes)
             reader.verify()
+            _require_finite(reader, export, allowed=allow_not_finite)
     except DamagedError as error:
         raise InputError(f"{export.path} is damaged ({error}): use another step") from error
     return files
+
+
+def _require_finite(reader: SliceReader, export: Export, *, allowed: bool) -> None:
+    counts = [f"{count} in {path}" for path, count in (+reader.not_finite).items()]
+    if counts and not allowed and "not_finite" not in export.description.metadata.extra:
+        raise InputError(
+            f"{export.path}: weights are not finite: {listed(counts, '; ')} (export "
+            "--allow_not_finite writes them all the same)"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,17 +288,3 @@ def _parts(piece: _Piece) -> list[Any]:
 
 def _size(index: tuple[slice, ...]) -> int:
     return int(np.prod([span.stop - span.start for span in index], dtype=np.int64))
-
-
-def _copy_tokenizer(path: epath.Path, directory: Path) -> None:
-    """Copies the tokenizer's files; where there is only `tokenizer.json`, says how to load it."""
-    places = [place / TOKENIZER for place in (path, *list(path.parents)[:2])]
-    found = [place for place in places if (place / "tokenizer.json").exists()]
-    if not found:
-        return
-    for name in TOKENIZER_FILES:
-        if (found[0] / name).exists():
-            (directory / name).write_bytes((found[0] / name).read_bytes())
-    if not (directory / "tokenizer_config.json").exists():
-        text = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n"
-        (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")

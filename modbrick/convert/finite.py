@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from modbrick.convert.opening import OpenedSource
-
-MOST_NAMED = 20
-"""Tensors named in one message."""
+from modbrick.errors import listed
 
 
 class NotFinite:
@@ -43,10 +41,8 @@ class NotFinite:
         by_tensor: dict[str, int] = {}
         for name, count in self._counts.values():
             by_tensor[name] = by_tensor.get(name, 0) + count
-        named = [f"{count} in {name}" for name, count in list(by_tensor.items())[:MOST_NAMED]]
-        more = len(by_tensor) - len(named)
+        named = listed([f"{count} in {name}" for name, count in by_tensor.items()], "; ")
         return (
-            f"{self._checkpoint.source.path}: {len(self)} weights are not finite: "
-            f"{'; '.join(named)}{f'; and {more} more tensors' if more else ''} "
+            f"{self._checkpoint.source.path}: {len(self)} weights are not finite: {named} "
             "(convert_checkpoint.py import --allow_not_finite imports them all the same)"
         )

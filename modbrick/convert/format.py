@@ -21,6 +21,9 @@ follows from the table. To write one:
    in that order, each in that transform (gate and up; query, key and value). Transforms are in
    `transforms.py`; another one is a class with the same methods.
 
+   Where the original also reads other files, a row says by what names they know the same tensor
+   (`also=`), and `Format.other_layers` how they lay out a layer. Both are only read.
+
    *A row applies where the model has its parameters*: biases, query/key norms, routers and an
    untied head need no condition, they are simply listed. Only where one parameter has different
    names does `layer` look at the layer's config (dense or sparse, the kind of router).
@@ -75,12 +78,14 @@ class Row:
       name: of the tensor, with `{layer}` and `{expert}` where it has such indices.
       transform: of each part.
       axis: of the tensor, along which several parts follow each other.
+      also: other names under which files may hold the tensor.
     """
 
     paths: tuple[str, ...]
     name: str
     transform: Transform = SAME
     axis: int = 0
+    also: tuple[str, ...] = ()
 
     @property
     def by_expert(self) -> bool:
@@ -88,14 +93,21 @@ class Row:
         return "{expert}" in self.name
 
 
-def row(path: str, name: str, transform: Transform = SAME) -> Row:
+def row(path: str, name: str, transform: Transform = SAME, *, also: tuple[str, ...] = ()) -> Row:
     """Returns the row of a tensor that holds one parameter."""
-    return Row((path,), name, transform)
+    return Row((path,), name, transform, also=also)
 
 
-def fused(paths: tuple[str, ...], name: str, transform: Transform = SAME, *, axis: int) -> Row:
+def fused(
+    paths: tuple[str, ...],
+    name: str,
+    transform: Transform = SAME,
+    *,
+    axis: int,
+    also: tuple[str, ...] = (),
+) -> Row:
     """Returns the row of a tensor that holds several parameters along its axis `axis`."""
-    return Row(paths, name, transform, axis)
+    return Row(paths, name, transform, axis, also)
 
 
 def in_every_layer(*rows: Row) -> Callable[[LayerConfig], tuple[Row, ...]]:
@@ -130,6 +142,10 @@ class Format:
       layer: returns the rows of a layer.
       read_config: translates a config; see the module's docstring.
       write_config: the inverse; None: the format is only read.
+      other_layers: other tables of a layer, by which files are read that do not have the tensors of
+        `layer`.
+      base: what the names of all tensors but the head's begin with; files of the model without its
+        head may leave it out.
       layers_key: the key of a config that counts layers. It is compared with the number of tensors
         before anything of such a size is made.
       ignored: matches the names of tensors that carry nothing (constant buffers) in files.
@@ -143,6 +159,8 @@ class Format:
     layer: Callable[[LayerConfig], tuple[Row, ...]]
     read_config: Callable[[Mapping[str, Any], str], Translation]
     write_config: Callable[[Translation], dict[str, Any]] | None
+    other_layers: tuple[Callable[[LayerConfig], tuple[Row, ...]], ...] = ()
+    base: str = ""
     layers_key: str = "num_hidden_layers"
     ignored: re.Pattern[str] | None = None
     container: Literal["directory", "gguf"] = "directory"

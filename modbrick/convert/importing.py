@@ -17,9 +17,10 @@ from modbrick.checkpoints.files import first_line
 from modbrick.checkpoints.loading import TOKENIZER
 from modbrick.checkpoints.slices import SliceWriter, StoredForm, piece_shape
 from modbrick.checkpoints.workdir.directory import CHECKPOINTS
+from modbrick.convert.correspondence import correspondence
 from modbrick.convert.finite import NotFinite
 from modbrick.convert.opening import OpenedSource
-from modbrick.convert.tokenizer import read_tokenizer
+from modbrick.convert.tokenizer import SourceTokenizer, read_tokenizer
 from modbrick.data import Tokenizer
 from modbrick.errors import InputError
 from modbrick.staging import staging
@@ -35,7 +36,7 @@ class Imported:
       values: number of parameters.
       bytes: of the stored values.
       not_finite: values that are infinite or no number.
-      tokenizer: whether there is one.
+      tokenizer: the one that came along, or none, and what is to be said of it.
     """
 
     source: OpenedSource
@@ -43,7 +44,7 @@ class Imported:
     values: int
     bytes: int
     not_finite: int
-    tokenizer: bool
+    tokenizer: SourceTokenizer
 
     def to_mapping(self) -> dict[str, Any]:
         """Returns JSON-able data; `objective` has the weights of the original's router losses."""
@@ -54,15 +55,15 @@ class Imported:
             "bytes": self.bytes,
             "layers": len(self.source.model.layers),
             "objective": dict(self.source.translation.objective),
-            "tokenizer": self.tokenizer,
+            "tokenizer": self.tokenizer.tokenizer is not None,
         }
 
     def remarks(self) -> Iterator[str]:
         """Yields in a line each what may surprise whoever uses the result."""
-        if not self.tokenizer:
-            yield f"no tokenizer: {self.source.source.path} has no tokenizer.json"
+        yield from self.tokenizer.remarks
         if self.not_finite:
             yield f"{self.not_finite} weights are not finite"
+        yield from self.source.remarks
 
 
 def import_checkpoint(
@@ -70,6 +71,7 @@ def import_checkpoint(
     target: str | Path,
     *,
     dtype: str | None = None,
+    tokenizer: str | None = None,
     allow_not_finite: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Imported:
@@ -83,12 +85,15 @@ def import_checkpoint(
       target: new or empty, on a local disk.
       dtype: of all parameters (`float32`, `bfloat16`); None: as they are in the source, so that
         nothing is rounded and nothing grows. Training keeps float32 whatever is stored.
-      allow_not_finite: infinities and values that are no number come along.
+      tokenizer: None: the source's, if it has one that is read; `none`: none; else a file or
+        directory with another.
+      allow_not_finite: infinities and values that are no number come along; the checkpoint says so,
+        and is loaded and exported all the same.
       progress: called with how many bytes of the stored values were written since the last time.
 
     Raises:
-      InputError: the target holds something, the tokenizer does not fit, the source proves damaged
-        in reading, or has values that are not finite (names the tensors); or writing fails.
+      InputError: the target holds something, the tokenizer or a tensor proves damaged in reading,
+        there are values that are not finite (names the tensors); or writing fails.
 
     Examples:
         >>> import modbrick
@@ -98,12 +103,11 @@ def import_checkpoint(
         True
     """
     with staging(Path(target)) as directory:
-        files = checkpoint.source.tokenizer()
-        tokenizer = read_tokenizer(checkpoint, files)
-        if files:
-            (directory / TOKENIZER).mkdir()
-        for name, content in files.items():
-            (directory / TOKENIZER / name).write_bytes(content)
+        found = _tokenizer(checkpoint, tokenizer)
+        for name, content in found.files.items():
+            file = directory / TOKENIZER / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
         forms = {
             info.path: _stored_form(checkpoint, info.path, dtype)
             for info in checkpoint.correspondence.parameters
@@ -117,7 +121,7 @@ def import_checkpoint(
                     progress(values.nbytes)
                 if broken and not allow_not_finite:
                     raise InputError(broken.complaint())
-                writer.finish(0, _metadata(checkpoint, forms, tokenizer))
+                writer.finish(0, _metadata(checkpoint, forms, found.tokenizer, len(broken)))
         except InputError:
             raise
         except (OSError, ValueError, RuntimeError) as error:  # what TensorStore and Orbax raise
@@ -132,8 +136,18 @@ def import_checkpoint(
         int(sum(sizes)),
         sum(stored),
         len(broken),
-        tokenizer is not None,
+        found,
     )
+
+
+def _tokenizer(checkpoint: OpenedSource, chosen: str | None) -> SourceTokenizer:
+    """Reads the tokenizer; one that cannot be read does not keep anybody from the weights."""
+    try:
+        return read_tokenizer(checkpoint, chosen)
+    except InputError as error:
+        raise InputError(
+            f"{error} (--tokenizer=none leaves the tokenizer out, --tokenizer=PATH takes another)"
+        ) from None
 
 
 def _pieces(
@@ -183,19 +197,26 @@ def _stored_form(checkpoint: OpenedSource, path: str, dtype: str | None) -> Stor
 
 
 def _metadata(
-    checkpoint: OpenedSource, forms: dict[str, StoredForm], tokenizer: Tokenizer | None
+    checkpoint: OpenedSource,
+    forms: dict[str, StoredForm],
+    tokenizer: Tokenizer | None,
+    not_finite: int,
 ) -> Metadata:
     extra: dict[str, Any] = {
         "imported": checkpoint.form.name,
         "objective": dict(checkpoint.translation.objective),
     }
+    if not_finite:
+        extra["not_finite"] = not_finite
     if checkpoint.form.container == "directory":
         extra["config"] = dict(checkpoint.source.config)
+    if checkpoint.ignored_keys:
+        extra["ignored_keys"] = dict(checkpoint.ignored_keys)
     # So that an export can write each tensor in its own dtype, where neighbours differ.
     dtypes = {
-        name: str(checkpoint.tensors[name].dtype)
-        for name, place in checkpoint.correspondence.places.items()
-        if any(forms[part.path].dtype != checkpoint.tensors[name].dtype for part in place.parts)
+        name: str(checkpoint.dtype_of(place.parts[0]))
+        for name, place in correspondence(checkpoint.form, checkpoint.model).places.items()
+        if any(forms[part.path].dtype != checkpoint.dtype_of(part) for part in place.parts)
     }
     if dtypes:
         extra["dtypes"] = dtypes

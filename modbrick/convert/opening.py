@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from modbrick.config import ModelConfig
-from modbrick.convert.correspondence import Correspondence, correspondence
+from modbrick.convert.correspondence import Correspondence, Part, correspondence
 from modbrick.convert.format import Format, Translation
 from modbrick.convert.gguf.header import is_gguf
 from modbrick.convert.gguf.source import open_gguf
+from modbrick.convert.gguf.values import shown
 from modbrick.convert.huggingface.directory import open_directory
+from modbrick.convert.huggingface.keys import noise, without_keys
 from modbrick.convert.registry import recognise
 from modbrick.convert.source import Source
-from modbrick.errors import InputError, located
+from modbrick.convert.tensor_names import tensors_by_name
+from modbrick.errors import InputError, listed, located
 from modbrick.formats.stored_tensor import StoredTensor
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(jnp.bfloat16))
 """Of the weights; each is exact in float32."""
+
+ROUNDED = np.dtype(np.float64)
+"""Of weights that are rounded to float32 as they are read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +43,8 @@ class OpenedSource:
       translation: what the config says.
       correspondence: which tensor holds what.
       tensors: by name, exactly those of the correspondence.
+      ignored_keys: what stood in the config under keys that were to be ignored.
+      remarks: what may surprise whoever uses the model, in a line each.
     """
 
     source: Source
@@ -43,6 +52,8 @@ class OpenedSource:
     translation: Translation
     correspondence: Correspondence
     tensors: Mapping[str, StoredTensor]
+    ignored_keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def model(self) -> ModelConfig:
@@ -54,6 +65,13 @@ class OpenedSource:
         parts = self.correspondence.parts[path].values()
         dtypes = {self.tensors[place.name].dtype for place, _ in parts}
         return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+    def dtype_of(self, part: Part) -> np.dtype:
+        """Returns the dtype of the tensor that holds a part, however finely files divide it."""
+        parts = self.correspondence.parts[part.path]
+        depth = len(next(iter(parts)))
+        place, _ = parts[(*part.index, *(0,) * depth)[:depth]]
+        return self.tensors[place.name].dtype
 
     def read(
         self,
@@ -104,17 +122,19 @@ def open_source(path: str | Path) -> Source:
     return open_gguf(path) if is_gguf(path) else open_directory(path)
 
 
-def open_checkpoint(path: str | Path) -> OpenedSource:
+def open_checkpoint(path: str | Path, *, ignore_keys: Collection[str] = ()) -> OpenedSource:
     """Recognises the format of a source, reads its config and headers, and compares them.
 
     Args:
       path: a directory with `config.json` and weights (safetensors or `.bin`, sharded or not), or a
         GGUF file.
+      ignore_keys: keys of the config that are read as if they were not there, because the caller
+        knows that the model does not depend on them; `rope_scaling.odd` is one within another.
 
     Raises:
-      InputError: what `open_source` refuses; an unknown format; a model that cannot be represented
-        exactly; or tensors that are missing, unexpected, or of the wrong shape or dtype, each of
-        them by name.
+      InputError: what `open_source` refuses; an unknown format; a key to ignore that is not there;
+        a model that cannot be represented exactly; or tensors that are missing, unexpected, or of
+        the wrong shape or dtype, each of them by name.
 
     Examples:
         >>> import modbrick
@@ -124,26 +144,76 @@ def open_checkpoint(path: str | Path) -> OpenedSource:
     """
     source = open_source(path)
     form = recognise(source.container, source.model_type, source.where)
+    config, ignored = without_keys(source.config, ignore_keys, source.where)
+    if source.container == "gguf":
+        ignored = {key: shown(value) for key, value in ignored.items()}  # arrays of any size
+    source = dataclasses.replace(source, config=config)
     _check_layers(form, source)
-    translation = form.read_config(source.config, source.where)
+    translation = form.read_config(config, source.where)
     _check_sizes(translation.model, source)
-    with located(source.where):
-        places = correspondence(form, translation.model)
-    tensors = _without_alias(places, source)
+    places, tensors = _places(form, translation.model, source)
     problems, found = [], {}
     for name, place in places.places.items():
         tensor = tensors.pop(name, None)
         problems += [f"{name} {problem}" for problem in _problems(tensor, place.shape)]
         if tensor is not None:
-            found[name] = tensor
-    problems += [
+            found[name] = _rounded(tensor)
+    others = [
         f"{name} is not expected"
         for name in tensors
         if form.ignored is None or not form.ignored.fullmatch(name)
     ]
-    if problems:
-        raise InputError(f"{path}: {len(problems)} tensors do not fit: {'; '.join(problems)}")
-    return OpenedSource(source, form, translation, places, found)
+    if problems or others:
+        # Each list by itself: where all are missing, the others tell their names from ours.
+        named = "; ".join(listed(group, "; ") for group in (problems, others) if group)
+        count = len(problems) + len(others)
+        raise InputError(f"{path}: {count} tensors do not fit: {named}")
+    remarks = _remarks(source, ignored)
+    return OpenedSource(source, form, translation, places, found, ignored, remarks)
+
+
+def _places(
+    form: Format, model: ModelConfig, source: Source
+) -> tuple[Correspondence, dict[str, StoredTensor]]:
+    """Returns the table whose tensors the source has, or most of them, and the tensors by name."""
+    found = []
+    for layer in (form.layer, *form.other_layers):
+        with located(source.where):
+            places = correspondence(dataclasses.replace(form, layer=layer), model)
+        tensors = tensors_by_name(places, form.base, source)
+        missing = len(places.places.keys() - tensors.keys())
+        found.append((missing / len(places.places), places, tensors))
+        if not missing:
+            break
+    _, places, tensors = min(found, key=lambda each: each[0])
+    return places, tensors
+
+
+def _remarks(source: Source, ignored: Mapping[str, Any]) -> tuple[str, ...]:
+    """Says what of the source is not as it is there."""
+    found = [f"{key} is ignored; it is {value!r}" for key, value in ignored.items()]
+    found += [
+        f"{key} is {value} in the original's training; nothing is dropped here"
+        for key, value in noise(source.config).items()
+    ]
+    rounded = sum(tensor.dtype == ROUNDED for tensor in source.tensors.values())
+    if rounded:
+        found.append(f"{rounded} tensors are {ROUNDED}, and rounded to float32")
+    return tuple(found)
+
+
+def _rounded(tensor: StoredTensor) -> StoredTensor:
+    """Returns a tensor of float64 as one of float32, and others as they are."""
+    if tensor.dtype != ROUNDED:
+        return tensor
+
+    def load(start: int, stop: int) -> np.ndarray:
+        with np.errstate(over="ignore"):  # infinities are reported where they are used
+            values = tensor.load(start, stop).astype(np.float32)
+        values.flags.writeable = False
+        return values
+
+    return StoredTensor(tensor.shape, np.dtype(np.float32), load)
 
 
 def _problems(tensor: StoredTensor | None, expected: tuple[int, ...]) -> list[str]:
@@ -151,8 +221,8 @@ def _problems(tensor: StoredTensor | None, expected: tuple[int, ...]) -> list[st
         return ["is missing"]
     if tensor.shape != expected:
         return [f"has shape {list(tensor.shape)}, expected {list(expected)}"]
-    if tensor.dtype not in DTYPES:
-        known = ", ".join(map(str, DTYPES))
+    if tensor.dtype not in (*DTYPES, ROUNDED):
+        known = ", ".join(map(str, (*DTYPES, ROUNDED)))
         return [f"has dtype {tensor.dtype}, expected one of {known}"]
     return []
 
@@ -196,33 +266,3 @@ def _check_sizes(model: ModelConfig, source: Source) -> None:
                     f"{source.where}: the {name} is {size}, "
                     f"but no tensor of the checkpoint is larger than {largest} along any axis"
                 )
-
-
-def _without_alias(places: Correspondence, source: Source) -> dict[str, StoredTensor]:
-    """Returns the tensors without a tied head, which must be a copy of the embedding, if there.
-
-    Writers keep one of the two, either of them.
-    """
-    tensors = dict(source.tensors)
-    for alias, name in places.aliases.items():
-        stored = tensors.pop(alias, None)
-        if stored is None:
-            continue
-        if name not in tensors:
-            tensors[name] = stored
-        elif not _equal(tensors[name], stored):
-            raise InputError(f"{source.path}: the head is tied, but {alias} and {name} differ")
-    return tensors
-
-
-def _equal(one: StoredTensor, other: StoredTensor) -> bool:
-    """Compares two tensors bit for bit, a few rows at a time."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    rows = one.shape[0] if one.shape else 1
-    step = max(1, (16 << 20) * rows // max(1, one.nbytes))
-    return all(
-        one.read(start, min(start + step, rows)).tobytes()
-        == other.read(start, min(start + step, rows)).tobytes()
-        for start in range(0, rows, step)
-    )

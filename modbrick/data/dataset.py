@@ -14,19 +14,17 @@ the bytes it stands for are *unscored*: bits per byte divide by `bytes - unscore
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from jaxtyping import Int32, Int64, UInt32
 
+from modbrick.data.integrity import check_domain
 from modbrick.data.manifest import (
     FORMAT_VERSION,
     INDEX_FILE,
@@ -35,9 +33,9 @@ from modbrick.data.manifest import (
     SPLITS,
     DomainManifest,
     Manifest,
-    Shard,
     Split,
 )
+from modbrick.data.paths import data_path, readable
 from modbrick.data.records import PART, decode_record, parts
 from modbrick.data.tokenizers.files import load_tokenizer
 from modbrick.data.tokenizers.tokenizer import Tokenizer, TokenizerIdentity
@@ -132,6 +130,12 @@ class Dataset:
         Raises:
           InputError: names the missing or damaged file and the remedy.
         """
+        directory = data_path(str(directory))
+        with readable(directory):
+            return cls._opened(directory, verify_hashes)
+
+    @classmethod
+    def _opened(cls, directory: str, verify_hashes: bool) -> Dataset:
         root = epath.Path(directory)
         if not root.exists():
             raise InputError(
@@ -153,12 +157,12 @@ class Dataset:
                 f"{path}: format version {manifest.format_version}, this code reads "
                 f"{FORMAT_VERSION}; prepare the data again"
             )
-        dataset = cls(str(directory), manifest)
+        dataset = cls(directory, manifest)
         for split, domains in manifest.splits.items():
             if split not in SPLITS:
                 raise InputError(f"{path}: unknown split {split!r}; {nearest(split, SPLITS)}")
             for domain, described in domains.items():
-                _check_domain(root / split / domain, described, verify_hashes)
+                check_domain(root / split / domain, described, verify_hashes)
         load_tokenizer(str(root), identity=manifest.tokenizer)
         return dataset
 
@@ -196,7 +200,8 @@ class Dataset:
         domains = self.domains(split)
         if not domains:
             remedy = (
-                "prepare the data with a larger --held_out or with --held_out_input"
+                "prepare the data with --held_out_input, or from more documents; to train without "
+                "evaluation, set evaluation.every to 0"
                 if split == "held_out"
                 else "prepare the data with a smaller --held_out"
             )
@@ -221,11 +226,17 @@ class Dataset:
 
 
 def check_vocabulary(dataset: Dataset, vocabulary: int) -> None:
-    """Raises `InputError` if the data set can ask for a token id that a model has no room for."""
-    needed = max(dataset.largest_id + 1, dataset.tokenizer_identity.vocabulary)
+    """Refuses a data set with a token id that a model has no row for.
+
+    Its tokenizer may have more tokens than that, as those of imported models do.
+
+    Raises:
+      InputError: says which vocabulary is needed.
+    """
+    needed = dataset.largest_id + 1
     if needed > vocabulary:
         raise InputError(
-            f"{dataset.directory}: its tokenizer ({dataset.tokenizer_identity.name}) has token "
+            f"{dataset.directory}: its text ({dataset.tokenizer_identity.name}) has token "
             f"ids up to {needed - 1}, beyond the model's vocabulary of {vocabulary}; set "
             f"model.vocabulary to at least {needed}, or prepare the data with a smaller tokenizer"
         )
@@ -233,56 +244,3 @@ def check_vocabulary(dataset: Dataset, vocabulary: int) -> None:
 
 def _read_index(path: epath.Path) -> UInt32[np.ndarray, "N 3"]:
     return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-
-
-def _check_domain(directory: epath.Path, described: DomainManifest, verify_hashes: bool) -> None:
-    index_path = directory / INDEX_FILE
-    if not index_path.exists():
-        raise InputError(f"{index_path}: missing; {REMEDY}")
-    raw = index_path.read_bytes()
-    if hashlib.sha256(raw).hexdigest() != described.index_sha256:
-        raise InputError(f"{index_path}: damaged (its hash is not the recorded one); {REMEDY}")
-    index = np.load(io.BytesIO(raw), allow_pickle=False).astype(np.int64)
-    counted = (len(index), *(int(index[:, i].sum()) for i in range(3)))
-    recorded = (
-        described.documents,
-        described.tokens,
-        described.bytes,
-        described.unscored_bytes,
-    )
-    if counted != recorded:
-        raise InputError(
-            f"{index_path}: counts (documents, tokens, bytes, unscored bytes) {counted}, but "
-            f"{MANIFEST} records {recorded}; {REMEDY}"
-        )
-    records = sum(shard.records for shard in described.shards)
-    if records != int(parts(index[:, 0] + 1).sum()):
-        raise InputError(
-            f"{directory}: {MANIFEST} records {records} records in its shards, the index "
-            f"{int(parts(index[:, 0] + 1).sum())}; {REMEDY}"
-        )
-    for shard in described.shards:
-        _check_shard(directory / shard.file, shard, verify_hashes)
-
-
-def _check_shard(path: epath.Path, shard: Shard, verify_hash: bool) -> None:
-    if not path.exists():
-        raise InputError(f"{path}: missing shard; {REMEDY}")
-    size = path.stat().length
-    if size != shard.size:
-        state = "empty" if size == 0 else "truncated" if size < shard.size else "too long"
-        raise InputError(f"{path}: {state} shard ({size} bytes instead of {shard.size}); {REMEDY}")
-    found = None
-    # A reader of a damaged file is not ok, or raises on being opened or closed.
-    with contextlib.suppress(RuntimeError):
-        reader = ArrayRecordReader(str(path))
-        records = reader.num_records() if reader.ok() else None
-        reader.close()
-        found = records
-    if found != shard.records:
-        raise InputError(
-            f"{path}: damaged shard ({found if found is not None else 'no'} readable records "
-            f"instead of {shard.records}); {REMEDY}"
-        )
-    if verify_hash and hashlib.sha256(path.read_bytes()).hexdigest() != shard.sha256:
-        raise InputError(f"{path}: damaged shard (its hash is not the recorded one); {REMEDY}")

@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from modbrick.checkpoints import describe, tokenizer_file
 from modbrick.data import Tokenizer, load_tokenizer
 from modbrick.decoder.decoder import Decoder
-from modbrick.errors import InputError
 from modbrick.inference.generation import generate
 from modbrick.inference.result import GenerationResult
 from modbrick.inference.sampling import DEFAULT_SAMPLING, SamplingConfig
+from modbrick.inference.stopping import GENERATION, stop_tokens
 from modbrick.inference.text import TextStream
 
 OnText = Callable[[int, str, bool], None]
@@ -68,22 +69,53 @@ class Continuation:
 def checkpoint_tokenizer(directory: epath.PathLike, step: int | None = None) -> Tokenizer:
     """Loads the tokenizer beside a checkpoint.
 
+    Tokens that its model has no row for are no fault of their own: a text with one is refused.
+
     Args:
       directory: a run's or a model's.
       step: which checkpoint of a run; None: the newest.
 
     Raises:
-      InputError: there is no checkpoint or no tokenizer, or it does not fit the model.
+      InputError: there is no checkpoint or no tokenizer, or not the one that it says.
     """
     metadata = describe(directory, step).metadata
-    path = str(tokenizer_file(directory))
-    tokenizer = load_tokenizer(path, identity=metadata.tokenizer or None)
+    path, imported = tokenizer_file(directory), "imported" in metadata.extra
+    identity = metadata.tokenizer or None
+    tokenizer = load_tokenizer(str(path), identity=identity, own_prompts=imported)
     if tokenizer.vocabulary > metadata.model.vocabulary:
-        raise InputError(
-            f"the tokenizer of {directory} has {tokenizer.vocabulary} tokens, its model only "
-            f"{metadata.model.vocabulary}"
+        logging.warning(
+            "the tokenizer of %s has %d tokens, its model only %d: texts with a token beyond are "
+            "refused",
+            directory,
+            tokenizer.vocabulary,
+            metadata.model.vocabulary,
+        )
+    if imported:
+        said = path.parent / GENERATION
+        content = said.read_bytes() if said.exists() else None
+        tokenizer.stop_tokens = stop_tokens(
+            content, metadata.extra.get("config", {}), str(directory), otherwise=tokenizer
         )
     return tokenizer
+
+
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[str], *, special_tokens: bool = False
+) -> list[list[int]]:
+    """Returns the ids of prompts, with the tokens that belong around them.
+
+    Args:
+      tokenizer: of the model.
+      prompts: the texts.
+      special_tokens: as for `continue_texts`.
+    """
+    before, behind = tokenizer.around_prompts.before, tokenizer.around_prompts.behind
+    found = []
+    for encoded in tokenizer.encode_batch(prompts, special_tokens=special_tokens):
+        ids = encoded.tolist()
+        begun = special_tokens and before and tuple(ids[: len(before)]) == before
+        found.append([*(() if begun else before), *ids, *behind])
+    return found
 
 
 def continue_texts(
@@ -95,27 +127,31 @@ def continue_texts(
     sampling: SamplingConfig = DEFAULT_SAMPLING,
     seed: int = 0,
     stop: Sequence[str] = (),
+    special_tokens: bool = False,
     on_text: OnText | None = None,
 ) -> Continuation:
     """Continues texts, as the beginnings of documents.
 
     Args:
       model: the model.
-      tokenizer: its tokenizer; a continuation ends with its end of a document.
+      tokenizer: its tokenizer. It says which tokens stand around a prompt, such as a start token,
+        and which end a continuation.
       prompts: the texts.
       max_new_tokens: at most so many for each.
       sampling: how tokens are drawn.
       seed: of the draws; prompt i gets seed + i.
       stop: texts that end a continuation and are left out.
+      special_tokens: names of special tokens in prompts are these tokens, not text; a prompt that
+        begins with the start token gets no other.
       on_text: is handed each piece as it comes.
 
     Raises:
       InputError: an empty prompt without a start token, or an empty stop text.
     """
     began = time.perf_counter()
-    start, end = tokenizer.start_of_document, tokenizer.end_of_document
-    opening = [] if start is None else [start]
-    ids = [[*opening, *encoded.tolist()] for encoded in tokenizer.encode_batch(prompts)]
+    # Others cannot come: an original may name ids beyond its rows.
+    ends = {number for number in tokenizer.stop_tokens if 0 <= number < model.config.vocabulary}
+    ids = encode_prompts(tokenizer, prompts, special_tokens=special_tokens)
     streams = [TextStream(tokenizer, prompt, stop) for prompt in ids]
     pieces: list[list[str]] = [[] for _ in ids]
 
@@ -126,8 +162,9 @@ def continue_texts(
 
     def on_tokens(index: int, tokens: list[int]) -> bool:
         stream = streams[index]
-        text = stream.push(token for token in tokens if token != end)
-        show(index, text + (stream.close() if end in tokens else ""), stream.stopped)
+        text = stream.push(token for token in tokens if token != tokenizer.end_of_document)
+        ended = not ends.isdisjoint(tokens)
+        show(index, text + (stream.close() if ended else ""), stream.stopped)
         return stream.stopped
 
     result = generate(
@@ -135,7 +172,7 @@ def continue_texts(
         ids,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
-        stop_tokens=[] if end is None else [end],
+        stop_tokens=sorted(ends),
         seed=seed,
         on_tokens=on_tokens,
     )

@@ -235,7 +235,11 @@ class Context:
 
     def looks_at(self, site: str) -> bool:
         """Returns whether anything at a site needs its inputs, which may cost something to make."""
-        return site in self.bricks or site in self.capture or "sites" in self.capture
+        return site in self.bricks or self.captures(site)
+
+    def captures(self, site: str) -> bool:
+        """Returns whether what passes at a site is captured."""
+        return site in self.capture or "sites" in self.capture
 
     def record(self, name: str, value: Any) -> None:
         """Captures a value if it was asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -77,21 +78,33 @@ class ExpertFeedForward(nnx.Module):
     def __call__(self, x: Float[Array, "B S D"], context: Context) -> Float[Array, "B S D"]:
         """Routes every token and combines what its experts return."""
         routing, dispatch = routed(self.router, x, "feed_forward", context)
+        by_parts = functools.partial(self._by_parts, x, routing, dispatch, context)
+        whole = functools.partial(self._whole, x, dispatch)
         changed = any(site in context.bricks for site in INSIDE)
         # Experts run as one operation, unless a brick sits inside or somebody looks.
-        if changed or any(map(context.looks_at, INSIDE)):
-            y = self._by_parts(x, routing, dispatch, context)
+        if any(map(context.captures, INSIDE)):
+            by_parts = functools.partial(jnp.copy, by_parts())  # captured once, outside of a branch
         if not changed:
-            y = dispatch.feed_forward(
-                x,
-                self.up.weight[...].astype(x.dtype),
-                self.down.weight[...].astype(x.dtype),
-                self.gate.weight[...].astype(x.dtype) if self.config.gated else None,
-                ACTIVATIONS[self.config.activation],
-            )
+            y = whole()
+        elif context.choice is None:
+            y = by_parts()
+        else:
+            # Where no token has a brick the bits are those of the model without. In training this
+            # branch keeps nothing for a backward pass that hardly ever comes.
+            y = jax.lax.cond(context.choice.used.any(), by_parts, jax.checkpoint(whole))
         if self.experts.output_bias:
             y = y + self.output_bias[...].astype(jnp.float32)
         return y.astype(x.dtype)
+
+    def _whole(self, x: Float[Array, "B S D"], dispatch: Dispatch) -> Float[Array, "B S D"]:
+        """Runs the experts as one operation."""
+        return dispatch.feed_forward(
+            x,
+            self.up.weight[...].astype(x.dtype),
+            self.down.weight[...].astype(x.dtype),
+            self.gate.weight[...].astype(x.dtype) if self.config.gated else None,
+            ACTIVATIONS[self.config.activation],
+        )
 
     def _by_parts(
         self, x: Float[Array, "B S D"], routing: Routing, dispatch: Dispatch, context: Context

@@ -36,8 +36,10 @@ def rope_frequencies(config: RopeConfig, head_width: int) -> np.ndarray:
                 / (2 * math.log(config.base))
                 for beta in (scaling.beta_fast, scaling.beta_slow)
             )
-            low, high = max(math.floor(low), 0), min(math.ceil(high), rotated - 1)
-            ramp = np.clip((np.arange(rotated // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+            if scaling.truncated:
+                low, high = math.floor(low), math.ceil(high)
+            low, high = max(low, 0), min(high, rotated - 1)
+            ramp = np.clip((np.arange(rotated // 2) - low) / ((high - low) or 0.001), 0.0, 1.0)
             frequencies = frequencies * (1 - ramp) + frequencies / scaling.factor * ramp
     return frequencies.astype(np.float32)
 

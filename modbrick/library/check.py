@@ -13,7 +13,7 @@ from modbrick.bricks.config import BrickConfig
 from modbrick.config import ModelConfig
 from modbrick.data import TokenizerIdentity
 from modbrick.decoder.sites import Site
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.library.file import StoredBrick, open_brick
 from modbrick.library.manifest import Manifest, attached_sites
 from modbrick.schema import convert, differences, to_mapping
@@ -60,7 +60,7 @@ def check(manifest: Manifest, model: Model, *, allow_base: str = "same") -> list
     base = manifest.base
     if base is not None and allow_base == "same" and base.fingerprint != model.fingerprint():
         changed = differences(to_mapping(base.model), to_mapping(model.config))
-        models = f", of another model ({', '.join(changed[:3])})" if changed else ""
+        models = f", of another model ({listed(changed[:3])})" if changed else ""
         remarks.append(
             f"it was trained on other weights than those of {model.origin}{models}: "
             "--allow_base=any plugs it in all the same"
@@ -107,7 +107,7 @@ def read_fitting(
                 "out, or rename it in a library"
             )
         if remarks := check(brick.manifest, model, allow_base=allow_base):
-            raise InputError(f"{brick.path} does not fit {model.origin}: {'; '.join(remarks)}")
+            raise InputError(f"{brick.path} does not fit {model.origin}: {listed(remarks, '; ')}")
         stored[name], origins[name] = brick, brick.path
     return {name: brick.read() for name, brick in stored.items()}
 

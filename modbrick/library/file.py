@@ -15,7 +15,7 @@ from modbrick.bricks.brick import Brick
 from modbrick.checkpoints.leaves import Leaf, checksums
 from modbrick.checkpoints.metadata import model_fingerprint
 from modbrick.checkpoints.workdir.directory import as_path, is_local
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.formats.safetensors import SafetensorsWriter, TensorSpec, read_with_metadata
 from modbrick.formats.stored_tensor import StoredTensor
 from modbrick.library.manifest import Manifest, read_manifest
@@ -165,4 +165,4 @@ def _flaws(manifest: Manifest, values: Mapping[str, np.ndarray]) -> list[str]:
 
 def _require(path: epath.Path, remarks: list[str]) -> None:
     if remarks:
-        raise InputError(f"{path}: {'; '.join(remarks)}")
+        raise InputError(f"{path}: {listed(remarks, '; ')}")

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from modbrick.bricks.brick import Brick
 from modbrick.bricks.config import BrickConfig
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.library.check import Model, check
 from modbrick.library.file import open_brick
 from modbrick.library.manifest import Manifest, attached_sites
@@ -47,7 +47,7 @@ def read_initial(
         if remarks:
             raise InputError(
                 f"{stored.path} is no start of bricks.{name} on {model.origin}: "
-                f"{'; '.join(remarks)}"
+                f"{listed(remarks, '; ')}"
             )
         values = {
             address: value if np.issubdtype(value.dtype, np.integer) else value.astype(np.float32)

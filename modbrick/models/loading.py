@@ -43,7 +43,7 @@ def load_model(
 
     Raises:
       InputError: there is no model, it is damaged, does not fit its own config, or has weights that
-        are not finite in a foreign format; a brick does not fit, or two have one name.
+        are not finite (and was not imported with them); a brick does not fit, or two have one name.
 
     Examples:
         >>> import jax.numpy as jnp

@@ -30,21 +30,13 @@ from modbrick.convert.placing import read_onto_devices
 from modbrick.convert.tokenizer import read_tokenizer
 from modbrick.data import Tokenizer, TokenizerIdentity
 from modbrick.decoder.decoder import Decoder
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.execution import ExecutionConfig
 from modbrick.inference.continuation import checkpoint_tokenizer
 from modbrick.library.check import read_fitting
-from modbrick.schema import differences, from_mapping, nearest, to_mapping
-
-TRAINING_ONLY = (
-    "context",
-    "dtype",
-    "router_statistics",
-    "initial_scale",
-    "expert_initialiser",
-    "sample_top_k",
-)
-"""Fields that a run may choose for itself without making another model of the same weights."""
+from modbrick.models.changes import changes
+from modbrick.models.finite import require_finite
+from modbrick.schema import from_mapping, nearest
 
 Shardings = jax.sharding.Sharding | Mapping[str, Any] | None
 """One for all, or by path; None: the first device."""
@@ -171,7 +163,7 @@ class StoredModel:
     def tokenizer_identity(self) -> TokenizerIdentity | None:
         """Returns what its tokenizer must be, if it says so; the tokenizer need not be there."""
         if isinstance(self.contents, OpenedSource):
-            tokenizer = read_tokenizer(self.contents)
+            tokenizer = read_tokenizer(self.contents).tokenizer
             return tokenizer.identity if tokenizer else None
         stored = self.description.metadata.tokenizer if self.description else None
         return from_mapping(TokenizerIdentity, stored, "tokenizer") if stored else None
@@ -180,11 +172,11 @@ class StoredModel:
         """Loads the tokenizer that lies with it.
 
         Raises:
-          InputError: there is none, or it does not fit the model.
+          InputError: there is none, or it is damaged.
         """
         if not isinstance(self.contents, OpenedSource):
             return checkpoint_tokenizer(self.contents)
-        if (tokenizer := read_tokenizer(self.contents)) is None:
+        if (tokenizer := read_tokenizer(self.contents).with_logged_remarks().tokenizer) is None:
             raise InputError(f"{self.origin}, has no tokenizer: put its tokenizer.json beside it")
         return tokenizer
 
@@ -232,26 +224,26 @@ class StoredModel:
         """Returns parameters by path; arguments and errors as for `load_parameters`."""
         if unknown := sorted(set(paths or ()) - set(self.paths)):
             remark = nearest(unknown[0], self.paths)
-            raise InputError(f"{self.origin} has no parameter {', '.join(unknown)}; {remark}")
+            raise InputError(f"{self.origin} has no parameter {listed(unknown)}; {remark}")
         wanted = [path for path in self.paths if paths is None or path in paths]
         dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(wanted, dtype)
         if isinstance(self.contents, OpenedSource):
             if config is not None:
                 self._require_same(config)
             return read_onto_devices(self.contents, wanted, dtypes, shardings)
-        return checkpoints.load_checkpoint(
+        found = checkpoints.load_checkpoint(
             self.contents, config=config, paths=paths, dtype=dtypes, shardings=shardings
-        )[0]
+        )
+        return require_finite(*found, self.origin)
 
     def changes(self, config: ModelConfig) -> list[str]:
         """Returns what a config computes otherwise than this model, though shapes may agree."""
-        theirs, ours = (_computed(to_mapping(model)) for model in (self.config, config))
-        return differences(theirs, ours)
+        return changes(self.config, config)
 
     def _require_same(self, config: ModelConfig) -> None:
         if changed := self.changes(config):
             raise InputError(
-                f"{self.origin} is another model than the config's: {'; '.join(changed)} "
+                f"{self.origin} is another model than the config's: {listed(changed, '; ')} "
                 "(modbrick.models.open_model(PATH).config is its config)"
             )
 
@@ -291,10 +283,3 @@ def _is_foreign(path: epath.Path) -> bool:
     if not is_local(path) or (path / CHECKPOINTS).is_dir() or (path / METADATA).is_dir():
         return False
     return path.is_file() or (path / "config.json").is_file()
-
-
-def _computed(record: Any) -> Any:
-    """Returns plain data without the fields that do not change what a model computes."""
-    if isinstance(record, Mapping):
-        return {k: _computed(v) for k, v in record.items() if k not in TRAINING_ONLY}
-    return [_computed(v) for v in record] if isinstance(record, list) else record

@@ -26,7 +26,7 @@ from jax._src.distributed import global_state  # has the address that a cluster 
 from jax.experimental import multihost_utils
 
 from modbrick.command_line import BAD_INPUT
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.schema import differences
 
 ALONE = "none"
@@ -215,7 +215,7 @@ def check_agreement(what: Mapping[str, Any]) -> None:
     ]
     if lines:
         raise InputError(
-            f"the processes were not started alike (process 0 -> another): {'; '.join(lines)}"
+            f"the processes were not started alike (process 0 -> another): {listed(lines, '; ')}"
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.parallel.mesh import BATCH_AXES, current_mesh
 from modbrick.parameters import ParameterInfo, ParameterTable
 
@@ -104,7 +104,7 @@ def parameter_shardings(
     infos = list(parameters)
     problems = [line for info in infos for line in _problems(info, mesh)]
     if problems:
-        raise InputError(f"the mesh does not fit the model: {'; '.join(problems)}")
+        raise InputError(f"the mesh does not fit the model: {listed(problems, '; ')}")
     return {info.path: NamedSharding(mesh, parameter_spec(info.axes)) for info in infos}
 
 

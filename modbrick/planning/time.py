@@ -159,8 +159,9 @@ def kernel_seconds(config: RunConfig, topology: Topology) -> dict[str, float]:
 
     How often a forward pass runs: once; again for the backward pass as `recomputed` says; and again
     where the batch is computed in microbatches, each of which is computed anew before its backward
-    pass. Backward passes are those of weights that are all trained: an upper bound where some are
-    frozen.
+    pass. A backward pass has the products that give the gradients of inputs and, as many, those of
+    weights; the latter not beneath bricks, where all are frozen. Where patterns freeze some, what
+    this returns is an upper bound.
     """
     tokens = config.data.batch_size * config.data.sequence_length / topology.devices
     keys = (config.data.sequence_length + 1) / 2
@@ -171,7 +172,8 @@ def kernel_seconds(config: RunConfig, topology: Topology) -> dict[str, float]:
     for part, rate in kernel_rates(config, topology.generation.name).items():
         forward = tokens * flops[part] / peak
         passes = 1 + again + recomputed(config, part)
-        seconds[part] = forward * (passes / rate.forward + 2 / rate.backward)
+        backward = 1 if config.bricks and part != "attention" else 2
+        seconds[part] = forward * (passes / rate.forward + backward / rate.backward)
     return seconds
 
 

@@ -14,7 +14,7 @@ from modbrick.bricks.plugging import set_ids
 from modbrick.checkpoints import CheckpointConfig
 from modbrick.config import ModelConfig
 from modbrick.data import DataConfig, Dataset, data_identity
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.execution import ExecutionConfig
 from modbrick.objective import ObjectiveConfig
 from modbrick.optimizer import OptimizerConfig
@@ -251,7 +251,7 @@ def check_identity(
     if refused:
         names = ",".join(dict.fromkeys(line.split(".", 1)[0].split(":")[0] for line in refused))
         raise InputError(
-            f"{directory} holds a run of another identity ({'; '.join(refused)}): use "
+            f"{directory} holds a run of another identity ({listed(refused, '; ')}): use "
             f"another workdir, or continue it changed with --allow_change={names}"
         )
     return lines + [f"execution: unknown -> {json.dumps(unknown)}"] * bool(unknown)

@@ -176,13 +176,15 @@ def test_a_text_is_written_if_a_file_is_named(tmp_path):
     assert (tmp_path / "it").read_text() == "text\n"
 
 
-def test_texts_are_read_from_the_files_that_are_named(tmp_path):
+def test_texts_are_read_from_the_files_that_are_named(tmp_path, monkeypatch):
     values = flags.FlagValues()
     flag = flags.DEFINE_multi_string("prompt_file", [], "Files.", flag_values=values)
     (tmp_path / "a").write_text("Grüße", encoding="utf-8")
     (tmp_path / "b").write_bytes(b"\xe4")
-    values(["program", f"--prompt_file={tmp_path / 'a'}"])
-    assert read_texts(flag) == ["Grüße"]
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfdef f")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    values(["program", f"--prompt_file={tmp_path / 'a'}", "--prompt_file=~/marked"])
+    assert read_texts(flag) == ["Grüße", "def f"]
     values(["program", f"--prompt_file={tmp_path / 'b'}"])
     with pytest.raises(InputError, match=f"^--prompt_file {tmp_path}/b cannot be read as UTF-8"):
         read_texts(flag)

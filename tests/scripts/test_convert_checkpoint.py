@@ -120,12 +120,12 @@ def test_another_dtype(tmp_path: Path, main: Any) -> None:
     assert written.source.config["torch_dtype"] == "float16"
 
 
-def test_a_tokenizer_comes_along_if_it_fits(tmp_path: Path, main: Any) -> None:
+def test_a_tokenizer_comes_along(tmp_path: Path, main: Any) -> None:
     source = tmp_path / "source"
     shutil.copytree(FIXTURES / "molm_like", source)
     tokenizer = load_tokenizer("byte")
     (source / "tokenizer.json").write_text(tokenizer.to_json())
-    (source / "special_tokens_map.json").write_text('{"eos_token": "x"}')
+    (source / "special_tokens_map.json").write_text('{"eos_token": "<|end_of_document|>"}')
     main("import", source, tmp_path / "out")
     kept = load_tokenizer(
         str(tokenizer_file(tmp_path / "out")),
@@ -139,9 +139,12 @@ def test_a_tokenizer_comes_along_if_it_fits(tmp_path: Path, main: Any) -> None:
     small = tmp_path / "small"
     shutil.copytree(FIXTURES / "gmm_top3_left_padded", small)
     shutil.copy(source / "tokenizer.json", small)
-    with pytest.raises(InputError, match=f"^{small}: .*the model 61"):
-        main("import", small, tmp_path / "other")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "out", "small", "source"]
+    assert main("import", small, tmp_path / "other")["tokenizer"]
+    assert describe(tmp_path / "other").metadata.tokenizer["vocabulary"] == 257
+    assert not main("import", small, tmp_path / "bare", tokenizer="none")["tokenizer"]
+    assert describe(tmp_path / "bare").metadata.tokenizer == {}
+    assert main("import", small, tmp_path / "again", tokenizer=str(source))["tokenizer"]
+    assert (tmp_path / "again/tokenizer/special_tokens_map.json").exists()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

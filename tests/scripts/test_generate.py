@@ -99,6 +99,14 @@ def test_text_comes_prompt_by_prompt_and_ends_at_a_stop_text(checkpoint):
     assert "tokens in" in shown.stderr
 
 
+def test_special_tokens_in_prompts_are_such_on_request(checkpoint):
+    options = ["--special_tokens", "--greedy", "--max_new_tokens=12", "--json"]
+    prompts = ["--prompt=x =", "--prompt=<|end_of_document|>x ="]
+    done = run(f"--checkpoint={checkpoint}", *options, *prompts)
+    plain, marked = json.loads(done.stdout.splitlines()[-1])["sequences"]
+    assert plain["log_probabilities"] == marked["log_probabilities"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

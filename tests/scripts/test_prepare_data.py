@@ -81,6 +81,13 @@ def test_the_tokenizer_of_a_model_brings_its_boundary_tokens(files):
         (["--input", "in", "--output", "."], "holds something else"),
         (["--input", "in", "--output", "out", "--workers", "two"], "--workers=two"),
         (["--input", "in", "--output", "out", "--tokenizer", "x.json"], "no tokenizer there"),
+        (["--input", "in", "--output", "out", "--document_separator="], "_separator is empty"),
+        (["--input", "in", "--output", "out", "--deduplicate", "no"], "none|exact|near"),
+        (
+            ["--input=in", "--output=o", "--tokenizer=train", "--vocab_size=300", "--end_token=x"],
+            "--end_token: a tokenizer that is trained has its own",
+        ),
+        (["--input", "in", "--output", "caf\udce9"], "the name is not UTF-8"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(files, arguments, message):
@@ -90,6 +97,29 @@ def test_bad_input_is_one_line_and_status_2(files, arguments, message):
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
     assert sorted(p.name for p in files.iterdir()) == ["in"]
+
+
+def test_a_second_preparation_of_the_same_folder_does_not_meet_the_first(files):
+    arguments = ["--input", ".", "--exclude", "1*.txt", "--deduplicate=exact"]
+    first = run(*arguments, "--output", "data", cwd=files)
+    assert first.returncode == 0, first.stderr
+    second = run(*arguments, "--output", "more", cwd=files)
+    assert "passed over: ./data (a prepared data set)" in second.stdout
+    assert run(*arguments, "--output", "data", "--overwrite", cwd=files).returncode == 0
+    one, two = (Dataset.open(str(files / name)) for name in ("data", "more"))
+    assert one.fingerprint == two.fingerprint
+    assert one.manifest.arguments == two.manifest.arguments
+    assert one.manifest.arguments["exclude"] == ["1*.txt"]
+    assert sum(d.documents for s in one.manifest.splits.values() for d in s.values()) == 19
+
+
+def test_names_of_any_bytes_and_the_home_directory(files):
+    (files / "in" / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"\xe4")
+    line = [ROOT / "scripts" / "prepare_data.py", "--input", "~/in", "--output", "~/out put"]
+    done = programs.run(line, cwd=files / "in", environment={"HOME": str(files)})
+    assert done.returncode == 0, done.stderr
+    assert r"caf\udce9.txt: not UTF-8 (1)" in done.stdout
+    assert Dataset.open(str(files / "out put")).manifest.sources["in"].files == 31
 
 
 def test_help_tells_the_flags(files):

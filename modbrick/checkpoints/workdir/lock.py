@@ -21,7 +21,7 @@ import filelock
 from etils import epath
 
 from modbrick.checkpoints.workdir.directory import is_local
-from modbrick.errors import InputError
+from modbrick.errors import InputError, reason
 from modbrick.parallel.processes import is_first
 
 LOCK = ".lock"
@@ -87,7 +87,8 @@ class RunLock:
         try:
             lost = self._lock.lost()
         except OSError as error:
-            raise InputError(f"the lock of {self._directory} cannot be read ({error})") from error
+            said = f"the lock of {self._directory} cannot be read ({reason(error)})"
+            raise InputError(said) from error
         if lost:
             raise InputError(
                 f"{self._directory} was taken over by {self._lock.owner()} while this process was "

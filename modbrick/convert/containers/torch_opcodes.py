@@ -52,6 +52,9 @@ STORAGE_TYPES = frozenset(
     )
 )
 
+_UNREAD = re.compile(rb"torch\W.{0,8}?((?:float[48]_|uint\d|quint|qint|[Cc]omplex|Q?U?Int\d)\w*)")
+"""Names of dtypes that the allowed names cannot express: float8, those of quantised tensors."""
+
 
 def interpret(code: bytes, where: str) -> dict[str, TensorDescription]:
     """Returns the tensors that `code` describes, by name.
@@ -171,6 +174,9 @@ class _Machine:
     def find(self, module: Any, name: Any) -> None:
         full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
         if full not in _CALLS and full not in STORAGE_TYPES:
+            if full.startswith("torch.") and (kinds := set(_UNREAD.findall(self.code))):
+                named = b", ".join(sorted(kinds)).decode()
+                raise self.error(f"holds tensors of {named}, not read: save them as bfloat16")
             raise self.error(f"names {full[:100]!r}, which is refused: only tensors are read")
         self.push(_Global(full))
 

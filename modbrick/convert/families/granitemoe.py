@@ -2,7 +2,7 @@
 
 The library takes a softmax over the chosen logits, which are the probabilities over all experts
 divided by the sum of the chosen ones. Files keep each bank as one tensor, gate and up projection
-one after the other.
+one after the other; release 5 of the library has other names for these tensors, and reads both.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from modbrick.convert.families.llama import ATTENTION, OUTER
+from modbrick.convert.families.llama import ATTENTION, BASE, OUTER
 from modbrick.convert.format import Format, Translation, fused, in_every_layer, row
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
 from modbrick.convert.huggingface.reading import (
     BalancedFields,
     HeadFields,
@@ -30,14 +31,25 @@ ARCHITECTURE = "GraniteMoeForCausalLM"
 
 _BLOCK = "model.layers.{layer}.block_sparse_moe"
 _EXPERTS = (
-    row("feed_forward.router.output.weight", f"{_BLOCK}.router.layer.weight", TRANSPOSED),
+    row(
+        "feed_forward.router.output.weight",
+        f"{_BLOCK}.router.layer.weight",
+        TRANSPOSED,
+        also=(f"{_BLOCK}.router.weight",),
+    ),
     fused(
         ("feed_forward.gate.weight", "feed_forward.up.weight"),
         f"{_BLOCK}.input_linear.weight",
         TRANSPOSED,
         axis=1,
+        also=(f"{_BLOCK}.experts.gate_up_proj",),
     ),
-    row("feed_forward.down.weight", f"{_BLOCK}.output_linear.weight", TRANSPOSED),
+    row(
+        "feed_forward.down.weight",
+        f"{_BLOCK}.output_linear.weight",
+        TRANSPOSED,
+        also=(f"{_BLOCK}.experts.down_proj",),
+    ),
 )
 
 
@@ -134,4 +146,6 @@ FORMAT = Format(
     layer=in_every_layer(*ATTENTION, *_EXPERTS),
     read_config=read_config,
     write_config=write_config,
+    base=BASE,
+    ignored=ROTARY_BUFFERS,
 )

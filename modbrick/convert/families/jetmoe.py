@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from modbrick.config import AttentionConfig, FeedForwardConfig, LayerConfig
-from modbrick.convert.families.llama import OUTER
+from modbrick.convert.families.llama import BASE, OUTER
 from modbrick.convert.format import Format, Translation, fused, in_every_layer, row
-from modbrick.convert.huggingface.fields import ACTIVATIONS, choice, name_of
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
+from modbrick.convert.huggingface.fields import ACTIVATIONS, check_layer_types, choice, name_of
 from modbrick.convert.huggingface.reading import (
     DecoderFields,
     read_decoder,
@@ -93,8 +94,15 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
     Raises:
       InputError: settings that this library would compute otherwise, by name.
     """
+    layers = data.get("num_hidden_layers", JetMoeFields.num_hidden_layers)
     fields = read_decoder(
-        JetMoeFields, data, where, architecture=ARCHITECTURE, aliases={"head_dim": "kv_channels"}
+        JetMoeFields,
+        data,
+        where,
+        architecture=ARCHITECTURE,
+        aliases={"head_dim": "kv_channels"},
+        ignored=("layer_norm_epsilon",),
+        neutral={"bias": True, "glu": True, "rotary_percent": 1, "num_layers": layers},
     )
     heads = fields.num_key_value_heads * fields.num_experts_per_tok
     if fields.num_attention_heads not in (None, heads):
@@ -116,6 +124,7 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
         output_bias=True,
     )
     rope = read_rope(fields, where)
+    check_layer_types(fields.layer_types, fields.num_hidden_layers, None, where)
     with located(where):
         attention = AttentionConfig(
             heads=fields.num_key_value_heads,
@@ -155,4 +164,6 @@ FORMAT = Format(
     layer=in_every_layer(*_ROWS),
     read_config=read_config,
     write_config=write_config,
+    base=BASE,
+    ignored=ROTARY_BUFFERS,
 )

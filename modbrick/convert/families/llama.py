@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from modbrick.convert.format import Format, Translation, in_every_layer, row
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
 from modbrick.convert.huggingface.reading import (
     HeadFields,
     read_attention,
@@ -56,8 +56,8 @@ FEED_FORWARD = (
 LAYER = in_every_layer(*ATTENTION, *FEED_FORWARD)
 """Rows of a dense layer."""
 
-ROTARY_BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-"""Frequencies that early releases of the library saved with each layer; the config says them."""
+BASE = "model."
+"""What names begin with, but those of the head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,5 +97,6 @@ FORMAT = Format(
     layer=LAYER,
     read_config=read_config,
     write_config=write_config,
+    base=BASE,
     ignored=ROTARY_BUFFERS,
 )

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from modbrick.convert.families.llama import LAYER, OUTER, ROTARY_BUFFERS
+from modbrick.convert.families.llama import BASE, LAYER, OUTER
 from modbrick.convert.format import Format, Translation
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
 from modbrick.convert.huggingface.reading import (
     HeadFields,
     read_attention,
@@ -56,5 +57,6 @@ FORMAT = Format(
     layer=LAYER,
     read_config=read_config,
     write_config=write_config,
+    base=BASE,
     ignored=ROTARY_BUFFERS,
 )

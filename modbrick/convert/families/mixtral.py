@@ -1,7 +1,9 @@
 """Checkpoints of Mixtral (arXiv 2401.04088): Mistral with feed-forward experts.
 
 The library chooses the top k of a softmax over all experts and divides their probabilities by the
-sum; files keep every expert's three projections apart.
+sum; files keep every expert's three projections apart, and so does what is written here. Release 5
+of the library holds a bank as one tensor, gate and up projection one after the other, and reads
+both.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from modbrick.convert.families.llama import ATTENTION, OUTER, ROTARY_BUFFERS
-from modbrick.convert.format import Format, Translation, in_every_layer, row
-from modbrick.convert.huggingface.fields import refuse_unless_zero
+from modbrick.convert.families.llama import ATTENTION, BASE, OUTER
+from modbrick.convert.format import Format, Row, Translation, fused, in_every_layer, row
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
 from modbrick.convert.huggingface.reading import (
     BalancedFields,
     HeadFields,
@@ -27,12 +29,30 @@ from modbrick.convert.transforms import TRANSPOSED
 
 ARCHITECTURE = "MixtralForCausalLM"
 
-_BLOCK = "model.layers.{layer}.block_sparse_moe"
+
+def _row(path: str, name: str) -> Row:
+    """A row of the block, which release 5 calls `mlp`, and files `block_sparse_moe`."""
+    layer = "model.layers.{layer}"
+    return row(path, f"{layer}.block_sparse_moe.{name}", TRANSPOSED, also=(f"{layer}.mlp.{name}",))
+
+
+_ROUTER = _row("feed_forward.router.output.weight", "gate.weight")
 _EXPERTS = (
-    row("feed_forward.router.output.weight", f"{_BLOCK}.gate.weight", TRANSPOSED),
-    row("feed_forward.gate.weight", f"{_BLOCK}.experts.{{expert}}.w1.weight", TRANSPOSED),
-    row("feed_forward.down.weight", f"{_BLOCK}.experts.{{expert}}.w2.weight", TRANSPOSED),
-    row("feed_forward.up.weight", f"{_BLOCK}.experts.{{expert}}.w3.weight", TRANSPOSED),
+    _ROUTER,
+    _row("feed_forward.gate.weight", "experts.{expert}.w1.weight"),
+    _row("feed_forward.down.weight", "experts.{expert}.w2.weight"),
+    _row("feed_forward.up.weight", "experts.{expert}.w3.weight"),
+)
+_FUSED_EXPERTS = (
+    _ROUTER,
+    fused(
+        ("feed_forward.gate.weight", "feed_forward.up.weight"),
+        "model.layers.{layer}.mlp.experts.gate_up_proj",
+        TRANSPOSED,
+        axis=1,
+        also=("model.layers.{layer}.block_sparse_moe.experts.gate_up_proj",),
+    ),
+    _row("feed_forward.down.weight", "experts.down_proj"),
 )
 
 
@@ -63,7 +83,6 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
         architecture=ARCHITECTURE,
         aliases={"num_experts": "num_local_experts"},
     )
-    refuse_unless_zero(fields.router_jitter_noise, "router_jitter_noise", where)
     attention = read_attention(fields, where, theta=1e6, window=fields.sliding_window)
     experts = read_experts(
         fields.num_local_experts, fields.num_experts_per_tok, where, renormalised=True
@@ -91,5 +110,7 @@ FORMAT = Format(
     layer=in_every_layer(*ATTENTION, *_EXPERTS),
     read_config=read_config,
     write_config=write_config,
+    other_layers=(in_every_layer(*ATTENTION, *_FUSED_EXPERTS),),
+    base=BASE,
     ignored=ROTARY_BUFFERS,
 )

@@ -109,8 +109,8 @@ class ModuleFormerConfig:
       gating_size: hidden width of `mlp` routers, width of the centroids of `gmm` routers.
       sample_topk: experts sampled in training.
       aux_loss_type: `mi` (mutual information) or `switch`.
-      resid_pdrop, embd_pdrop, moe_pdrop: dropout. (The original declares a dropout of attention
-        weights, `attn_pdrop`, and never applies it.)
+      resid_pdrop, embd_pdrop, moe_pdrop: dropout, which there is none of here. (The original
+        declares one of attention weights, `attn_pdrop`, and never applies it.)
     """
 
     vocab_size: int = 50295
@@ -152,12 +152,6 @@ def _read_config(data: Mapping[str, Any], where: str) -> Translation:
 
 
 def _model(original: ModuleFormerConfig, where: str) -> ModelConfig:
-    for name in ("resid_pdrop", "embd_pdrop", "moe_pdrop"):
-        if getattr(original, name) != 0:
-            raise InputError(
-                f"{where}: {name} is {getattr(original, name)}, but there is no dropout here; "
-                "set it to 0 to use the model as it runs in evaluation"
-            )
     activation = choice(original.activation_function, ACTIVATIONS, "activation_function", where)
     if original.n_head < 1 or original.att_hidden % original.n_head:
         raise InputError(
@@ -255,6 +249,7 @@ FORMAT = Format(
     layer=_layer,
     read_config=_read_config,
     write_config=_write_config,
+    base="transformer.",
     layers_key="n_layer",
     # Constant triangles that the original keeps as buffers and files carry along.
     ignored=re.compile(r"transformer\.h\.\d+\.attn\.(mask|cum_weight)"),

@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from modbrick.convert.families.llama import ATTENTION, OUTER
-from modbrick.convert.format import Format, Translation, in_every_layer, row
+from modbrick.convert.families.llama import ATTENTION, BASE, OUTER
+from modbrick.convert.format import Format, Translation, fused, in_every_layer, row
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
 from modbrick.convert.huggingface.reading import (
     BalancedFields,
     HeadFields,
@@ -29,13 +30,26 @@ from modbrick.errors import InputError
 ARCHITECTURE = "OlmoeForCausalLM"
 
 _MLP = "model.layers.{layer}.mlp"
+_ROUTER = row("feed_forward.router.output.weight", f"{_MLP}.gate.weight", TRANSPOSED)
 EXPERTS = (
-    row("feed_forward.router.output.weight", f"{_MLP}.gate.weight", TRANSPOSED),
+    _ROUTER,
     row("feed_forward.gate.weight", f"{_MLP}.experts.{{expert}}.gate_proj.weight", TRANSPOSED),
     row("feed_forward.up.weight", f"{_MLP}.experts.{{expert}}.up_proj.weight", TRANSPOSED),
     row("feed_forward.down.weight", f"{_MLP}.experts.{{expert}}.down_proj.weight", TRANSPOSED),
 )
 """Rows of a bank of experts, each with names of its own."""
+
+FUSED_EXPERTS = (
+    _ROUTER,
+    fused(
+        ("feed_forward.gate.weight", "feed_forward.up.weight"),
+        f"{_MLP}.experts.gate_up_proj",
+        TRANSPOSED,
+        axis=1,
+    ),
+    row("feed_forward.down.weight", f"{_MLP}.experts.down_proj", TRANSPOSED),
+)
+"""Rows of a bank as release 5 of the library holds it, and reads it too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +87,7 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
         where,
         architecture=ARCHITECTURE,
         aliases={"num_local_experts": "num_experts"},
+        neutral={"use_qk_norm": True, "qk_norm": True},
     )
     if fields.head_width(where) * fields.num_attention_heads != fields.hidden_size:
         raise InputError(
@@ -118,4 +133,7 @@ FORMAT = Format(
     layer=in_every_layer(*ATTENTION, *EXPERTS),
     read_config=read_config,
     write_config=write_config,
+    other_layers=(in_every_layer(*ATTENTION, *FUSED_EXPERTS),),
+    base=BASE,
+    ignored=ROTARY_BUFFERS,
 )

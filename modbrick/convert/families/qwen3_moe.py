@@ -6,14 +6,21 @@ Dense layers may stand between sparse ones; they are segments of their own here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modbrick.config import AttentionConfig, LayerConfig, SegmentConfig
-from modbrick.convert.families.llama import ATTENTION, FEED_FORWARD, OUTER
-from modbrick.convert.families.olmoe import EXPERTS
+from modbrick.convert.families.llama import (
+    ATTENTION,
+    BASE,
+    FEED_FORWARD,
+    OUTER,
+)
+from modbrick.convert.families.olmoe import EXPERTS, FUSED_EXPERTS
 from modbrick.convert.format import Format, Row, Translation
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
 from modbrick.convert.huggingface.reading import (
     BalancedFields,
     HeadFields,
@@ -70,9 +77,9 @@ class Qwen3MoeFields(BalancedFields, HeadFields):
         )
 
 
-def layer_rows(layer: LayerConfig) -> tuple[Row, ...]:
-    """Returns the rows of a layer, dense or sparse."""
-    return (*ATTENTION, *(EXPERTS if layer.feed_forward.experts else FEED_FORWARD))
+def layer_rows(layer: LayerConfig, experts: tuple[Row, ...] = EXPERTS) -> tuple[Row, ...]:
+    """Returns the rows of a layer, dense or sparse; `experts` are those of its bank."""
+    return (*ATTENTION, *(experts if layer.feed_forward.experts else FEED_FORWARD))
 
 
 def read_config(data: Mapping[str, Any], where: str) -> Translation:
@@ -87,6 +94,7 @@ def read_config(data: Mapping[str, Any], where: str) -> Translation:
         where,
         architecture=ARCHITECTURE,
         aliases={"num_local_experts": "num_experts"},
+        neutral={"use_qk_norm": True, "qk_norm": True},
     )
     if fields.use_sliding_window and fields.max_window_layers is not None:
         raise InputError(
@@ -160,4 +168,7 @@ FORMAT = Format(
     layer=layer_rows,
     read_config=read_config,
     write_config=write_config,
+    other_layers=(functools.partial(layer_rows, experts=FUSED_EXPERTS),),
+    base=BASE,
+    ignored=ROTARY_BUFFERS,
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modbrick.convert.gguf.blocks import Encoding, encoding
+from modbrick.convert.gguf.encodings import Encoding, encoding
 from modbrick.convert.gguf.values import LARGEST_HEADER, LONGEST_KEY, Cursor, Value, shown
 from modbrick.errors import InputError
 from modbrick.formats.stored_tensor import FileBytes, StoredTensor, open_file

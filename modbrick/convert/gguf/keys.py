@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 
 from modbrick.convert.gguf.values import shown
-from modbrick.errors import InputError
-
-MOST_NAMED = 20
-"""Keys in one message."""
+from modbrick.errors import InputError, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +33,23 @@ class Keys:
         return InputError(f"{self.where}: {key} is {shown(self.metadata.get(key))}; {problem}")
 
     def refuse_others(self, known: Collection[str]) -> None:
-        """Raises `InputError` for keys below the prefix that are not `known`, each named."""
-        present = (key for key in self.metadata if key.startswith(self.prefix))
+        """Raises `InputError` for keys below the prefix that are not `known`, each named.
+
+        Those that are zero or false are let pass: in llama.cpp there is no such thing then.
+        """
+        present = (
+            key
+            for key, value in self.metadata.items()
+            if key.startswith(self.prefix)
+            and not (isinstance(value, bool | int | float) and value == 0)
+        )
         others = sorted(key for key in present if key.removeprefix(self.prefix) not in known)
         if others:
-            named = ", ".join(
-                key if key.isprintable() else repr(key) for key in others[:MOST_NAMED]
+            named = listed(key if key.isprintable() else repr(key) for key in others)
+            raise InputError(
+                f"{self.where}: settings that are not supported: {named} (if the model does not "
+                "depend on them, import with --ignore_keys and their names)"
             )
-            raise InputError(f"{self.where}: settings that are not supported: {named}")
 
     def count(self, name: str, default: int | None = None) -> int:
         """Returns a count of 0 or more.

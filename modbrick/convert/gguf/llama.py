@@ -31,8 +31,8 @@ from modbrick.formats.stored_tensor import StoredTensor
 
 ARCHITECTURE = "llama"
 
-TENSORS = "tensors"
-"""The key under which `source_config` puts the tensors beside the metadata."""
+TENSORS = "\0tensors"
+"""The key under which `source_config` puts the tensors beside the metadata; nobody else uses it."""
 
 EMBEDDING, HEAD, FREQUENCIES = "token_embd.weight", "output.weight", "rope_freqs.weight"
 

@@ -42,6 +42,10 @@ def open_gguf(path: Path) -> Source:
 def _tokenizer(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
     reason = unsupported(metadata)
     if reason is None:
+        if metadata["tokenizer.ggml.model"] == "gpt2" and "tokenizer.ggml.pre" not in metadata:
+            logging.warning(
+                "%s: names no pre-tokenizer; text is split as llama.cpp does by default", path
+            )
         return tokenizer_files(metadata, str(path))
     beside = path.parent / "tokenizer.json"
     if not beside.is_file():

@@ -1,8 +1,7 @@
 """Tokenizers inside GGUF files, as files that the tokenizers and transformers libraries read.
 
-Kinds of tokens and of pre-tokenizers as in github.com/ggml-org/llama.cpp, src/llama-vocab.cpp. What
-splits text into words stands in files only as a name; the patterns belong to the tokenizers of that
-name: GPT-2's, Llama 3's, and those derived from them.
+Kinds of tokens as in github.com/ggml-org/llama.cpp, src/llama-vocab.cpp. What splits text into
+words stands in files only as a name, which `pre_tokenizers.py` knows.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from modbrick.convert.gguf.keys import Keys
-from modbrick.convert.gguf.sentencepiece import sentencepiece_parts
+from modbrick.convert.gguf.pre_tokenizers import BYTE_LEVEL, PRE_TOKENIZERS, PreTokenizer
 from modbrick.convert.gguf.values import StringArray, shown
+from modbrick.data.tokenizers.pieces import sentencepiece_parts
 from modbrick.errors import InputError
 
 PREFIX = "tokenizer."
@@ -23,52 +23,11 @@ PREFIX = "tokenizer."
 MOST_TEXTS = 1 << 20
 """Tokens or merges; large vocabularies have 260,000."""
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
-"""Types of tokens that are matched whole, wherever they stand."""
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+"""Types of tokens; all but the first are matched whole, wherever they stand."""
 
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA_3 = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def _byte_level(*, pattern: bool) -> dict[str, Any]:
-    """The step to symbols for bytes, after GPT-2's own pattern or alone."""
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
-    return {**level, "use_regex": pattern}
-
-
-def _sequence(*steps: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "Sequence", "pretokenizers": list(steps)}
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
-    return _sequence({**split, "invert": False}, _byte_level(pattern=False))
-
-
-_GPT_2 = _byte_level(pattern=True)
-_SINGLE_DIGITS = _sequence({"type": "Digits", "individual_digits": True}, _GPT_2)
-
-PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], bool]] = {
-    "gpt-2": (_GPT_2, False),
-    "smollm": (_SINGLE_DIGITS, False),
-    "starcoder": (_SINGLE_DIGITS, False),
-    "refact": (_SINGLE_DIGITS, False),
-    "smaug-bpe": (_split(_LLAMA_3), False),
-    "llama-bpe": (_split(_LLAMA_3), True),
-    "llama-v3": (_split(_LLAMA_3), True),
-    "llama3": (_split(_LLAMA_3), True),
-    "tekken": (_split(_TEKKEN), True),
-}
-"""By name: how text is split, and whether words that are tokens are taken before any merge."""
-
-BEGIN_BY_DEFAULT = ("llama-bpe", "llama-v3", "llama3", "tekken")
-"""Pre-tokenizers whose models begin with the start token where files do not say it."""
+DEFAULT = "default"
+"""Name of the pre-tokenizer of files that name none."""
 
 
 def unsupported(metadata: Mapping[str, Any]) -> str | None:
@@ -82,7 +41,7 @@ def unsupported(metadata: Mapping[str, Any]) -> str | None:
     if not isinstance(kind, str) or kind not in ("gpt2", "llama"):
         return f"its model is {shown(kind)}; gpt2 (BPE) and llama (SentencePiece) are read"
     if kind == "gpt2":
-        pre = metadata.get("tokenizer.ggml.pre", "default")
+        pre = metadata.get("tokenizer.ggml.pre", DEFAULT)
         if isinstance(pre, str) and pre in PRE_TOKENIZERS:
             return None
         return f"the pre-tokenizer {shown(pre)} is not one of {', '.join(PRE_TOKENIZERS)}"
@@ -105,7 +64,9 @@ def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]
     """
     keys = Keys(metadata, f"{PREFIX}ggml.", where)
     tokens = _tokens(keys)
-    kinds = _numbers(keys, "token_type", len(tokens))
+    kinds = np.full(len(tokens), NORMAL)
+    if f"{keys.prefix}token_type" in metadata:
+        kinds = _numbers(keys, "token_type", len(tokens))
     added = [
         {
             "id": index,
@@ -118,13 +79,15 @@ def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]
         }
         for index in np.flatnonzero(np.isin(kinds, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
     ]
+    named = {name: _special(keys, name, tokens) for name in ("bos", "eos", "unknown", "padding")}
     if keys.text("model") == "gpt2":
-        parts, begins = _bpe(keys, tokens), keys.text("pre") in BEGIN_BY_DEFAULT
+        pre = PRE_TOKENIZERS[keys.text("pre", DEFAULT)]
+        parts, begins = _bpe(keys, tokens, pre), pre.begins
     else:
         scores = _numbers(keys, "scores", len(tokens))
         prefix = keys.flag("add_space_prefix", True)
-        parts, begins = sentencepiece_parts(tokens, kinds, scores, prefix, where), True
-    named = {name: _special(keys, name, tokens) for name in ("bos", "eos", "unknown", "padding")}
+        parts = sentencepiece_parts(tokens, kinds, scores, prefix, where, named["unknown"])
+        begins = True
     begins, ends = keys.flag("add_bos_token", begins), keys.flag("add_eos_token", False)
     ahead, behind = [named["bos"]] * begins, [named["eos"]] * ends
     tokenizer = {
@@ -190,7 +153,7 @@ def _special(keys: Keys, name: str, tokens: list[str]) -> str | None:
     return tokens[index]
 
 
-def _bpe(keys: Keys, tokens: list[str]) -> dict[str, Any]:
+def _bpe(keys: Keys, tokens: list[str], pre: PreTokenizer) -> dict[str, Any]:
     """Returns the parts of a `tokenizer.json` for byte-level BPE."""
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = []
@@ -202,11 +165,10 @@ def _bpe(keys: Keys, tokens: list[str]) -> dict[str, Any]:
                 f"{keys.where}: tokenizer.ggml.merges has {merge!r}, no merge of tokens"
             )
         merges.append([left, right])
-    splitting, whole_words = PRE_TOKENIZERS[keys.text("pre")]
     return {
         "normalizer": None,
-        "pre_tokenizer": splitting,
-        "decoder": _GPT_2,
+        "pre_tokenizer": pre.to_mapping(),
+        "decoder": BYTE_LEVEL,
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -215,7 +177,7 @@ def _bpe(keys: Keys, tokens: list[str]) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": whole_words,
+            "ignore_merges": pre.whole_words,
             "vocab": vocabulary,
             "merges": merges,
         },

@@ -30,11 +30,18 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
+    "vocab.txt",
+    "tokenizer.model*",
+    "*.tiktoken",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
     "generation_config.json",
 )
-"""Files that come along with the weights, byte for byte."""
+"""Patterns of files that come along with the weights, byte for byte."""
 
 
 def open_directory(directory: Path) -> Source:
@@ -43,7 +50,7 @@ def open_directory(directory: Path) -> Source:
     Args:
       directory: on a local disk, for files are memory-mapped. Links to files are followed (the
         cache of the Hugging Face hub consists of them), but an index names files of this directory
-        only.
+        and of those below it only.
 
     Raises:
       InputError: anything that is missing, damaged, contradictory or named twice.
@@ -60,21 +67,26 @@ def open_directory(directory: Path) -> Source:
                 config.get("model_type"),
                 config,
                 read_shards(path, reader) if path.suffix == ".json" else reader(path),
-                tokenizer=lambda: _tokenizer(directory),
+                tokenizer=lambda: tokenizer_files(directory),
             )
     raise InputError(f"{directory}: holds no weights; expected one of {', '.join(WEIGHTS)}")
 
 
-def _tokenizer(directory: Path) -> dict[str, bytes]:
+def tokenizer_files(directory: Path) -> dict[str, bytes]:
+    """Returns the content of the files in a directory that belong to its tokenizer, by name.
+
+    Raises:
+      InputError: one of them cannot be read, or is larger than any tokenizer's.
+    """
     files = {}
-    for name in TOKENIZER_FILES:
-        path = directory / name
+    found = (path for pattern in TOKENIZER_FILES for path in sorted(directory.glob(pattern)))
+    for path in found:
         if not path.is_file():
             continue
         if path.stat().st_size > LARGEST_TOKENIZER_FILE:
             raise InputError(f"{path}: more than {LARGEST_TOKENIZER_FILE} bytes are not read")
         try:
-            files[name] = path.read_bytes()
+            files[path.relative_to(directory).as_posix()] = path.read_bytes()
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     return files

@@ -7,7 +7,7 @@ from typing import Any
 from modbrick.checkpoints import Metadata
 from modbrick.config import ModelConfig
 from modbrick.convert.format import Format, Translation
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.schema import differences, to_mapping
 
 ASIDE = ("dtype", "router_statistics", "initial_scale", "expert_initialiser")
@@ -51,7 +51,7 @@ def foreign_config(
         if not changed:
             return config
     raise InputError(
-        f"{where}: {form.name} cannot express it; this would be another: {'; '.join(changed)}"
+        f"{where}: {form.name} cannot express it; this would be another: {listed(changed, '; ')}"
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from modbrick.config import Activation
-from modbrick.errors import InputError
+from modbrick.convert.huggingface.keys import changes_nothing
+from modbrick.errors import InputError, listed
 from modbrick.schema import from_mapping
 
 ACTIVATIONS: Mapping[str, Activation] = {
@@ -30,7 +31,11 @@ ACTIVATIONS: Mapping[str, Activation] = {
 _COMPUTATION: Mapping[str | None, Literal["float32", "bfloat16"]] = {
     None: "float32",
     "float32": "float32",
+    "float": "float32",
     "float16": "float32",
+    "half": "float32",
+    "float64": "float32",
+    "double": "float32",
     "bfloat16": "bfloat16",
 }
 
@@ -53,13 +58,14 @@ def read_fields[T](
     """Returns the fields of a `config.json` that the original reads.
 
     Keys that it does not read are left aside, as it leaves them, unless they look like a
-    misspelling of one that is missing. A missing one takes the original's default.
+    misspelling of one that is missing. A missing one takes the original's default; a flag that is
+    null is false, and a record that is false or empty is none.
 
     Args:
       cls: a frozen dataclass of the original's fields, under its names and with its defaults.
       data: the parsed file.
       where: begins every message.
-      architecture: the only one of `architectures` that is meant.
+      architecture: the only one of `architectures` that is meant, or its model without a head.
       aliases: other names of fields; `torch_dtype` can always be called `dtype`.
 
     Raises:
@@ -67,24 +73,44 @@ def read_fields[T](
         contradicted by its alias, or a value of the wrong type.
     """
     architectures = data.get("architectures")
-    if architectures is not None and architectures != [architecture]:
+    if architectures and not _is_meant(architectures, architecture):
         raise InputError(
             f"{where}: architectures is {architectures!r}, expected [{architecture!r}]"
         )
     for key in _UNSUPPORTED:
         if data.get(key):
             raise InputError(f"{where}: {key} is {data[key]!r}, which is not supported")
-    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    known = {key: value for key, value in data.items() if key in fields}
+    types = {field.name: str(field.type) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = types.keys()
+    known = {key: _settled(value, types[key]) for key, value in data.items() if key in fields}
     aliases = {"dtype": "torch_dtype", **(aliases or {})}
     for alias, name in aliases.items():
-        if alias in data and name in fields and known.setdefault(name, data[alias]) != data[alias]:
+        if data.get(alias) is None or name not in fields:
+            continue
+        if known.get(name) not in (None, data[alias]):
             raise InputError(f"{where}: {alias} and {name} are the same thing, and differ")
-    for key in data.keys() - fields - aliases.keys():
+        known[name] = data[alias]
+    others = data.keys() - fields - aliases.keys()
+    for key in (other for other in others if not changes_nothing(other, data[other])):
         meant = difflib.get_close_matches(key, fields - known.keys(), n=1, cutoff=0.85)
         if meant:
             raise InputError(f"{where}: unknown key {key!r}; did you mean {meant[0]!r}?")
     return from_mapping(cls, known, where)
+
+
+def _settled(value: Any, kind: str) -> Any:
+    """Returns a value that says nothing as the type of its field says it."""
+    if kind == "bool" and value is None:
+        return False
+    return None if kind.startswith("Mapping") and not value else value
+
+
+def _is_meant(architectures: Any, architecture: str) -> bool:
+    """Returns whether a config is of a class; early files write `LLaMAForCausalLM`."""
+    names = {architecture.lower(), architecture.replace("ForCausalLM", "Model").lower()}
+    return isinstance(architectures, list) and all(
+        isinstance(name, str) and name.lower() in names for name in architectures
+    )
 
 
 def choice[T](value: Any, choices: Mapping[Any, T], name: str, where: str) -> T:
@@ -106,7 +132,7 @@ def choice[T](value: Any, choices: Mapping[Any, T], name: str, where: str) -> T:
 
 
 def computation_dtype(torch_dtype: str | None, where: str) -> Literal["float32", "bfloat16"]:
-    """Returns the dtype to compute in; float16, which has no equal here, becomes float32.
+    """Returns the dtype to compute in; float16 and float64, which are not here, become float32.
 
     Raises:
       InputError: another dtype.
@@ -114,16 +140,31 @@ def computation_dtype(torch_dtype: str | None, where: str) -> Literal["float32",
     return choice(torch_dtype, _COMPUTATION, "torch_dtype", where)
 
 
-def refuse_unless_zero(value: float | None, name: str, where: str) -> None:
-    """Refuses what the original does at random in training.
+def check_layer_types(
+    kinds: Sequence[str] | None, layers: int, window: int | None, where: str
+) -> None:
+    """Refuses kinds of attention that differ between layers, or from what the window says.
+
+    Args:
+      kinds: `layer_types`, one for each layer; None: as the window says.
+      layers: how many there are.
+      window: of all layers; None: none.
+      where: begins the message.
 
     Raises:
-      InputError: the value is neither None nor 0.
+      InputError: names `layer_types`.
     """
-    if value:
+    if not kinds:
+        return
+    meant = {"sliding_attention"} if window else {"full_attention", "attention"}
+    if not set(kinds) <= meant:
         raise InputError(
-            f"{where}: {name} is {value}, but there is no such thing here; "
-            "set it to 0 to use the model as it runs in evaluation"
+            f"{where}: layer_types has {listed(sorted(set(kinds)))}, but by the other settings "
+            f"all layers have {max(meant)}"
+        )
+    if len(kinds) != layers:
+        raise InputError(
+            f"{where}: layer_types names {len(kinds)} layers, num_hidden_layers is {layers}"
         )
 
 

@@ -19,14 +19,14 @@ from modbrick.config import (
 )
 from modbrick.convert.huggingface.fields import (
     ACTIVATIONS,
+    check_layer_types,
     choice,
     computation_dtype,
     read_fields,
-    refuse_unless_zero,
 )
-from modbrick.convert.huggingface.keys import IGNORED, REFUSED_IF_SET
+from modbrick.convert.huggingface.keys import REFUSED_IF_SET, changes_nothing
 from modbrick.convert.huggingface.rope import RopeFields, read_rope
-from modbrick.errors import InputError, located
+from modbrick.errors import InputError, listed, located
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,7 @@ class DecoderFields(RopeFields):
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     attention_dropout: float | None = 0.0
+    layer_types: tuple[str, ...] | None = None
     torch_dtype: str | None = None
 
 
@@ -106,6 +107,7 @@ def read_decoder[T: DecoderFields](
     architecture: str,
     aliases: Mapping[str, str] | None = None,
     ignored: Iterable[str] = (),
+    neutral: Mapping[str, Any] | None = None,
 ) -> T:
     """Returns the fields of a `config.json`, of which every key must be known.
 
@@ -116,20 +118,27 @@ def read_decoder[T: DecoderFields](
       architecture: the only one of `architectures` that is meant.
       aliases: other names of fields.
       ignored: keys of the family that do not matter, besides `IGNORED`.
+      neutral: keys that the family does not read, and what it always does.
 
     Raises:
-      InputError: what `read_fields` refuses; unknown keys, each by name; dropout.
+      InputError: what `read_fields` refuses; unknown keys that may change something, each by name.
     """
     fields = read_fields(cls, data, where, architecture=architecture, aliases=aliases)
     names = {field.name for field in dataclasses.fields(cls)} | set(aliases or {}) | {"dtype"}
-    unknown = sorted(data.keys() - names - IGNORED - REFUSED_IF_SET - set(ignored))
+    names |= REFUSED_IF_SET | set(ignored)
+    always = neutral or {}
+    unknown = sorted(
+        key
+        for key in data.keys() - names
+        if not (data[key] == always[key] if key in always else changes_nothing(key, data[key]))
+    )
     if unknown:
-        listed = ", ".join(f"{key} ({data[key]!r})" for key in unknown)
+        named = listed(f"{key} ({data[key]!r})" for key in unknown)
         raise InputError(
-            f"{where}: unknown to the import, which cannot tell whether they matter: {listed}; "
-            "remove them if the model does not depend on them"
+            f"{where}: unknown to the import, which cannot tell whether they matter: {named}; "
+            "remove them if the model does not depend on them, or import with "
+            f"--ignore_keys={listed(unknown, ',')}"
         )
-    refuse_unless_zero(fields.attention_dropout, "attention_dropout", where)
     return fields
 
 
@@ -164,6 +173,7 @@ def read_attention(
       InputError: heads that do not fit, or positions that are not supported.
     """
     width, rope = fields.head_width(where), read_rope(fields, where, theta=theta)
+    check_layer_types(fields.layer_types, fields.num_hidden_layers, options.get("window"), where)
     with located(where):
         return AttentionConfig(
             heads=fields.num_attention_heads,

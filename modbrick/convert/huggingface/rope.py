@@ -7,6 +7,7 @@ both are read. What is written is the older form, which both releases read.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +27,7 @@ class RopeFields:
     """Fields of a config that say what its positions are, under the library's names."""
 
     max_position_embeddings: int = 2048
+    original_max_position_embeddings: float | None = None
     rope_theta: float | None = None
     rope_scaling: Mapping[str, Any] | None = None
     rope_parameters: Mapping[str, Any] | None = None
@@ -63,9 +65,15 @@ def read_rope(fields: RopeFields, where: str, *, theta: float = 10_000.0) -> Rop
     if not isinstance(kind, str) or kind not in _ROPE:
         known = ", ".join(_ROPE)
         raise InputError(f"{where}: rope scaling {kind!r} is not supported; it can be {known}")
+    scaling.setdefault("truncate", True)  # where it is null, nothing is truncated
     options = {key: scaling.pop(key, None) for key in _ROPE[kind]}
-    if any(value is not None for value in scaling.values()):
-        raise InputError(f"{where}: unknown options of {kind!r} rope scaling: {scaling}")
+    unknown = {
+        key: value
+        for key, value in scaling.items()
+        if key not in _OPTIONS and value is not None and value is not False
+    }
+    if unknown:
+        raise InputError(f"{where}: unknown options of {kind!r} rope scaling: {unknown}")
     for key, value in options.items():
         if key != "truncate" and value is not None:
             _check_number(value, f"{key} of the rope scaling", where)
@@ -115,6 +123,9 @@ _ROPE: Mapping[str, tuple[str, ...]] = {
 }
 """Options of each kind of scaling."""
 
+_OPTIONS = {"finetuned", *itertools.chain.from_iterable(_ROPE.values())}
+"""Those of any kind: the library reads none of another kind than it has."""
+
 
 def _scaling(
     kind: str, options: dict[str, Any], fields: RopeFields, where: str
@@ -122,8 +133,11 @@ def _scaling(
     """Translates the options of a scaling."""
     if kind == "default":
         return None
-    original = options.get("original_max_position_embeddings")
+    # In this order, as the library has it.
+    original = fields.original_max_position_embeddings
+    original = options.get("original_max_position_embeddings") if original is None else original
     original = fields.max_position_embeddings if original is None else original
+    _check_number(original, "original_max_position_embeddings", where)
     if original < 1 or original != int(original):
         raise InputError(f"{where}: original_max_position_embeddings is {original}, no length")
     factor = options["factor"]
@@ -142,9 +156,10 @@ def _scaling(
             low_frequency_factor=float(options["low_freq_factor"]),
             high_frequency_factor=float(options["high_freq_factor"]),
         )
-    if options["truncate"] not in (None, True):
+    if options["truncate"] not in (None, True, False):
         raise InputError(
-            f"{where}: truncate of 'yarn' rope scaling is {options['truncate']!r}: not supported"
+            f"{where}: truncate of 'yarn' rope scaling is {options['truncate']!r}, neither true "
+            "nor false"
         )
     attention_factor = options["attention_factor"]
     one, all_dim = options["mscale"], options["mscale_all_dim"]
@@ -159,6 +174,7 @@ def _scaling(
         beta_fast=float(options["beta_fast"] or 32.0),
         beta_slow=float(options["beta_slow"] or 1.0),
         attention_factor=None if attention_factor is None else float(attention_factor),
+        truncated=bool(options["truncate"]),
     )
 
 
@@ -183,4 +199,4 @@ def _written(scaling: RopeScaling | None) -> dict[str, Any] | None:
     options |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
     if scaling.attention_factor is not None:
         options["attention_factor"] = scaling.attention_factor
-    return options
+    return options if scaling.truncated else options | {"truncate": False}

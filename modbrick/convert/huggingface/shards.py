@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from modbrick.errors import InputError
+from modbrick.convert.huggingface.buffers import ROTARY_BUFFERS
+from modbrick.errors import InputError, listed
 from modbrick.formats.safetensors import TensorSpec
 from modbrick.formats.stored_tensor import StoredTensor
 from modbrick.formats.strict_json import read_object
@@ -65,34 +66,38 @@ def read_shards(index: Path, reader: Reader) -> dict[str, StoredTensor]:
       reader: of one shard.
 
     Raises:
-      InputError: a shard that is missing, or holds other tensors than the index says; what the
-        reader refuses.
+      InputError: a shard that is missing, or holds other tensors than the index says (buffers of
+        which nobody asks aside); what the reader refuses.
     """
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise InputError(f"{index}: has no weight_map")
     for name, file in places.items():
-        if not isinstance(file, str) or not _is_plain(file):
-            raise InputError(f"{index}: places {name!r} in {file!r}, which is no file name")
+        if not isinstance(file, str) or not _is_below(file):
+            raise InputError(
+                f"{index}: places {name!r} in {file!r}, which is no file name below the index"
+            )
     files = sorted(set(places.values()))
     missing = [file for file in files if not (index.parent / file).is_file()]
     if missing:
-        raise InputError(f"{index}: shards are missing: {', '.join(missing)}")
+        raise InputError(f"{index}: shards are missing: {listed(missing)}")
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         shard = reader(index.parent / file)
         expected = {name for name, place in places.items() if place == file}
-        if shard.keys() != expected:
-            lacking, beyond = sorted(expected - shard.keys()), sorted(shard.keys() - expected)
+        differing = {name for name in shard.keys() ^ expected if not ROTARY_BUFFERS.fullmatch(name)}
+        if differing:
+            lacking, beyond = sorted(differing & expected), sorted(differing - expected)
             problems = [
-                *([f"lacks {', '.join(lacking)}"] if lacking else []),
-                *([f"holds {', '.join(beyond)} besides"] if beyond else []),
+                *([f"lacks {listed(lacking)}"] if lacking else []),
+                *([f"holds {listed(beyond)} besides"] if beyond else []),
             ]
             raise InputError(f"{index}: the shard {file} {' and '.join(problems)}")
         tensors |= shard
     return tensors
 
 
-def _is_plain(file: str) -> bool:
-    """Returns whether a name is that of a file in the same directory, on any system."""
-    return bool(file) and file not in (".", "..") and not set(file) & set("/\\:\0")
+def _is_below(file: str) -> bool:
+    """Returns whether a name is that of a file in the same directory or below it, on any system."""
+    parts = PurePosixPath(file).parts
+    return bool(parts) and not {"/", ".."} & set(parts) and not set(file) & set("\\:\0")

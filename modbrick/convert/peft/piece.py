@@ -12,7 +12,7 @@ from modbrick.bricks.brick import Brick
 from modbrick.bricks.config import BrickConfig, Settings
 from modbrick.config import ModelConfig
 from modbrick.convert.peft.module import site_addresses
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.parameters.addresses import LAYER
 
 
@@ -57,7 +57,7 @@ def pieces_of(name: str, brick: Brick, model: ModelConfig) -> Iterator[Piece]:
       InputError: it does not fit the model; lists every mismatch.
     """
     if remarks := brick.mismatches(model):
-        raise InputError(f"brick {name} does not fit the model: {'; '.join(remarks)}")
+        raise InputError(f"brick {name} does not fit the model: {listed(remarks, '; ')}")
     settings = brick.config.settings
     for place in attachments(model, brick.config):
         names = settings.leaves(place.site)

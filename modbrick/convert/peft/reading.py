@@ -26,7 +26,7 @@ from modbrick.convert.peft.kinds.virtual_tokens import EMBEDDINGS, VirtualTokens
 from modbrick.convert.peft.module import Module
 from modbrick.convert.peft.piece import Piece, bricks_of
 from modbrick.convert.peft.settings import read_settings
-from modbrick.errors import InputError, located
+from modbrick.errors import InputError, listed, located
 from modbrick.formats.safetensors import read_safetensors
 from modbrick.formats.stored_tensor import StoredTensor
 from modbrick.formats.strict_json import read_object
@@ -205,11 +205,11 @@ def _read(stored: Mapping[str, StoredTensor], shapes: Shapes) -> dict[str, np.nd
         elif tensor.dtype not in DTYPES:
             problems.append(f"{name} has dtype {tensor.dtype}")
     if problems:
-        raise InputError(f"{len(problems)} tensors do not fit: {'; '.join(problems)}")
+        raise InputError(f"{len(problems)} tensors do not fit: {listed(problems, '; ')}")
     tensors = {name: stored[name].read().astype(np.float32) for name in shapes}
     for name, values in tensors.items():
         if count := math.prod(values.shape) - int(np.isfinite(values).sum()):
             problems.append(f"{count} in {name}")
     if problems:
-        raise InputError(f"values that are not finite: {'; '.join(problems)}")
+        raise InputError(f"values that are not finite: {listed(problems, '; ')}")
     return tensors

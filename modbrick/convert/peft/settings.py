@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from modbrick.convert.peft.module import Module
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.schema import from_mapping
 
 NOTHING: tuple[Any, ...] = (None, False, {}, [])
@@ -78,13 +78,13 @@ class Targets:
         entries = (entries,) if isinstance(entries, str) else entries or ()
         idle = [name for name in entries if not any(self._targets(m, name) for m in modules)]
         if idle:
-            raise InputError(f"target_modules that match nothing: {', '.join(map(repr, idle))}")
+            raise InputError(f"target_modules that match nothing: {listed(map(repr, idle))}")
         found = [module for name, module in modules.items() if self._covers(name)]
         if not found and not self._targets_more:
             raise InputError("target_modules match nothing in these layers")
         problems = [f"{m.name}: {m.obstacle}" for m in found if m.kind not in self.adapts]
         if problems:
-            raise InputError(f"cannot be adapted here: {'; '.join(problems)}")
+            raise InputError(f"cannot be adapted here: {listed(problems, '; ')}")
         return found
 
     def saved(self, modules: Mapping[str, Module], chosen: Iterable[Module]) -> list[Module]:
@@ -102,12 +102,12 @@ class Targets:
         entries = self.modules_to_save or ()
         idle = [entry for entry in entries if not any(saves(entry, name) for name in modules)]
         if idle:
-            raise InputError(f"modules_to_save that match nothing: {', '.join(map(repr, idle))}")
+            raise InputError(f"modules_to_save that match nothing: {listed(map(repr, idle))}")
         found = [m for name, m in modules.items() if any(saves(e, name) for e in entries)]
         problems = [f"{m.name}: {m.obstacle}" for m in found if m.kind in ("", "bank")]
         problems += [f"{m.name} is adapted, too" for m in found if m in chosen]
         if problems:
-            raise InputError(f"modules_to_save cannot be replaced here: {'; '.join(problems)}")
+            raise InputError(f"modules_to_save cannot be replaced here: {listed(problems, '; ')}")
         return found
 
     def shared(self, modules: Sequence[Module]) -> dict[str, tuple[int, ...]]:
@@ -208,7 +208,7 @@ def read_settings[T](
         ):
             problems.append(f"{key} ({value!r})")
     if problems:
-        raise InputError(f"{where}: settings that are not supported: {', '.join(problems)}")
+        raise InputError(f"{where}: settings that are not supported: {listed(problems)}")
     return from_mapping(cls, known, where)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from modbrick.data.manifest import Split
+from modbrick.data.preparation.duplicates import minhash_bands
 from modbrick.data.preparation.reading import Text, read_work_unit
 from modbrick.data.preparation.sources import Source
 from modbrick.data.preparation.work_units import (
@@ -37,8 +38,25 @@ SECTION = 1 << 20
 _BYTES_A_WORKER = 8 << 20
 
 
-# Number of the source, split, ids with boundary tokens, bytes, unscored bytes.
-Encoded = tuple[int, Split, Integer[np.ndarray, " T"], int, int]
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded document.
+
+    Attributes:
+      source: number of its source.
+      split: where it belongs.
+      ids: its ids with boundary tokens.
+      size, unscored: UTF-8 bytes of its text, and of those that no target stands for.
+      digest, bands: of its text, see `Screen`.
+    """
+
+    source: int
+    split: Split
+    ids: Integer[np.ndarray, " T"]
+    size: int
+    unscored: int
+    digest: bytes
+    bands: tuple[bytes, ...]
 
 
 @dataclass
@@ -48,6 +66,7 @@ class _Encoder:
     sources: Sequence[Source]
     options: ReadingOptions
     tokenizer: Tokenizer
+    near: bool
 
     def __call__(self, unit: WorkUnit) -> tuple[list[Encoded], dict[int, SourceRecord]]:
         texts, records = read_work_unit(unit, self.sources, self.options)
@@ -57,11 +76,14 @@ class _Encoder:
             if self.tokenizer.start_of_document is None:
                 unscored = self.tokenizer.first_token_bytes(text.text)
             if len(ids) < 2:
-                records[text.source].skipped["nothing to predict (a single token)"] += 1
+                records[text.source].skip("nothing to predict (a single token)")
                 records[text.source].documents -= 1
                 continue
             size = len(text.text.encode("utf-8"))
-            encoded.append((text.source, text.split, ids, size, unscored))
+            bands = minhash_bands(text.text) if self.near else ()
+            encoded.append(
+                Encoded(text.source, text.split, ids, size, unscored, text.digest, bands)
+            )
         return encoded, records
 
     def _encode(self, texts: Sequence[Text]) -> list[Integer[np.ndarray, " T"]]:
@@ -114,6 +136,8 @@ def encode(
     tokenizer: Tokenizer,
     records: Mapping[int, SourceRecord],
     workers: int,
+    *,
+    near: bool = False,
 ) -> Iterator[tuple[WorkUnit, list[Encoded], dict[int, SourceRecord]]]:
     """Yields the encoded documents of each work unit in order, and what became of its sources.
 
@@ -123,11 +147,12 @@ def encode(
       tokenizer: encodes the texts.
       records: gets size and hash of files of records, by the number of the source.
       workers: processes; 0: as many as help.
+      near: whether near copies are to be told, which takes time.
     """
     units = cut_into_work_units(sources, options, records)
-    workers = workers or _useful_workers(sources, tokenizer)
+    workers = workers or _useful_workers(sources, tokenizer, near)
     if workers == 1:
-        encoder = _Encoder(sources, options, tokenizer)
+        encoder = _Encoder(sources, options, tokenizer, near)
         for unit in units:
             yield (unit, *encoder(unit))
         return
@@ -136,7 +161,7 @@ def encode(
         # A forked child would inherit the tokenizer's threads' locks.
         multiprocessing.get_context("spawn"),
         _start_worker,
-        (sources, options, tokenizer.to_json(), tokenizer.identity),
+        (sources, options, tokenizer.to_json(), tokenizer.identity, near),
     )
     with _shut_down(pool):
         waiting: collections.deque = collections.deque()
@@ -148,8 +173,8 @@ def encode(
             yield _result(*waiting.popleft())
 
 
-def _useful_workers(sources: Sequence[Source], tokenizer: Tokenizer) -> int:
-    if isinstance(tokenizer, ByteTokenizer):
+def _useful_workers(sources: Sequence[Source], tokenizer: Tokenizer, near: bool) -> int:
+    if isinstance(tokenizer, ByteTokenizer) and not near:
         return 1  # nothing to compute: sending texts between processes costs more
     size = sum(source.size for source in sources)
     return min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_A_WORKER)
@@ -179,13 +204,17 @@ _encoder: _Encoder | None = None
 
 
 def _start_worker(
-    sources: Sequence[Source], options: ReadingOptions, text: str, identity: TokenizerIdentity
+    sources: Sequence[Source],
+    options: ReadingOptions,
+    text: str,
+    identity: TokenizerIdentity,
+    near: bool,
 ) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism
     tokenizer = tokenizer_from_json(text, identity.name, identity=identity)
-    _encoder = _Encoder(sources, options, tokenizer)
+    _encoder = _Encoder(sources, options, tokenizer, near)
 
 
 def _work(unit: WorkUnit) -> tuple[list[Encoded], dict[int, SourceRecord]]:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from modbrick.data.manifest import Manifest, SourceSummary
+from modbrick.data.manifest import Manifest
+from modbrick.data.preparation.duplicates import (
+    Deduplication,
+    left_out,
+    require_minhash,
+    screens_of,
+)
 from modbrick.data.preparation.encoding import encode
+from modbrick.data.preparation.formats.kinds import TEXT_EXTENSIONS
+from modbrick.data.preparation.outcome import (
+    require_documents,
+    require_usable,
+    summarise,
+)
 from modbrick.data.preparation.reading import read_work_unit
-from modbrick.data.preparation.sources import TEXT_EXTENSIONS, Input, Source, list_sources
+from modbrick.data.preparation.sources import Input, Listing, Source, list_sources
+from modbrick.data.preparation.splits import fraction_of, threshold
 from modbrick.data.preparation.work_units import ReadingOptions, SourceRecord, cut_into_work_units
 from modbrick.data.tokenizers.files import load_tokenizer, train_tokenizer
-from modbrick.data.tokenizers.tokenizer import Tokenizer, TokenizerIdentity
+from modbrick.data.tokenizers.tokenizer import BYTES, Tokenizer, TokenizerIdentity
 from modbrick.data.writer import DatasetWriter, check_target
 from modbrick.errors import InputError
-from modbrick.schema import to_mapping
+from modbrick.schema import nearest, to_mapping
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,10 @@ class PreparationConfig:
       training_bytes: about so many bytes of the training split train the tokenizer.
       domain: for inputs that name none.
       extensions: read as text in directories and globs.
+      exclude: patterns of files and directories that a search leaves out; see `Exclusions`.
+      deduplicate: what is dropped: copies of an earlier document (`exact`; see `text_digest`), or
+        near copies too (`near`; see `minhash_bands`). A document that is held out by an input of
+        its own is never trained on, whatever this is.
       start_token, end_token: boundary tokens by text, `auto`, or None.
       identity: what the tokenizer must be, boundary tokens included; None: anything.
       workers: processes; 0: as many as help. The outcome is the same.
@@ -47,6 +62,8 @@ class PreparationConfig:
     reading: ReadingOptions = field(default_factory=ReadingOptions)
     domain: str | None = None
     extensions: tuple[str, ...] = TEXT_EXTENSIONS
+    exclude: tuple[str, ...] = ()
+    deduplicate: Deduplication = "none"
     start_token: str | None = "auto"
     end_token: str | None = "auto"
     identity: TokenizerIdentity | None = None
@@ -54,19 +71,51 @@ class PreparationConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        reading = self.reading
         if not self.inputs:
             raise InputError("no --input: name a directory, a glob, a file, or stdlib:")
-        if not 0 <= self.reading.held_out <= 1:
-            raise InputError(f"--held_out must be from 0 to 1, got {self.reading.held_out}")
-        if self.tokenizer == "train" and self.vocabulary is None:
-            raise InputError("--tokenizer=train needs --vocab_size")
-        if self.tokenizer != "train" and self.vocabulary is not None:
+        if not 0 <= reading.held_out <= 1:
+            raise InputError(f"--held_out must be from 0 to 1, got {reading.held_out}")
+        if reading.held_out == 1 and any(item.split is None for item in self.inputs):
             raise InputError(
-                f"--vocab_size={self.vocabulary} is for --tokenizer=train; {self.tokenizer} has "
-                "its own"
+                "--held_out=1 leaves nothing to train on: lower it, or name text that is all held "
+                "out with --held_out_input"
             )
+        if reading.separator == "":
+            raise InputError(
+                "--document_separator is empty: name the text between documents, for instance "
+                "<|endoftext|>"
+            )
+        if not reading.text_field:
+            raise InputError("--text_field is empty: name the field with the text of records")
+        if not all(self.exclude):
+            raise InputError("--exclude: one of them is empty; write a pattern such as *.min.js")
+        if self.deduplicate not in (known := ("none", "exact", "near")):
+            remark = nearest(self.deduplicate, known)
+            raise InputError(f"--deduplicate: unknown value {self.deduplicate!r}; {remark}")
         if self.workers < 0:
             raise InputError(f"--workers must be 0 (automatic) or more, got {self.workers}")
+        self._check_tokenizer()
+
+    def _check_tokenizer(self) -> None:
+        if self.tokenizer != "train":
+            if self.vocabulary is not None:
+                raise InputError(
+                    f"--vocab_size={self.vocabulary} is for --tokenizer=train; {self.tokenizer} "
+                    "has its own"
+                )
+            return
+        if self.vocabulary is None:
+            raise InputError("--tokenizer=train needs --vocab_size")
+        if self.vocabulary < BYTES + 1:
+            raise InputError(
+                f"--vocab_size: a byte-level tokenizer needs a vocabulary of at least {BYTES + 1}, "
+                f"got {self.vocabulary}"
+            )
+        if self.training_bytes < 1:
+            raise InputError(
+                f"--tokenizer_training_bytes must be 1 or more, got {self.training_bytes}"
+            )
 
 
 @dataclass(frozen=True)
@@ -75,15 +124,19 @@ class Report:
 
     Attributes:
       manifest: of the finished data set.
-      skipped: files and records left out, as (file, reason, count).
-      left_aside: files of other extensions in searched directories, by extension.
+      skipped: files and records left out, as (file, reason, count); the reason says where the first
+        of them is.
+      listing: the source files, and what was not looked at.
+      cut: whether a file was cut into documents, if that was asked for.
       source_bytes: size of all source files.
-      seconds: of the tokenizer's training, and of everything.
+      training_seconds: of the tokenizer's training.
+      seconds: of everything.
     """
 
     manifest: Manifest
     skipped: tuple[tuple[str, str, int], ...]
-    left_aside: Mapping[str, int]
+    listing: Listing
+    cut: bool
     source_bytes: int
     training_seconds: float
     seconds: float
@@ -95,12 +148,16 @@ Progress = Callable[[str, int, int, int], None]
 def prepare(config: PreparationConfig, progress: Progress | None = None) -> Report:
     """Makes a data set.
 
+    What is wrong with a record, or with a file that was found by searching, never ends a
+    preparation: it is skipped and counted.
+
     Args:
       config: what to prepare.
       progress: called with the stage's name, bytes of source files done and in all, documents done.
 
     Raises:
-      InputError: bad arguments or inputs; nothing is left behind in that case.
+      InputError: bad arguments or inputs, before the work wherever that can be known; nothing is
+        left behind in that case.
     """
     begin = time.monotonic()
     check_target(config.output, overwrite=config.overwrite)
@@ -112,68 +169,118 @@ def prepare(config: PreparationConfig, progress: Progress | None = None) -> Repo
             end=config.end_token,
             identity=config.identity,
         )
-    sources, left_aside = list_sources(
-        config.inputs, domain=config.domain, extensions=config.extensions
+    if config.deduplicate == "near":
+        require_minhash()
+    listing = list_sources(
+        config.inputs,
+        domain=config.domain,
+        extensions=config.extensions,
+        exclude=config.exclude,
+        text_field=config.reading.text_field,
     )
-    total = sum(source.size for source in sources)
+    sources = listing.sources
+    if listing.held_out and all(source.split == "held_out" for source in sources):
+        raise InputError(
+            "--held_out_input names every file of --input: nothing is left to train on"
+        )
+    require_usable(sources, config.reading)
+    reading = dataclasses.replace(config.reading, held_out=_threshold(sources, config.reading))
     with DatasetWriter(config.output, overwrite=config.overwrite) as writer:
         if tokenizer is None:
-            tokenizer = _train(config, sources, progress)
+            tokenizer = _train(config, sources, reading, progress)
         trained = time.monotonic()
         writer.set_tokenizer(tokenizer)
-        records = {number: SourceRecord() for number in range(len(sources))}
-        documents = training = done = 0
-        for unit, encoded, found in encode(
-            sources, config.reading, tokenizer, records, config.workers
-        ):
-            for number, split, ids, size, unscored in encoded:
-                training += split == "train"
-                writer.add(split, sources[number].domain, ids, size, unscored)
-            for number, record in found.items():
-                records[number].merge(record)
-            documents, done = documents + len(encoded), done + unit.advance
-            if progress is not None:
-                progress("tokenizing", done, total, documents)
-        _require_documents(sources, records)
-        if training == 0 and any(source.split is None for source in sources):
-            raise InputError(
-                f"all {documents} documents are held out by chance: the hash of a file's path "
-                "decides; lower --held_out, rename, or give more files"
-            )
-        summaries, lines = _summarise(sources, records)
+        records = _write(config, sources, reading, tokenizer, writer, progress)
+        summaries, lines = summarise(sources, records)
         manifest = writer.commit(
             sources=summaries, source_lines=lines, arguments=_arguments(config)
         )
     skipped = tuple(
         (sources[number].path, reason, count)
         for number, record in records.items()
-        for reason, count in record.skipped.items()
+        for reason, count in record.reasons().items()
     )
-    return Report(
-        manifest,
-        skipped,
-        left_aside,
-        sum(record.size for record in records.values()),
-        trained - begin,
-        time.monotonic() - begin,
-    )
+    size = sum(record.size for record in records.values())
+    now = time.monotonic()
+    of_text = [records[n] for n, source in enumerate(sources) if source.kind == "text"]
+    cut = reading.separator is None or any(record.documents > 1 for record in of_text)
+    return Report(manifest, skipped, listing, cut, size, trained - begin, now - begin)
+
+
+def _write(
+    config: PreparationConfig,
+    sources: Sequence[Source],
+    reading: ReadingOptions,
+    tokenizer: Tokenizer,
+    writer: DatasetWriter,
+    progress: Progress | None,
+) -> Mapping[int, SourceRecord]:
+    """Writes the documents of all sources; returns what became of each source."""
+    records = {number: SourceRecord() for number in range(len(sources))}
+    screens = screens_of(config.deduplicate)
+    total = sum(source.size for source in sources)
+    documents = training = done = 0
+    near = config.deduplicate == "near"
+    for unit, encoded, found in encode(
+        sources, reading, tokenizer, records, config.workers, near=near
+    ):
+        for number, record in found.items():
+            records[number].merge(record)
+        for document in encoded:
+            source, record = sources[document.source], records[document.source]
+            reason = left_out(screens, document.digest, document.bands, source.split)
+            if reason is not None:
+                record.documents -= 1
+                record.skip(reason)
+                continue
+            documents += 1
+            training += document.split == "train"
+            writer.add(
+                document.split, source.domain, document.ids, document.size, document.unscored
+            )
+        done += unit.advance
+        if progress is not None:
+            progress("tokenizing", done, total, documents)
+    require_documents(sources, records, training)
+    return records
+
+
+def _threshold(sources: Sequence[Source], reading: ReadingOptions) -> float:
+    """Returns the fraction below which documents are held out."""
+    chosen = [source for source in sources if source.split is None]
+
+    def fractions() -> Iterator[float]:
+        records = {number: SourceRecord() for number in range(len(chosen))}
+        for unit in cut_into_work_units(chosen, reading, records):
+            for text in read_work_unit(unit, chosen, reading)[0]:
+                yield fraction_of(text.digest)
+
+    others = any(source.split == "held_out" for source in sources)
+    return threshold(fractions(), reading.held_out, others_held_out=others)
 
 
 def _train(
-    config: PreparationConfig, sources: Sequence[Source], progress: Progress | None
+    config: PreparationConfig,
+    sources: Sequence[Source],
+    reading: ReadingOptions,
+    progress: Progress | None,
 ) -> Tokenizer:
+    """Trains the tokenizer on the training split."""
     total = sum(source.size for source in sources)
     share = min(1.0, config.training_bytes / max(total, 1))
     records = {number: SourceRecord() for number in range(len(sources))}
+    # Near copies of one another do no harm here, and would take the time of a preparation.
+    screens = screens_of("none" if config.deduplicate == "none" else "exact")
 
     def texts() -> Iterator[str]:
         done = documents = 0
-        for unit in cut_into_work_units(sources, config.reading, records):
-            found, _ = read_work_unit(unit, sources, config.reading)
-            for text in found:
-                # The split took the low end of the hash: the last digits are as good as another
-                # hash.
-                if text.split == "train" and text.fraction * 1e6 % 1 < share:
+        for unit in cut_into_work_units(sources, reading, records):
+            for text in read_work_unit(unit, sources, reading)[0]:
+                if left_out(screens, text.digest, (), sources[text.source].split):
+                    continue
+                # The split took the first digits of the hash.
+                chosen = int.from_bytes(text.digest[8:], "big") / 2.0**64 < share
+                if text.split == "train" and chosen:
                     documents += 1
                     yield text.text
             done += unit.advance
@@ -182,56 +289,6 @@ def _train(
 
     assert config.vocabulary is not None
     return train_tokenizer(texts(), config.vocabulary)
-
-
-def _require_documents(sources: Sequence[Source], records: Mapping[int, SourceRecord]) -> None:
-    """Refuses inputs of which nothing, or nothing of a file of records, could be used."""
-    for number, source in enumerate(sources):
-        record = records[number]
-        if source.kind != "text" and record.skipped and not record.documents:
-            reason, count = record.skipped.most_common(1)[0]
-            raise InputError(
-                f"{source.path}: none of its records could be used ({count} of them: {reason}); "
-                "check --text_field, or leave the file out"
-            )
-    if not any(record.documents for record in records.values()):
-        reasons = sum((record.skipped for record in records.values()), Counter())
-        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
-        raise InputError(
-            f"no document could be used in {len(sources)} files ({listed or 'no records'}); check "
-            "--input"
-        )
-
-
-def _summarise(
-    sources: Sequence[Source], records: Mapping[int, SourceRecord]
-) -> tuple[dict[str, SourceSummary], str]:
-    lines: dict[str, list[str]] = {}
-    totals: dict[str, SourceRecord] = {}
-    files: Counter[str] = Counter()
-    for number, source in enumerate(sources):
-        record = records[number]
-        line = {
-            "domain": source.domain,
-            "path": source.name,
-            "bytes": record.size,
-            "sha256": record.sha256,
-            "documents": record.documents,
-            "skipped": dict(sorted(record.skipped.items())),
-        }
-        lines.setdefault(source.domain, []).append(json.dumps(line, ensure_ascii=False) + "\n")
-        totals.setdefault(source.domain, SourceRecord()).merge(record)
-        files[source.domain] += 1
-    summaries = {
-        domain: SourceSummary(
-            files[domain],
-            total.size,
-            hashlib.sha256("".join(lines[domain]).encode("utf-8", "surrogateescape")).hexdigest(),
-            dict(sorted(total.skipped.items())),
-        )
-        for domain, total in totals.items()
-    }
-    return summaries, "".join(line for domain in lines.values() for line in domain)
 
 
 def _arguments(config: PreparationConfig) -> dict[str, object]:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from modbrick.data.manifest import Split
+from modbrick.data.preparation.formats.json_values import BadRecordError, text_of
+from modbrick.data.preparation.formats.parquet import texts_of_group
+from modbrick.data.preparation.formats.streams import (
+    DAMAGE,
+    HashedFile,
+    UnreadableError,
+    decompressed,
+    unreadable,
+)
 from modbrick.data.preparation.sources import Source
-from modbrick.data.preparation.work_units import ReadingOptions, SourceRecord, WorkUnit, damaged
+from modbrick.data.preparation.splits import fraction_of, text_digest
+from modbrick.data.preparation.work_units import ReadingOptions, SourceRecord, WorkUnit
 
 _LARGEST_DOCUMENT = 0xFFFF_FFFF  # sizes are kept as uint32
 _BINARY_PROBE = 8192
@@ -17,11 +26,11 @@ _BINARY_PROBE = 8192
 
 @dataclass(frozen=True)
 class Text:
-    """A document before it is encoded; `fraction` is its hash as a number in [0, 1)."""
+    """A document before it is encoded; `digest` is that of its text, see `text_digest`."""
 
     source: int
     split: Split
-    fraction: float
+    digest: bytes
     text: str
 
 
@@ -33,117 +42,107 @@ def read_work_unit(
     texts: list[Text] = []
     for number in unit.sources:
         source, record = sources[number], records[number]
-        if unit.lines is not None:
-            found: Iterator[tuple[int | None, str]] = _json_texts(
-                unit.lines, unit.first_row, options, record
-            )
+        if unit.records is not None:
+            found = _record_texts(unit.records, unit.first, source, options, record)
         elif unit.row_group is not None:
-            found = _parquet_texts(source, unit, options, record)
+            found = _row_texts(source, unit, options, record)
         else:
             found = _file_texts(source, options, record)
-        for key, text in found:
+        for where, text in found:
             if not text:
-                record.skipped["empty"] += 1
+                record.skip("empty", where)
                 continue
-            fraction = _fraction(source.name if key is None else f"{source.name}#{key}")
-            split = source.split or ("held_out" if fraction < options.held_out else "train")
-            texts.append(Text(number, split, fraction, text))
+            if 4 * len(text) > _LARGEST_DOCUMENT < len(text.encode("utf-8")):
+                record.skip("larger than 4 GiB", where)
+                continue
+            digest = text_digest(text)
+            held_out = fraction_of(digest) < options.held_out
+            split = source.split or ("held_out" if held_out else "train")
+            texts.append(Text(number, split, digest, text))
             record.documents += 1
     return texts, records
 
 
-def _fraction(key: str) -> float:
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape"))
-    return int.from_bytes(digest.digest()[:8], "big") / 2.0**64
-
-
 def _file_texts(
     source: Source, options: ReadingOptions, record: SourceRecord
-) -> Iterator[tuple[int | None, str]]:
+) -> Iterator[tuple[str, str]]:
     try:
-        with open(source.path, "rb") as file:
-            raw = file.read()
-    except OSError as error:
-        record.skipped[f"unreadable ({error.strerror})"] += 1
-        return
-    record.size = len(raw)
-    record.sha256 = hashlib.sha256(raw).hexdigest()
-    if b"\0" in raw[:_BINARY_PROBE]:
-        record.skipped["binary"] += 1
-        return
-    if len(raw) > _LARGEST_DOCUMENT and options.separator is None:
-        record.skipped["larger than 4 GiB (cut it with --document_separator)"] += 1
-        return
-    try:
+        raw = _contents(source, options, record)
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
-        record.skipped["not UTF-8"] += 1
+        record.skip("not UTF-8")
+        return
+    except UnreadableError as error:
+        record.skip(str(error))
         return
     if options.separator is None:
-        yield None, text
+        yield "", text
         return
-    for number, part in enumerate(text.split(options.separator)):
+    for number, part in enumerate(text.split(options.separator), 1):
         # What is left around separators is no document, and no loss either.
         if part.strip():
-            yield number, part.strip("\n")
+            yield f"part {number}", part.strip("\n")
 
 
-def _json_texts(
-    lines: Sequence[bytes], first: int, options: ReadingOptions, record: SourceRecord
-) -> Iterator[tuple[int | None, str]]:
-    for row, line in enumerate(lines, start=first):
-        if not line.strip():
+def _contents(source: Source, options: ReadingOptions, record: SourceRecord) -> bytes:
+    try:
+        with open(source.path, "rb") as file:
+            hashed = HashedFile(file)
+            try:
+                return _whole(hashed, options)
+            finally:
+                hashed.read_to_end()
+                record.size, record.sha256 = hashed.size, hashed.sha256
+    except DAMAGE as error:
+        raise unreadable(error) from None
+
+
+def _whole(file: HashedFile, options: ReadingOptions) -> bytes:
+    parts: list[bytes] = []
+    held = 0
+    for part in decompressed(file):
+        if b"\0" in part[: max(_BINARY_PROBE - held, 0)]:
+            raise UnreadableError("binary")
+        parts.append(part)
+        held += len(part)
+        if held > _LARGEST_DOCUMENT and options.separator is None:
+            raise UnreadableError("larger than 4 GiB (cut it with --document_separator)")
+    return b"".join(parts)
+
+
+def _record_texts(
+    records: Sequence[bytes | None],
+    first: int,
+    source: Source,
+    options: ReadingOptions,
+    outcome: SourceRecord,
+) -> Iterator[tuple[str, str]]:
+    noun = "line" if source.kind == "json_lines" else "record"
+    for number, record in enumerate(records, first + 1):
+        if noun == "line" and record is not None and not record.strip():
             continue
+        where = f"{noun} {number}"
         try:
-            value = json.loads(line)
-        except UnicodeDecodeError:
-            record.skipped["not UTF-8"] += 1
-            continue
-        except json.JSONDecodeError:
-            record.skipped["not JSON"] += 1
-            continue
-        if not isinstance(value, dict) or options.text_field not in value:
-            names = ", ".join(map(str, value)) if isinstance(value, dict) else "no fields"
-            record.skipped[f"no field {options.text_field!r} (found: {names[:80]})"] += 1
-            continue
-        text = value[options.text_field]
-        if not isinstance(text, str):
-            record.skipped[f"field {options.text_field!r} is not text"] += 1
-        elif not _encodable(text):
-            record.skipped["not Unicode (lone surrogates)"] += 1
-        else:
-            yield row, text
+            yield where, text_of(record, options.text_field)
+        except BadRecordError as error:
+            outcome.skip(error.reason, f"{where}; {error.detail}" if error.detail else where)
 
 
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _parquet_texts(
+def _row_texts(
     source: Source, unit: WorkUnit, options: ReadingOptions, record: SourceRecord
-) -> Iterator[tuple[int | None, str]]:
-    import pyarrow  # slow to import, and rarely needed
-    import pyarrow.parquet
-
-    row = unit.first_row
+) -> Iterator[tuple[str, str]]:
+    assert unit.row_group is not None
+    number = unit.first
     try:
-        with pyarrow.parquet.ParquetFile(source.path) as file:
-            for batch in file.iter_batches(
-                batch_size=1024, row_groups=[unit.row_group], columns=[options.text_field]
-            ):
-                for text in batch.column(0).to_pylist():
-                    if isinstance(text, bytes):
-                        try:
-                            text = text.decode("utf-8")
-                        except UnicodeDecodeError:
-                            record.skipped["not UTF-8"] += 1
-                            row += 1
-                            continue
-                    yield row, text or ""
-                    row += 1
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise damaged(source, error) from None
+        values = texts_of_group(source.path, options.text_field, unit.row_group)
+        for value in itertools.islice(values, unit.rows):
+            number += 1
+            if value is None:
+                record.skip("null", f"row {number}")
+                continue
+            try:
+                yield f"row {number}", value.decode("utf-8")
+            except UnicodeDecodeError:
+                record.skip("not UTF-8", f"row {number}")
+    except UnreadableError as error:
+        record.skip(str(error), f"row {number + 1}", unit.first + unit.rows - number)

@@ -1,79 +1,46 @@
-"""Files that a data set is made of: inputs as a user names them, sources as they are read."""
+"""Source files of a data set, found in the inputs that a user names."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import glob
 import os
-import re
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 from modbrick.data.manifest import Split
+from modbrick.data.preparation.formats.kinds import (
+    TEXT_EXTENSIONS,
+    Kind,
+    extension_of,
+    kind_of,
+)
+from modbrick.data.preparation.formats.streams import UnreadableError, unreadable
+from modbrick.data.preparation.inputs import (
+    STANDARD_LIBRARY,
+    WILDCARDS,
+    Input,
+    checked_domain,
+    tidy_name,
+)
+from modbrick.data.preparation.walk import Exclusions, Found, Walk, own_directory
 from modbrick.errors import InputError
-
-STANDARD_LIBRARY = "stdlib:"
-
-# Read as text, one document a file, when a directory or a glob is searched. A file that is named
-# itself is read whatever its extension.
-_PROSE = """.txt .text .md .rst .tex .org .html .xml .csv .tsv .json .yaml .yml .toml .ini .cfg"""
-_CODE = """.py .pyi .pyx .ipynb .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .rs .go .java .kt .scala
-    .swift .js .mjs .jsx .ts .tsx .css .php .rb .pl .pm .lua .r .jl .m .hs .ml .mli .clj .ex .exs
-    .erl .lisp .el .scm .f90 .f .asm .s .sh .bash .zsh .ps1 .sql .proto .cmake .mk .tf .dart .zig
-    .nim .v .sv .vhd .lean"""
-TEXT_EXTENSIONS: tuple[str, ...] = (*_PROSE.split(), *_CODE.split())
-JSON_LINES_EXTENSIONS = (".jsonl", ".ndjson")
-COMPRESSIONS = ("", ".gz", ".zst")
-PARQUET_EXTENSIONS = (".parquet",)
 
 # Not prose or code that a person wrote: tests, tables, generated indices, this machine's build
 # settings.
-_LIBRARY_WITHOUT = """test tests idle_test encodings pydoc_data site-packages dist-packages
-    __pycache__"""
-_LIBRARY_WITHOUT_DIRECTORIES = frozenset(_LIBRARY_WITHOUT.split())
+_LIBRARY_WITHOUT = [
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+]
 _LIBRARY_WITHOUT_FILES = ("_sysconfigdata",)
-_WILDCARDS = re.compile(r"[*?\[]")
-_DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-Kind = Literal["text", "json_lines", "parquet"]
-
-
-def text_extensions(more: Iterable[str]) -> tuple[str, ...]:
-    """Returns `TEXT_EXTENSIONS` and more of them, which may lack their dot."""
-    return (*TEXT_EXTENSIONS, *(f".{name.lstrip('.').lower()}" for name in more))
-
-
-@dataclass(frozen=True)
-class Input:
-    """An input as a user names it: a directory, a glob, a file, or `stdlib:`.
-
-    Attributes:
-      path: as given.
-      domain: name for its documents; None: made from the path.
-      split: all its documents go here; None: by hash.
-    """
-
-    path: str
-    domain: str | None = None
-    split: Split | None = None
-
-    @classmethod
-    def parse(cls, text: str, split: Split | None = None) -> Input:
-        """Reads `PATH` or `DOMAIN=PATH` (an existing path with `=` in it is taken as a path).
-
-        A path may begin with `~`.
-        """
-        name, equals, path = text.partition("=")
-        whole = os.path.expanduser(text)
-        if not equals or os.path.exists(whole):
-            return cls(whole, None, split)
-        if not path:
-            raise InputError(f"--input={text}: no path after the domain; write DOMAIN=PATH")
-        return cls(os.path.expanduser(path), _checked_domain(name), split)
 
 
 @dataclass(frozen=True)
@@ -81,8 +48,14 @@ class Source:
     """One file to read.
 
     Attributes:
-      name: path relative to its input; its hash decides the split, so the same files elsewhere
-        split alike.
+      path: where it is.
+      name: path relative to its input, so the same files elsewhere come in the same order.
+      domain: of its documents.
+      kind: what it is.
+      size: bytes.
+      split: all its documents go here; None: by hash.
+      named: whether the user named it, and did not have it found.
+      problem: why it cannot be read; None: nothing known.
     """
 
     path: str
@@ -91,6 +64,27 @@ class Source:
     kind: Kind
     size: int
     split: Split | None
+    named: bool = False
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Outcome of a search for source files.
+
+    Attributes:
+      sources: those that are all held out first, then by domain and name; each once a domain.
+      left_aside: how many files were left aside, by extension.
+      excluded: how many files and directories each pattern excluded.
+      passed_over: directories of data sets, runs and models, with what they are.
+      held_out: training files that a held-out input names too, and that are only held out.
+    """
+
+    sources: tuple[Source, ...]
+    left_aside: Mapping[str, int]
+    excluded: Mapping[str, int]
+    passed_over: Mapping[str, str]
+    held_out: int
 
 
 def list_sources(
@@ -98,81 +92,98 @@ def list_sources(
     *,
     domain: str | None = None,
     extensions: Sequence[str] = TEXT_EXTENSIONS,
-) -> tuple[tuple[Source, ...], Mapping[str, int]]:
+    exclude: Sequence[str] = (),
+    text_field: str = "text",
+) -> Listing:
     """Finds the files of all inputs, in an order that does not depend on the file system.
 
-    Hidden files and directories (names that begin with a dot) are not searched.
+    Hidden files and directories (names that begin with a dot) are not searched, and neither are
+    data sets, runs and models of this project. What cannot be read is found with its problem,
+    unless the user named it.
 
     Args:
       inputs: what to look through.
       domain: for inputs without a domain of their own.
       extensions: read as text when a directory or glob is searched.
-
-    Returns:
-      The sources, each once a domain; and how many files were left aside, by extension.
+      exclude: patterns of what a search leaves out; see `Exclusions`.
+      text_field: of records.
 
     Raises:
-      InputError: nothing at a path, or nothing to read in it.
+      InputError: nothing at a path, nothing to read in it, or something that is not read.
     """
-    default = None if domain is None else _checked_domain(domain)
-    left_aside: Counter[str] = Counter()
+    default = None if domain is None else checked_domain(domain)
+    exclusions = Exclusions(exclude)
     found: dict[tuple[str, str], Source] = {}
-    for item in inputs:
-        name = item.domain or default or _domain_of_path(item.path)
-        some = False
-        for path, relative, searched in _files(item.path):
-            kind = _kind(path, extensions, searched)
-            if kind is None:
-                left_aside[os.path.splitext(path)[1].lower() or "(none)"] += 1
+    aside: dict[str, str] = {}
+    passed_over: dict[str, str] = {}
+    held_out: set[str] = set()
+    both: set[str] = set()
+    for item in sorted(inputs, key=lambda item: item.split != "held_out"):
+        name = item.domain or default or item.domain_of_path
+        walk = Walk(exclusions, _LIBRARY_WITHOUT if item.path == STANDARD_LIBRARY else ())
+        some, unknown = False, set()
+        for file in _files(item.path, walk):
+            real = os.path.realpath(file.path)
+            source = _source(file, item, name, extensions, text_field)
+            if source is None:
+                unknown.add(extension_of(file.path))
+                aside[real] = extension_of(file.path)
                 continue
             some = True
-            key = (name, os.path.realpath(path))
-            if key not in found:
-                size = os.path.getsize(path) if os.path.exists(path) else 0
-                found[key] = Source(path, relative, name, kind, size, item.split)
-            elif found[key].split != item.split:
-                raise InputError(
-                    f"{path}: named both as training and as held-out input; name it once"
-                )
+            if item.split == "held_out":
+                held_out.add(real)
+            elif real in held_out:
+                both.add(real)
+                continue
+            found.setdefault((name, real), source)
+        passed_over |= walk.passed_over
         if not some:
-            seen = ", ".join(sorted(left_aside)) or "no file at all"
+            remarks = [*sorted(unknown), *(f"{w} in {p}" for p, w in walk.passed_over.items())]
             raise InputError(
-                f"{item.path}: holds no file to read (found: {seen}); known are text and source "
-                "files, .jsonl, .jsonl.gz, .jsonl.zst and .parquet; add others with --extensions"
+                f"{item.path}: holds no file to read (found: "
+                f"{', '.join(remarks) or 'no file at all'}); known are text and source files, "
+                ".jsonl, .json and .parquet, also compressed; add others with --extensions"
             )
-    sources = sorted(found.values(), key=lambda s: (s.domain, s.name, s.path))
-    return tuple(sources), left_aside
+    sources = sorted(
+        found.values(), key=lambda s: (s.split != "held_out", s.domain, s.name, s.path)
+    )
+    excluded = {pattern: exclusions.counts[pattern] for pattern in exclude}
+    return Listing(tuple(sources), Counter(aside.values()), excluded, passed_over, len(both))
 
 
-def _files(path: str) -> Iterator[tuple[str, str, bool]]:
-    """Yields path, name relative to the input, and whether it was found by searching."""
+def _files(path: str, walk: Walk) -> Iterator[Found]:
     if path == STANDARD_LIBRARY:
-        yield from _standard_library()
+        yield from _standard_library(walk)
     elif os.path.isdir(path):
-        for file in _walk(path, frozenset()):
-            yield file, _relative(file, path), True
+        if what := own_directory(path):
+            raise InputError(f"{path}: {what}; name the texts that it was made of")
+        for file in walk.files(path):
+            if file.path == path:
+                raise InputError(f"{path}: {file.problem}")
+            yield file
     elif os.path.exists(path):
-        yield path, _tidy(path), False
-    elif _WILDCARDS.search(path):
-        matches = sorted(glob.glob(path, recursive=True))
-        if not matches:
+        yield Found(path, tidy_name(path), named=True)
+    elif match := WILDCARDS.search(path):
+        some = False
+        for file in walk.matching(path, os.path.dirname(path[: match.start()]) or "."):
+            some = True
+            yield file
+        if not some:
             raise InputError(f"{path}: no file matches")
-        fixed = os.path.dirname(path[: _WILDCARDS.search(path).start()])  # type: ignore[union-attr]
-        for match in matches:
-            if os.path.isfile(match) or not os.path.exists(match):
-                yield match, _relative(match, fixed or "."), True
+    elif os.path.lexists(path):
+        raise InputError(f"{path}: a link to {os.readlink(path)}, where nothing is")
     else:
         raise InputError(f"{path}: no such file or directory{_near(path)}")
 
 
-def _standard_library() -> Iterator[tuple[str, str, bool]]:
+def _standard_library(walk: Walk) -> Iterator[Found]:
     root = sysconfig.get_paths()["stdlib"]
     some = False
-    for file in _walk(root, _LIBRARY_WITHOUT_DIRECTORIES):
-        name = os.path.basename(file)
+    for file in walk.files(root):
+        name = os.path.basename(file.path)
         if name.endswith(".py") and not name.startswith(_LIBRARY_WITHOUT_FILES):
             some = True
-            yield file, _relative(file, root), True
+            yield file
     if not some:
         raise InputError(
             f"{STANDARD_LIBRARY} this Python keeps no library sources in {root}; name a "
@@ -180,59 +191,36 @@ def _standard_library() -> Iterator[tuple[str, str, bool]]:
         )
 
 
-def _walk(root: str, without: frozenset[str]) -> Iterator[str]:
-    for directory, below, files in os.walk(root):
-        below[:] = sorted(d for d in below if not d.startswith(".") and d not in without)
-        for file in sorted(files):
-            path = os.path.join(directory, file)
-            # A dangling link is found too: what cannot be read is reported, not passed over.
-            if not file.startswith(".") and (os.path.isfile(path) or not os.path.exists(path)):
-                yield path
-
-
-def _kind(path: str, extensions: Sequence[str], searched: bool) -> Kind | None:
-    lower = path.lower()
-    if lower.endswith(tuple(e + c for e in JSON_LINES_EXTENSIONS for c in COMPRESSIONS)):
-        return "json_lines"
-    if lower.endswith(PARQUET_EXTENSIONS):
-        return "parquet"
-    if not searched or lower.endswith(tuple(extensions)):
-        return "text"
-    return None
-
-
-def _relative(path: str, root: str) -> str:
-    return Path(os.path.relpath(path, root)).as_posix()
-
-
-def _tidy(path: str) -> str:
-    """Returns a path as given, without what leads out of the working directory."""
-    return re.sub(r"^(\.\./|/)+", "", Path(os.path.normpath(path)).as_posix())
-
-
-def _domain_of_path(path: str) -> str:
-    if path == STANDARD_LIBRARY:
-        return "stdlib"
-    match = _WILDCARDS.search(path)
-    fixed = os.path.dirname(path[: match.start()]) if match and not os.path.exists(path) else path
-    name = os.path.basename(os.path.abspath(fixed or "."))
-    name = re.sub(r"(\.(jsonl|ndjson|parquet|txt|gz|zst))+$", "", name, flags=re.IGNORECASE)
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("._-")
-    return name or "text"
-
-
-def _checked_domain(name: str) -> str:
-    if not _DOMAIN.fullmatch(name):
-        raise InputError(
-            f"{name!r} is no name for a domain: letters, digits, '_', '.' and '-' only, the "
-            "first a letter or digit"
-        )
-    return name
+def _source(
+    file: Found, item: Input, domain: str, extensions: Sequence[str], text_field: str
+) -> Source | None:
+    """Returns a file as a source; None: it is not to be read."""
+    source = Source(
+        file.path, file.name, domain, "text", 0, item.split, file.named, problem=file.problem
+    )
+    if file.problem is not None:
+        return source
+    try:
+        kind = kind_of(file.path, text_field, extensions, named=file.named)
+        if kind is None:
+            return None
+        return dataclasses.replace(source, kind=kind, size=os.path.getsize(file.path))
+    except UnreadableError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = str(unreadable(error))
+    if file.named:
+        raise InputError(f"{file.path}: {problem}")
+    return dataclasses.replace(source, problem=problem)
 
 
 def _near(path: str) -> str:
     parent = os.path.dirname(path) or "."
     if not os.path.isdir(parent):
         return ""
-    close = difflib.get_close_matches(os.path.basename(path), os.listdir(parent), n=1, cutoff=0.6)
+    try:
+        names = os.listdir(parent)
+    except OSError:
+        return ""  # a remark less
+    close = difflib.get_close_matches(os.path.basename(path), names, n=1, cutoff=0.6)
     return f"; did you mean {os.path.join(os.path.dirname(path), close[0])!r}?" if close else ""

@@ -5,23 +5,22 @@ The cut follows from the sources alone, so the outcome does not depend on who do
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
-import zstandard
-
+from modbrick.data.preparation.formats.json_values import split_lines, split_values
+from modbrick.data.preparation.formats.parquet import rows_of_groups
+from modbrick.data.preparation.formats.streams import (
+    DAMAGE,
+    HashedFile,
+    UnreadableError,
+    decompressed,
+    unreadable,
+)
 from modbrick.data.preparation.sources import Source
-from modbrick.errors import InputError
-from modbrick.schema import nearest
 
 UNIT_BYTES = 4 << 20
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class ReadingOptions:
     """Options for finding texts in sources and assigning them to splits.
 
     Attributes:
-      text_field: field or column of records.
-      held_out: share of the documents, by hash.
+      text_field: field or column of records; `doc.text` is also a field within another.
+      held_out: share of the documents, by a hash of their text.
       separator: text files are cut into documents at this string; None: a file is a document.
     """
 
@@ -41,168 +40,142 @@ class ReadingOptions:
 
 @dataclass
 class SourceRecord:
-    """Outcome of (part of) a source file."""
+    """Outcome of (part of) a source file.
+
+    Attributes:
+      size, sha256: of the file.
+      documents: used.
+      skipped: how much was not used, by reason.
+      first: where the first of them is, by reason; and, after a semicolon, what is known of it.
+    """
 
     size: int = 0
     sha256: str = ""
     documents: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def skip(self, reason: str, where: str = "", count: int = 1) -> None:
+        """Counts what is not used."""
+        self.skipped[reason] += count
+        if where:
+            self.first.setdefault(reason, where)
 
     def merge(self, other: SourceRecord) -> None:
-        """Adds the outcome of another part of the same file."""
+        """Adds the outcome of another, later part of the same file."""
         self.size += other.size
         self.sha256 = self.sha256 or other.sha256
         self.documents += other.documents
         self.skipped += other.skipped
+        self.first = {**other.first, **self.first}
+
+    def reasons(self) -> dict[str, int]:
+        """Returns how much was not used, by reason with where the first of them is."""
+        return {self._located(r): count for r, count in sorted(self.skipped.items())}
+
+    def _located(self, reason: str) -> str:
+        where, _, detail = self.first.get(reason, "").partition("; ")
+        return f"{reason} ({detail}{'; ' * bool(detail)}first: {where})" if where else reason
 
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Whole text files; or some lines, or one row group, of one file of records.
+    """Whole text files; or some records, or one row group, of one file of records.
 
     Attributes:
       sources: numbers of the source files.
-      lines: of a JSON-lines file, from line `first_row` on.
-      row_group: of a Parquet file, whose first row is `first_row`.
+      records: of a JSON file, from number `first` on; None: one that is too long.
+      row_group: of a Parquet file, whose first row is `first`.
+      rows: to be read of the row group.
       advance: bytes of source files done with this work unit, for progress.
     """
 
     sources: tuple[int, ...]
-    lines: tuple[bytes, ...] | None = None
+    records: tuple[bytes | None, ...] | None = None
     row_group: int | None = None
-    first_row: int = 0
+    rows: int = 0
+    first: int = 0
     advance: int = 0
 
 
 def cut_into_work_units(
     sources: Sequence[Source], options: ReadingOptions, records: Mapping[int, SourceRecord]
-) -> Iterator[WorkUnit]:
+) -> Generator[WorkUnit]:
     """Yields the work units of all sources in order.
 
-    Files of records are hashed on the way: size and hash are put into `records`.
-
-    Raises:
-      InputError: a damaged file of records, or a Parquet file without the text column.
+    Files of records are hashed on the way: size and hash are put into `records`, and so is what
+    cannot be read of them.
     """
     group: list[int] = []
     size = 0
     for number, source in enumerate(sources):
-        if source.kind == "text":
+        of_text = source.kind == "text" and source.problem is None
+        if of_text:
             group.append(number)
             size += source.size
-        if group and (source.kind != "text" or size >= UNIT_BYTES):
+        if group and (not of_text or size >= UNIT_BYTES):
             yield WorkUnit(tuple(group), advance=size)
             group, size = [], 0
-        if source.kind == "json_lines":
-            yield from _cut_lines(number, source, records[number])
-        elif source.kind == "parquet":
-            yield from _cut_row_groups(number, source, options, records[number])
+        if source.problem is not None:
+            records[number].skip(source.problem)
+        elif not of_text:
+            yield from _units_of_records(number, source, options, records[number])
     if group:
         yield WorkUnit(tuple(group), advance=size)
 
 
-def _cut_row_groups(
+def _units_of_records(
     number: int, source: Source, options: ReadingOptions, record: SourceRecord
 ) -> Iterator[WorkUnit]:
-    import pyarrow
-    import pyarrow.parquet
-
+    done = 0
+    cut = _row_groups if source.kind == "parquet" else _parts
     try:
         with open(source.path, "rb") as raw:
-            record.sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
-        record.size = source.size
-        with pyarrow.parquet.ParquetFile(source.path) as file:
-            metadata, schema = file.metadata, file.schema_arrow
-    except (pyarrow.ArrowException, OSError) as error:
-        raise damaged(source, error) from None
-    if options.text_field not in schema.names:
-        remark = nearest(options.text_field, schema.names)
-        raise InputError(
-            f"{source.path}: no column {options.text_field!r}; {remark} (--text_field)"
-        )
-    kind = schema.field(options.text_field).type
-    if str(kind).removeprefix("large_") not in ("string", "binary", "string_view"):
-        raise InputError(
-            f"{source.path}: column {options.text_field!r} holds {kind}, not text; choose "
-            "another with --text_field"
-        )
+            file = HashedFile(raw)
+            try:
+                for unit in cut(number, source, options, file):
+                    done += unit.advance
+                    yield unit
+            except UnreadableError as error:
+                record.skip(str(error))
+            except DAMAGE as error:
+                record.skip(str(unreadable(error)))
+            file.read_to_end()
+            record.size, record.sha256 = file.size, file.sha256
+    except OSError as error:
+        record.skip(str(unreadable(error)))
+    if done < source.size:
+        yield WorkUnit((), advance=source.size - done)
+
+
+def _row_groups(
+    number: int, source: Source, options: ReadingOptions, _: HashedFile
+) -> Iterator[WorkUnit]:
+    groups = rows_of_groups(source.path, options.text_field)
     first = done = 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        upto = source.size * (first + rows) // max(metadata.num_rows, 1)
-        yield WorkUnit((number,), row_group=group, first_row=first, advance=upto - done)
+    for group, rows in enumerate(groups):
+        upto = source.size * (first + rows) // max(sum(groups), 1)
+        yield WorkUnit((number,), None, group, rows, first, upto - done)
         first, done = first + rows, upto
 
 
-def _cut_lines(number: int, source: Source, record: SourceRecord) -> Iterator[WorkUnit]:
-    try:
-        with open(source.path, "rb") as file:
-            hashing = _HashingReader(file)
-            first, done, rest = 0, 0, b""
-            for chunk in _decompressed(source.path, hashing):
-                rest += chunk
-                if len(rest) < UNIT_BYTES or (end := rest.rfind(b"\n") + 1) == 0:
-                    continue
-                lines = tuple(rest[:end].split(b"\n")[:-1])
-                rest = rest[end:]
-                yield WorkUnit((number,), lines, None, first, hashing.size - done)
-                first, done = first + len(lines), hashing.size
-            hashing.read_to_end()
-            yield WorkUnit((number,), tuple(rest.split(b"\n")), None, first, hashing.size - done)
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise damaged(source, error) from None
-    record.size, record.sha256 = hashing.size, hashing.digest.hexdigest()
-
-
-def _decompressed(path: str, file: _HashingReader) -> Iterator[bytes]:
-    if path.lower().endswith(".gz"):
-        with gzip.GzipFile(fileobj=io.BufferedReader(file, _CHUNK)) as unzipped:
-            while chunk := unzipped.read(_CHUNK):
-                yield chunk
-        return
-    if not path.lower().endswith(".zst"):
-        while chunk := file.read(_CHUNK):
-            yield chunk
-        return
-    # The stream reader of the library takes a cut-off file for a whole one; this does not.
-    frame = None
-    while chunk := file.read(_CHUNK):
-        while chunk:
-            if frame is None:
-                frame = zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(chunk)
-            chunk = b""
-            if frame.eof:
-                chunk, frame = frame.unused_data, None
-    if frame is not None:
-        raise EOFError("ends in the middle of a frame")
-
-
-class _HashingReader(io.RawIOBase):
-    """Reads a file, and hashes and counts what was read."""
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.size = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        count = self._file.readinto(buffer)  # type: ignore[attr-defined]
-        self.digest.update(buffer[:count])
-        self.size += count
-        return count
-
-    def read_to_end(self) -> None:
-        while self.read(_CHUNK):
-            pass
-
-
-def damaged(source: Source, error: Exception) -> InputError:
-    """Returns the error for a file of records that cannot be read to its end."""
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return InputError(
-        f"{source.path}: damaged or unreadable ({reason}); mend it or leave it out of --input"
-    )
+def _parts(number: int, source: Source, _: ReadingOptions, file: HashedFile) -> Iterator[WorkUnit]:
+    split = split_lines if source.kind == "json_lines" else split_values
+    records = split(decompressed(file))
+    some: list[bytes | None] = []
+    first = size = done = 0
+    damage: Exception | None = None
+    while damage is None:
+        try:
+            record = next(records)
+        except (StopIteration, UnreadableError, *DAMAGE) as error:
+            damage = error
+        else:
+            some.append(record)
+            size += len(record or b"")
+        if some and (size >= UNIT_BYTES or damage is not None):
+            yield WorkUnit((number,), tuple(some), None, 0, first, file.size - done)
+            first, size, done = first + len(some), 0, file.size
+            some = []
+    if not isinstance(damage, StopIteration):
+        raise damage

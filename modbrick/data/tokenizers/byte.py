@@ -8,10 +8,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int32
 
+from modbrick.data.tokenizers.surroundings import Surroundings
 from modbrick.data.tokenizers.tokenizer import (
     BYTES,
     END_OF_DOCUMENT,
     TokenizerIdentity,
+    not_unicode,
     text_sha256,
 )
 
@@ -22,6 +24,8 @@ class ByteTokenizer:
     vocabulary = BYTES + 1
     end_of_document = BYTES
     start_of_document = BYTES
+    around_prompts = Surroundings.of_start(BYTES)
+    stop_tokens: tuple[int, ...] = (BYTES,)
 
     @property
     def identity(self) -> TokenizerIdentity:
@@ -30,13 +34,22 @@ class ByteTokenizer:
             "bytes", text_sha256(self.to_json()), self.vocabulary, BYTES, BYTES
         )
 
-    def encode(self, text: str) -> Int32[np.ndarray, " T"]:
+    def encode(self, text: str, *, special_tokens: bool = False) -> Int32[np.ndarray, " T"]:
         """Returns the ids of `text`, without boundary tokens."""
-        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+        parts = text.split(END_OF_DOCUMENT) if special_tokens else [text]
+        try:
+            raw = [part.encode("utf-8") for part in parts]
+        except UnicodeEncodeError:
+            raise not_unicode([text]) from None
+        ids = [np.frombuffer(part, np.uint8).astype(np.int32) for part in raw]
+        end = np.asarray([BYTES], np.int32)
+        return np.concatenate([ids[0], *(piece for part in ids[1:] for piece in (end, part))])
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " T"]]:
+    def encode_batch(
+        self, texts: Sequence[str], *, special_tokens: bool = False
+    ) -> list[Int32[np.ndarray, " T"]]:
         """Returns the ids of each text, without boundary tokens."""
-        return [self.encode(text) for text in texts]
+        return [self.encode(text, special_tokens=special_tokens) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; boundary tokens are left out."""

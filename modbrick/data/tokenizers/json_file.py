@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int32
 
+from modbrick.data.tokenizers.surroundings import Surroundings, load_json
 from modbrick.data.tokenizers.tokenizer import (
     TokenizerIdentity,
+    not_unicode,
     text_sha256,
 )
 from modbrick.errors import InputError
@@ -22,9 +25,17 @@ class JsonTokenizer:
       text: content of the file.
       name: where it came from, for messages.
       start, end: ids of the boundary tokens, or None.
+      around_prompts: ids around a prompt; None: the start token before it.
     """
 
-    def __init__(self, text: str, name: str, start: int | None, end: int | None):
+    def __init__(
+        self,
+        text: str,
+        name: str,
+        start: int | None,
+        end: int | None,
+        around_prompts: Surroundings | None = None,
+    ):
         self._text = text
         self._tokenizer = parse_tokenizer(text, name)
         ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
@@ -33,15 +44,30 @@ class JsonTokenizer:
         self.vocabulary = max(ids) + 1
         self.start_of_document = start
         self.end_of_document = end
+        self.around_prompts = around_prompts or Surroundings.of_start(start)
+        self.stop_tokens: tuple[int, ...] = () if end is None else (end,)
         self.identity = TokenizerIdentity(name, text_sha256(text), self.vocabulary, start, end)
 
-    def encode(self, text: str) -> Int32[np.ndarray, " T"]:
-        """Returns the ids of `text`, without boundary tokens."""
-        return self.encode_batch([text])[0]
+    @functools.cached_property
+    def _marking(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, to which special tokens in texts are such."""
+        tokenizer = parse_tokenizer(self._text, self.identity.name)
+        tokenizer.encode_special_tokens = False
+        return tokenizer
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " T"]]:
+    def encode(self, text: str, *, special_tokens: bool = False) -> Int32[np.ndarray, " T"]:
+        """Returns the ids of `text`, without boundary tokens."""
+        return self.encode_batch([text], special_tokens=special_tokens)[0]
+
+    def encode_batch(
+        self, texts: Sequence[str], *, special_tokens: bool = False
+    ) -> list[Int32[np.ndarray, " T"]]:
         """Returns the ids of each text, without boundary tokens."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        tokenizer = self._marking if special_tokens else self._tokenizer
+        try:
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:  # so the library says it
+            raise not_unicode(texts) from None
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -61,10 +87,7 @@ class JsonTokenizer:
 
 def parse_tokenizer(text: str, name: str) -> tokenizers.Tokenizer:
     """Parses a `tokenizer.json`; special tokens in texts will be plain text to it."""
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception for every malformed file
-        raise InputError(f"{name}: not a tokenizer.json ({str(error).splitlines()[0]})") from None
+    tokenizer = load_json(text, name)
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()

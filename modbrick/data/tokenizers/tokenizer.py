@@ -2,7 +2,8 @@
 
 Every tokenizer here, bytes included, is kept as a `tokenizer.json`, so that a data set or a
 checkpoint that carries the file needs nothing else. Text that looks like a special token is encoded
-as ordinary text: only the preparation of data puts boundary tokens where documents begin and end.
+as ordinary text, unless a caller asks for special tokens: otherwise only the preparation of data
+and of prompts puts boundary tokens where documents begin and end.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int32
 
+from modbrick.data.tokenizers.surroundings import Surroundings
 from modbrick.errors import InputError
 
 END_OF_DOCUMENT = "<|end_of_document|>"
 TOKENIZER_FILE = "tokenizer.json"
 BYTES = 256
+
+
+class UnreadTokenizerError(InputError):
+    """A tokenizer of a kind that is not read; weights that it came with are of use without it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,13 @@ class TokenizerIdentity:
 
 
 class Tokenizer(Protocol):
-    """Interface of tokenizers."""
+    """Interface of tokenizers.
+
+    Attributes:
+      stop_tokens: ids that end a generated text; as a rule, the end of a document.
+    """
+
+    stop_tokens: tuple[int, ...]
 
     @property
     def identity(self) -> TokenizerIdentity:
@@ -76,12 +88,27 @@ class Tokenizer(Protocol):
         """Id put before a document, or None."""
         ...
 
-    def encode(self, text: str) -> Int32[np.ndarray, " T"]:
-        """Returns the ids of `text`, without boundary tokens."""
+    @property
+    def around_prompts(self) -> Surroundings:
+        """Ids before and behind the text of a prompt; before it, as a rule, the start token."""
         ...
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " T"]]:
-        """Returns the ids of each text, without boundary tokens."""
+    def encode(self, text: str, *, special_tokens: bool = False) -> Int32[np.ndarray, " T"]:
+        """Returns the ids of `text`, without boundary tokens.
+
+        Args:
+          text: any.
+          special_tokens: the names of special tokens in the text are these tokens, not text.
+
+        Raises:
+          InputError: it is not Unicode text.
+        """
+        ...
+
+    def encode_batch(
+        self, texts: Sequence[str], *, special_tokens: bool = False
+    ) -> list[Int32[np.ndarray, " T"]]:
+        """Returns the ids of each text, as `encode` does."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -100,6 +127,16 @@ class Tokenizer(Protocol):
 def text_sha256(text: str) -> str:
     """Returns the hash of a text, in hexadecimal."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def not_unicode(texts: Sequence[str]) -> InputError:
+    """Returns the error for texts of which one cannot be written as UTF-8.
+
+    Such a text comes from a command line with bytes that are not UTF-8, or from half a pair of
+    surrogates in JSON.
+    """
+    whole = next(text for text in texts if text.encode("utf-8", "ignore").decode() != text)
+    return InputError(f"{whole[:40]!a}: not Unicode text; write it as UTF-8")
 
 
 def short(value: object) -> str:

@@ -71,8 +71,8 @@ class Evaluation:
     """Result on held-out data.
 
     Attributes:
-      metrics: at least one number by name, saved with the checkpoint of the same step;
-        `checkpoint.best_metric` names the one that `checkpoint.keep_best` goes by.
+      metrics: numbers by name, saved with the checkpoint of the same step; none if nothing could be
+        measured. `checkpoint.best_metric` names the one that `checkpoint.keep_best` goes by.
       record: everything worth recording, JSON-able.
       text: one line for people.
     """

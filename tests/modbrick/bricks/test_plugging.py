@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import product
 from typing import Any
 
@@ -30,7 +31,7 @@ from modbrick.errors import InputError
 from modbrick.layers.context import Context
 from modbrick.layers.offer import Offer
 from modbrick.parallel.choice import Choice
-from tests.compilation import max_traces
+from tests.compilation import OPTIMISED, max_traces
 from tests.modbrick.bricks.tiny import BRICKS, MODEL, random_bricks
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -59,14 +60,19 @@ def trained() -> Plugged:
     return plugged(MODEL, BRICKS, random_bricks())
 
 
-def test_a_batch_of_many_sets_is_each_example_alone(parameters: Any, trained: Plugged) -> None:
+# In stacks with room for the others, one program computes each set; in its own, each compiles.
+@pytest.mark.parametrize("room", [True, pytest.param(False, marks=pytest.mark.verify)])
+def test_a_batch_of_many_sets_is_each_example_alone(
+    parameters: Any, trained: Plugged, room: bool
+) -> None:
     together = np.asarray(logits(parameters, TOKENS, trained, trained.ids(SETS)))
     values = random_bricks()
     for example, given in enumerate(SETS):
         tokens = np.repeat(TOKENS[example : example + 1], len(SETS), axis=0)
         names = {} if given is None else {name: BRICKS[name] for name in given.split("+")}
         # Plugged in alone, without ids: all apply.
-        alone = logits(parameters, tokens, plugged(MODEL, names, values), None)[0]
+        plug = plugged(MODEL, names, values, like=trained if room else None)
+        alone = logits(parameters, tokens, plug, None)[0]
         np.testing.assert_allclose(together[example], alone, rtol=1e-5, atol=1e-5)
         if given is not None:
             plain = logits(parameters, tokens, None, None)[0]
@@ -83,10 +89,34 @@ def test_without_bricks_an_example_keeps_its_bits(parameters: Any, trained: Plug
     np.testing.assert_allclose(base, logits(parameters, TOKENS, None, None), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("capture", [(), ("feed_forward.up",)])
+def test_where_nobody_has_a_brick_in_a_bank_it_runs_as_one_operation(
+    parameters: Any, capture: tuple[str, ...]
+) -> None:
+    """To the bit, which in bfloat16 it does not product by product."""
+    bricks = {name: BRICKS[name] for name in ("each", "gain")}
+    plug = plugged(MODEL, bricks, random_bricks(bricks))
+    decoder = functional_decoder(MODEL.replace(dtype="bfloat16"))
+
+    @functools.partial(jax.jit, compiler_options=OPTIMISED)
+    def run(bricks: Plugged | None, ids: Any) -> Any:
+        model = decoder.bind(parameters)
+        tokens = jnp.asarray(TOKENS)
+        return model(tokens, bricks=bricks, brick_ids=ids, capture=capture if bricks else ())
+
+    plain = np.asarray(run(None, None).logits)
+    nobody = run(plug, plug.ids([None] * len(TOKENS)))
+    assert np.array_equal(nobody.logits, plain)
+    assert set(nobody.captured) == set(capture)
+    somebody = run(plug, plug.ids(["each", *[None] * 5]))
+    assert np.abs(somebody.logits[0] - plain[0]).max() > 0.03
+    np.testing.assert_allclose(somebody.logits[1:], plain[1:], atol=0.03)
+
+
 def test_tokens_have_bricks_of_their_own_with_weights(parameters: Any, trained: Plugged) -> None:
     """From the fourth token on half of one brick: those before do not know."""
     ids = np.full((*TOKENS.shape, 1), -1)
-    ids[:, 3:] = trained.names.index("law")
+    ids[:, 3:] = trained.names.index("de")
     weights = np.full(ids.shape, 0.5, np.float32)
     half = np.asarray(logits(parameters, TOKENS, trained, ids, weights))
     plain = np.asarray(logits(parameters, TOKENS, None, None))
@@ -95,7 +125,7 @@ def test_tokens_have_bricks_of_their_own_with_weights(parameters: Any, trained: 
     # Half the weight of a LoRA is half its `up`.
     values = random_bricks()
     smaller = {
-        p: x * (0.5 if p.startswith("bricks.law.") and p.endswith("up") else 1)
+        p: x * (0.5 if p.startswith("bricks.de.") and p.endswith("up") else 1)
         for p, x in values.items()
     }
     whole = logits(parameters, TOKENS, plugged(MODEL, BRICKS, smaller), ids, np.ones_like(weights))
@@ -155,9 +185,10 @@ def test_what_would_compile_again_is_refused(config: BrickConfig, message: str) 
         plugged(MODEL, {"other": config}, random_bricks({"other": config}), like=like)
 
 
-def test_a_model_has_what_is_plugged_in(parameters: Any, trained: Plugged) -> None:
-    model = DECODER.bind(parameters).plug(trained)
-    want = logits(parameters, TOKENS, trained, None)
+def test_a_model_has_what_is_plugged_in(parameters: Any) -> None:
+    plug = plugged(MODEL, {name: BRICKS[name] for name in ("de", "gain", "fore")}, random_bricks())
+    model = DECODER.bind(parameters).plug(plug)
+    want = logits(parameters, TOKENS, plug, None)
     np.testing.assert_allclose(
         jax.jit(lambda t: model(t).logits)(TOKENS), want, rtol=1e-5, atol=1e-6
     )

@@ -34,7 +34,7 @@ def test_a_question_gets_the_logits_that_it_gets_behind_the_document(
     brick, _ = read_brick(file)
     values = brick.parameters("document", model.config)
     plug = plugged(model.config, {"document": brick.config}, values)
-    expected = behind(model, DOCUMENT, TOKENS)
+    expected = behind(model, [DOCUMENT] * len(TOKENS), TOKENS)
     assert_close(run(model, TOKENS, bricks=plug).logits, expected)
     ids = plug.ids(["document", None, "document"])
     found = run(model, TOKENS, bricks=plug, brick_ids=ids).logits
@@ -46,7 +46,7 @@ def test_a_prompt_begins_as_the_text() -> None:
     brick = prompt_brick(model, DOCUMENT.tolist())
     plug = plugged(model.config, {"ask": brick.config}, brick.parameters("ask", model.config))
     found = run(model, TOKENS, bricks=plug).logits
-    assert_close(found, behind(model, DOCUMENT, TOKENS))
+    assert_close(found, behind(model, [DOCUMENT] * len(TOKENS), TOKENS))
 
 
 def test_texts_that_cannot_be_are_refused() -> None:

@@ -148,3 +148,39 @@ def test_much_mutated_json_is_read_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fuzz(tmp_path, 30_000, 2, monkeypatch)
+
+
+def test_thousands_of_tensors_make_one_short_line_with_the_path_once(tmp_path: Path) -> None:
+    """All under other names: the message shows some of both, and how many more."""
+    source = copied(tmp_path / "a", FIXTURES / "multihead_padded")
+    stored = load_file(source / "model.safetensors")
+    extra = {f"other.{number}": np.zeros(1, np.float32) for number in range(3000)}
+    wrong = {f"wrapped.{name}": value for name, value in stored.items()}
+    save_file(wrong | extra, source / "model.safetensors")
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(source)
+    message = str(caught.value)
+    assert len(message) < 4000
+    assert "\n" not in message
+    assert message.count(str(tmp_path)) == 1
+    assert "transformer.wte.weight is missing" in message
+    assert "is not expected; and " in message
+    assert message.endswith(" more")
+
+
+def test_shards_by_the_thousand(tmp_path: Path) -> None:
+    source = copied(tmp_path / "a")
+    places = {f"tensor.{number}": f"model-{number}.safetensors" for number in range(3000)}
+    (source / INDEX).write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(InputError, match=r"shards are missing: .*, and 2,980 more$"):
+        open_checkpoint(source)
+
+
+def test_unknown_keys_by_the_hundred_make_one_short_line(tmp_path: Path) -> None:
+    source = copied(tmp_path / "a", FIXTURES.parent / "llama/bfloat16_yarn")
+    config = json.loads((source / "config.json").read_text())
+    odd = {f"odd_{number}": ["x" * 5000] for number in range(500)}
+    (source / "config.json").write_text(json.dumps(config | odd))
+    with pytest.raises(InputError, match=r"odd_0 \(.*, and 480 more; remove them") as caught:
+        open_checkpoint(source)
+    assert len(str(caught.value)) < 8000

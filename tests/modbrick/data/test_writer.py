@@ -1,6 +1,11 @@
+import errno
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from modbrick.data import domain_writer, writer
 from modbrick.data.dataset import Dataset
 from modbrick.data.tokenizers.byte import ByteTokenizer
 from modbrick.data.writer import DatasetWriter
@@ -87,6 +92,69 @@ def test_a_replacement_that_was_killed_halfway_is_undone(tmp_path, write):
         interrupted(str(tmp_path / "set"), overwrite=True)
     assert set(Dataset.open(str(tmp_path / "set")).domains("train")) == {"a"}
     assert entries(tmp_path) == ["set"]
+
+
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+READ_ONLY = OSError(errno.EROFS, "Read-only file system")
+
+
+@pytest.mark.parametrize("error", [NO_SPACE, READ_ONLY], ids=["full", "read-only"])
+@pytest.mark.parametrize(
+    ("owner", "function", "ending"),
+    [
+        (Path, "write_text", "tokenizer.json"),
+        (Path, "mkdir", "train/a"),
+        (domain_writer, "ArrayRecordWriter", ".array_record"),
+        (domain_writer, "sync", ".array_record"),
+        (domain_writer, "file_sha256", ".array_record"),
+        (np, "save", "documents.npy"),
+        (Path, "write_text", "sources.jsonl"),
+        (Path, "write_text", "dataset.json"),
+        (writer, "sync", "dataset.json"),
+        (Path, "unlink", ".lock"),
+        (Path, "rename", "/set"),
+        (Path, "rename", ".set.preparing"),
+    ],
+)
+def test_whatever_cannot_be_written_is_told_and_what_was_there_stays(
+    tmp_path, write, monkeypatch, owner, function, ending, error
+):
+    write(tmp_path / "set", {"train": {"a": ["before"]}})
+    original = getattr(owner, function)
+
+    def refuse(path, *arguments, **options):
+        if str(path).endswith(ending):
+            raise error
+        return original(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, refuse)
+        with pytest.raises(InputError, match=rf"cannot be written .*{error.strerror}.*--output"):
+            write(tmp_path / "set", {"train": {"a": ["after"]}}, overwrite=True)
+    data = Dataset.open(str(tmp_path / "set"), verify_hashes=True)
+    assert data.manifest.splits["train"]["a"].bytes == 6
+    assert entries(tmp_path) == ["set"]
+    write(tmp_path / "set", {"train": {"a": ["afterwards"]}}, overwrite=True)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_directory_that_vanishes_is_told(tmp_path, early):
+    ids = np.asarray([256, 1, 256])
+
+    def vanish(into):
+        into.set_tokenizer(ByteTokenizer())
+        for remove in (early, not early):
+            if remove:
+                shutil.rmtree(tmp_path / ".set.preparing")
+            into.add("train", "a", ids, 1)
+        into.commit(sources={}, source_lines="", arguments={})
+
+    with (
+        DatasetWriter(str(tmp_path / "set")) as into,
+        pytest.raises(InputError, match="cannot be written"),
+    ):
+        vanish(into)
+    assert entries(tmp_path) == []
 
 
 FULL = """

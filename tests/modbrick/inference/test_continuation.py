@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from modbrick import load_model
 from modbrick.checkpoints import Metadata, save_model
 from modbrick.config import (
     AttentionConfig,
@@ -24,7 +26,11 @@ from modbrick.data import load_tokenizer
 from modbrick.decoder.decoder import Decoder
 from modbrick.errors import InputError
 from modbrick.inference import GREEDY
-from modbrick.inference.continuation import checkpoint_tokenizer, continue_texts
+from modbrick.inference.continuation import (
+    checkpoint_tokenizer,
+    continue_texts,
+    encode_prompts,
+)
 
 TOKENIZER = load_tokenizer("bytes")
 LAYER = LayerConfig(AttentionConfig(2, 8), FeedForwardConfig(16))
@@ -61,8 +67,8 @@ def test_pieces_join_to_the_texts_and_texts_are_those_of_the_ids(model: Decoder)
     assert cut.texts == tuple(text.split(stop)[0] for text in found.texts)
 
 
-def test_a_tokenizer_that_the_model_has_no_rows_for_is_refused(
-    model: Decoder, tmp_path: Path
+def test_a_text_with_a_token_that_the_model_has_no_row_for_is_refused(
+    model: Decoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     parameters = nnx.as_pure(nnx.state(model))
     identity, text = dataclasses.asdict(TOKENIZER.identity), TOKENIZER.to_json()
@@ -74,5 +80,15 @@ def test_a_tokenizer_that_the_model_has_no_rows_for_is_refused(
     cut = {**parameters, "embedding": parameters["embedding"][:100]}
     cut["head"] = {"weight": parameters["head"]["weight"][:, :100]}
     save_model(tmp_path / "small", cut, metadata, tokenizer=text)
-    with pytest.raises(InputError, match="257 tokens, its model only 100"):
-        checkpoint_tokenizer(tmp_path / "small")
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        found = checkpoint_tokenizer(tmp_path / "small")
+    assert "257 tokens, its model only 100" in caplog.text
+    with pytest.raises(InputError, match="token id 256 is not in a vocabulary of 100"):
+        continue_texts(load_model(tmp_path / "small"), found, ["a"], max_new_tokens=1)
+
+
+def test_special_tokens_in_prompts_are_such_on_request() -> None:
+    text = "<|end_of_document|>ab"
+    assert encode_prompts(TOKENIZER, [text]) == [[256, *text.encode()]]
+    assert encode_prompts(TOKENIZER, [text], special_tokens=True) == [[256, 97, 98]]
+    assert encode_prompts(TOKENIZER, ["ab"], special_tokens=True) == [[256, 97, 98]]

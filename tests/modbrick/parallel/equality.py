@@ -1,6 +1,6 @@
 """Run in a process of its own: one step's loss and gradients on a mesh of 8, against one device.
 
-    python equality.py DISPATCH[+bricks|+weights|+memory] MESH[:WAY]...
+    python equality.py DISPATCH[+few|+bricks|+weights|+memory] MESH[:WAY]...
 
 such as `reference data=2,expert=4:gather`.
 
@@ -70,6 +70,11 @@ BRICKS = {
     "gain": BrickConfig(("layer.*.feed_forward.hidden", "embedding"), IA3()),
     "law": BrickConfig(("layer.*.feed_forward",), Adapter(hidden=4)),
 }
+# Outside of banks and within.
+FEW = {
+    "de": BrickConfig(("layer.*.attention.query",), LoRA(rank=2)),
+    "gain": BrickConfig(("layer.*.feed_forward.hidden",), IA3()),
+}
 # Those that read weights, experts or norms.
 WEIGHTS = {
     "each": BrickConfig(
@@ -112,7 +117,8 @@ def values(
 
     def brick_totals(model: Any, batch: Any, random_keys: Any) -> Any:
         # Documents of a row use bricks of their own: the first none, the second two, the third one.
-        ids = jnp.asarray([[-1, -1], [-1, -1], [0, 1], [2, -1]])[batch["segment_ids"]]
+        last = len(bricks) - 1
+        ids = jnp.asarray([[-1, -1], [-1, -1], [0, 1], [last, -1]])[batch["segment_ids"]]
         return next_token_totals(model, batch, random_keys, ids if bricks else None)
 
     loss = loss_function(brick_totals, CONFIG, execution, OBJECTIVE, bricks=bricks)
@@ -147,7 +153,9 @@ def main() -> None:
     parameters = initial_parameters(CONFIG, jax.random.key(1))
     dispatch, *meshes = sys.argv[1:]
     dispatch, _, kind = dispatch.partition("+")
-    bricks = {"": NO_BRICKS, "bricks": BRICKS, "weights": WEIGHTS, "memory": MEMORY}[kind]
+    bricks = {"": NO_BRICKS, "few": FEW, "bricks": BRICKS, "weights": WEIGHTS, "memory": MEMORY}[
+        kind
+    ]
     random = np.random.default_rng(3)
     for path, value in initial_bricks(CONFIG, bricks, jax.random.key(2)).items():
         parameters[path] = value + random.normal(0.0, 0.1, value.shape).astype(np.float32)

@@ -15,7 +15,7 @@ from tests.modbrick.parallel.device_process import reports_of
     ("dispatch", "meshes"),
     [
         (
-            "reference+bricks",
+            "reference+few",
             ["sequence=2,data=2,expert=2:gather", "fsdp=2,tensor=2,expert=2:exchange"],
         ),
         pytest.param("reference+weights", ["fsdp=2,tensor=2,expert=2"], marks=pytest.mark.verify),

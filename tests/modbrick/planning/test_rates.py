@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from modbrick.bricks import BrickConfig, LoRA
 from modbrick.config import SegmentConfig
 from modbrick.errors import InputError
 from modbrick.planning import plan as planning
@@ -82,6 +83,22 @@ def test_the_kernels_of_experts_compute_no_keys_and_values(monkeypatch):
         kernel_seconds(run, topology)["projections"]
     )
     assert useful_flops(less, 64) < useful_flops(run, 64)
+
+
+def test_beneath_bricks_weights_have_no_gradients(monkeypatch):
+    monkeypatch.setattr(
+        time, "nearest_rate", lambda _, part, shape: Rate(part, dict(shape), 0.5, 0.25, {})
+    )
+    whole = named(preset(ROOT / "configs", "molm_700m_8b", "v5p:4x4x4"))
+    bricks = {"de": BrickConfig(("layer.*.attention.query",), LoRA(rank=8))}
+    topology = find_topology("v5p:4x4x4")
+    all_trained, frozen = (
+        kernel_seconds(run, topology) for run in (whole, dataclasses.replace(whole, bricks=bricks))
+    )
+    # Forward once at a half of the peak, backward twice or once at a quarter.
+    assert whole.execution.rematerialisation == "kernels"
+    assert frozen["feed_forward"] == pytest.approx(0.6 * all_trained["feed_forward"])
+    assert frozen["attention"] == all_trained["attention"]
 
 
 def test_a_missing_rate_is_told_before_anything_is_compiled(monkeypatch):

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from modbrick.checkpoints import CheckpointStore, Metadata
+from modbrick.checkpoints import CheckpointStore, Metadata, load_checkpoint, save_model
 from modbrick.config import SegmentConfig
 from modbrick.config.families import dense
 from modbrick.errors import InputError
@@ -103,6 +103,21 @@ def test_a_new_run_may_start_from_a_model(
     assert capsys.readouterr().out == f"starting from {tmp_path / 'model'}, step 7\n"
     assert (start.step, start.row, start.metrics) == (0, 0, None)
     chex.assert_trees_all_equal(start.state.trainable, model.state.trainable)
+
+
+def test_no_run_starts_from_weights_that_are_not_finite(tmp_path: Path) -> None:
+    save(tmp_path / "model", 7, {})
+    parameters, description = load_checkpoint(tmp_path / "model")
+    broken = {**parameters, "norm.scale": parameters["norm.scale"].at[2].set(np.nan)}
+    save_model(tmp_path / "broken", broken, Metadata(description.metadata.model))
+    config = changed(initial_checkpoint=str(tmp_path / "broken"))
+    with (
+        opened(tmp_path / "run", config) as (program, store, metadata),
+        pytest.raises(
+            InputError, match=r"broken, step 0: weights are not finite: 1 in norm\.scale"
+        ),
+    ):
+        start_run(program, store, metadata)
 
 
 def test_what_the_config_computes_otherwise_than_the_model_is_said(

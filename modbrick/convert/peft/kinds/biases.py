@@ -14,7 +14,7 @@ from modbrick.convert.peft.kinds.lora import SHIFT
 from modbrick.convert.peft.kinds.update import At, Update
 from modbrick.convert.peft.module import Module, Share
 from modbrick.convert.peft.piece import Piece
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 
 
 def written(
@@ -81,7 +81,7 @@ def _shifted(
     if not shifts:
         return {}, {}
     if odd := [module.name for module in updates if module.kind != "linear"]:
-        raise InputError(f"PEFT has no bias beside a LoRA at {', '.join(odd)}: write it by itself")
+        raise InputError(f"PEFT has no bias beside a LoRA at {listed(odd)}: write it by itself")
     zeros = {module: np.zeros(module.output_width, np.float32) for module in updates}
     tensors = {module.key + SHIFT: vector for module, vector in (zeros | dict(shifts)).items()}
     return {"lora_bias": True}, tensors

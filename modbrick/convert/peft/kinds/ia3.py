@@ -18,7 +18,7 @@ from modbrick.convert.peft.kinds.low_rank import Shapes, Tensors
 from modbrick.convert.peft.module import Module
 from modbrick.convert.peft.piece import Piece
 from modbrick.convert.peft.settings import Names, Targets, names
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 
 FACTORS = ".ia3_l"
 
@@ -41,7 +41,7 @@ class IA3Settings(Targets):
         found = super().chosen(modules)
         problems = [m.name for m in found if self._before(m) and not m.inputs]
         if problems:
-            raise InputError(f"no site here sees just the inputs of {', '.join(problems)}")
+            raise InputError(f"no site here sees just the inputs of {listed(problems)}")
         return found
 
     def shapes(self, module: Module) -> Shapes:

@@ -30,14 +30,14 @@ from modbrick.convert.peft.kinds.low_rank import (
 from modbrick.convert.peft.module import Module
 from modbrick.convert.peft.piece import Piece
 from modbrick.convert.peft.settings import Targets, names, of_pattern
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 
 SHIFT, MAGNITUDE = ".lora_B.bias", ".lora_magnitude_vector"
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRASettings(Targets):
-    """Settings of `LoraConfig` that change what an adapter computes.
+    """Settings of `LoraConfig` that change what an adapter computes, or drops in training.
 
     Attributes:
       target_parameters: names of weights of banks, or ends of them.
@@ -46,12 +46,13 @@ class LoRASettings(Targets):
     """
 
     adapts: ClassVar = ("linear", "embedding")
-    aside: ClassVar = ("lora_dropout", "eva_config")
+    aside: ClassVar = ("eva_config",)
     # Others change the weights of the base as they begin.
     neutral: ClassVar = {"init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
 
     r: int = 8
     lora_alpha: float = 8.0
+    lora_dropout: float = 0.0
     use_rslora: bool = False
     use_dora: bool = False
     rank_pattern: Mapping[str, int] | None = None
@@ -74,12 +75,12 @@ class LoRASettings(Targets):
         entries = self.target_parameters or ()
         idle = [e for e in entries if not any(names((e,), bank.name) for bank in banks)]
         if idle:
-            raise InputError(f"target_parameters that match nothing: {', '.join(map(repr, idle))}")
+            raise InputError(f"target_parameters that match nothing: {listed(map(repr, idle))}")
         banks = [bank for bank in banks if names(entries, bank.name)]
         for setting in ("lora_bias", "use_dora"):
             odd = [m.name for m in [*found, *banks] if m.kind != "linear"]
             if getattr(self, setting) and odd:
-                raise InputError(f"{setting} is for linear maps only, not for {', '.join(odd)}")
+                raise InputError(f"{setting} is for linear maps only, not for {listed(odd)}")
         begin = prefixes(banks)
         return found + [dataclasses.replace(bank, prefix=begin[bank.name]) for bank in banks]
 
@@ -101,8 +102,9 @@ class LoRASettings(Targets):
         alpha = float(of_pattern(self.alpha_pattern, module.name, self.lora_alpha))
         scaling: Literal["root", "rank"] = "root" if self.use_rslora else "rank"
         if self.use_dora:
-            return DoRA(rank, alpha, scaling)
-        return LoRA(rank, alpha, scaling, "expert" if module.kind == "bank" else "bank")
+            return DoRA(rank, alpha, scaling, self.lora_dropout)
+        pairs: Literal["expert", "bank"] = "expert" if module.kind == "bank" else "bank"
+        return LoRA(rank, alpha, scaling, pairs, self.lora_dropout)
 
     def shapes(self, module: Module) -> Shapes:
         """Returns the shapes of a module's tensors, by the end of their names."""

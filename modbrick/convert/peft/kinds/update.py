@@ -78,11 +78,26 @@ def settings_of(updates: Mapping[Module, Update]) -> dict[str, Any]:
     settings: dict[str, Any] = {"peft_type": "LORA", "r": rank, "lora_alpha": plain(alpha)}
     settings |= {"use_rslora": True} if form.scaling == "root" else {}
     settings |= {"use_dora": True} if isinstance(form, DoRA) else {}
+    settings |= _dropout(updates)
     patterns = {
         "rank_pattern": _patterns(ranks, rank),
         "alpha_pattern": {key: plain(v) for key, v in _patterns(alphas, alpha).items()},
     }
     return settings | {key: value for key, value in patterns.items() if value}
+
+
+def _dropout(updates: Mapping[Module, Update]) -> dict[str, float]:
+    """Returns the share that all updates drop in training: PEFT has one, and none at banks."""
+    rates = {update.settings.dropout for update in updates.values()}
+    if rates == {0.0}:
+        return {}
+    if len(rates) == 1 and not any(module.kind == "bank" for module in updates):
+        return {"lora_dropout": rates.pop()}
+    logging.warning(
+        "dropout of %s is left aside: PEFT has one for all of an adapter, and none at banks",
+        " and ".join(sorted({u.brick for u in updates.values() if u.settings.dropout})),
+    )
+    return {}
 
 
 def _loras(at: At) -> dict[str, Piece]:

@@ -23,7 +23,7 @@ from modbrick.bricks.kinds.prefix import Prefix
 from modbrick.bricks.kinds.prompt import Prompt
 from modbrick.config import AttentionConfig, ModelConfig
 from modbrick.convert.peft.piece import Piece
-from modbrick.errors import InputError
+from modbrick.errors import InputError, listed
 from modbrick.layers.positions import rope_multiplier, rotate
 
 EMBEDDINGS = "prompt_embeddings"
@@ -69,7 +69,7 @@ class VirtualTokens:
             if (stored := getattr(self, name)) not in (None, own)
         ]
         if problems:
-            raise InputError(f"not for this model: {', '.join(problems)}")
+            raise InputError(f"not for this model: {listed(problems)}")
 
     def sizes(self, model: ModelConfig) -> dict[str, int]:
         """Returns what a model has, by the names of settings."""

@@ -67,10 +67,13 @@ def model_and_prompts(name: str) -> tuple[Decoder, Plugged]:
     return _models[name]
 
 
-def behind(model: Decoder, document: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Logits of tokens behind those of a document."""
-    whole = np.concatenate([np.tile(document, (len(tokens), 1)), tokens], axis=1)
-    return np.asarray(run(model, whole).logits)[:, len(document) :]
+def behind(model: Decoder, documents: list[np.ndarray], tokens: np.ndarray) -> np.ndarray:
+    """Logits of tokens of each row behind those of its document."""
+    padding = LENGTH - np.array([len(document) for document in documents])
+    fronts = [np.pad(d, (p, 0)) for d, p in zip(documents, padding, strict=True)]
+    whole = np.concatenate([np.stack(fronts), tokens], axis=1)
+    mask = np.arange(whole.shape[1]) >= padding[:, None]
+    return np.asarray(run(model, whole, attention_mask=jnp.asarray(mask)).logits)[:, LENGTH:]
 
 
 def assert_close(actual: Any, expected: Any) -> None:
@@ -84,9 +87,9 @@ def test_examples_get_the_logits_that_they_get_behind_their_prompt(name: str) ->
     ids = prompts.ids(["ask", "beg", None])
     found = run(model, TOKENS, bricks=prompts, brick_ids=ids)
     assert found.logits.shape == (*TOKENS.shape, 31), "of the given tokens only"
-    documents = (DOCUMENT, DOCUMENT[-3:], DOCUMENT[:0])
-    for row, document in enumerate(documents):
-        assert_close(found.logits[row], behind(model, document, TOKENS[row : row + 1])[0])
+    wanted = behind(model, [DOCUMENT, DOCUMENT[-3:], DOCUMENT[:0]], TOKENS)
+    for logits, row in zip(found.logits, wanted, strict=True):
+        assert_close(logits, row)
     plain = run(model, TOKENS)
     assert np.abs(found.logits[0] - plain.logits[0]).max() > 1e-2
     for router, statistics in found.router_statistics.items():
@@ -108,8 +111,9 @@ def test_packed_documents_have_it_each_for_itself() -> None:
         bricks=prompts,
         brick_ids=jnp.asarray(ids),
     ).logits[0]
-    assert_close(found[:6], behind(model, DOCUMENT, TOKENS[:1])[0])
-    assert_close(found[6:10], behind(model, DOCUMENT[-3:], TOKENS[1:2, :4])[0])
+    first, second = behind(model, [DOCUMENT, DOCUMENT[-3:]], TOKENS[:2])
+    assert_close(found[:6], first)
+    assert_close(found[6:10], second[:4])
 
 
 def test_with_a_cache_it_is_encoded_once() -> None:

@@ -417,3 +417,21 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
             read_torch_file(short)
     shutil.copy(path, short)
     assert np.array_equal(read_all(short)["x"], SIX)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "dtype"),
+    [
+        ("_rebuild_tensor_v3", ("torch.storage", "UntypedStorage"), "float8_e4m3fn"),
+        ("_rebuild_tensor_v3", ("torch.storage", "UntypedStorage"), "uint16"),
+        ("_rebuild_qtensor", ("torch", "QInt8Storage"), "QInt8Storage"),
+        ("_rebuild_tensor_v2", ("torch", "ComplexFloatStorage"), "ComplexFloatStorage"),
+    ],
+)
+def test_a_dtype_that_is_not_read_is_named(
+    tmp_path: Path, call: str, kind: tuple[str, str], dtype: str
+) -> None:
+    named = b"" if kind[1] == dtype else name("torch", dtype)
+    code = table(a=name("torch._utils", call) + name(*kind) + named)
+    with pytest.raises(InputError, match=f"holds tensors of {dtype}, not read: save them as bf"):
+        read_torch_file(write(tmp_path / "a.bin", code))

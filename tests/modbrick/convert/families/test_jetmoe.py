@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
+
 from modbrick.convert.families.jetmoe import FORMAT
+from modbrick.errors import InputError
 from tests.contracts.transformers_family import TransformersFamily
 from tests.contracts.transformers_parity import Refusals, config_of
 
@@ -23,3 +26,14 @@ class TestJetMoe(TransformersFamily):
 def test_norms_of_layers_have_an_epsilon_of_their_own() -> None:
     model = FORMAT.read_config(config_of("jetmoe"), "config.json").model
     assert (model.norm.epsilon, model.layers[0].norm.epsilon) == (1e-3, 1e-6)
+
+
+def test_keys_of_the_first_release() -> None:
+    config = config_of("jetmoe")
+    plain = FORMAT.read_config(config, "config.json")
+    first = {"architectures": ["JetMoEForCausalLM"], "bias": True, "glu": True}
+    first |= {"layer_norm_epsilon": 1e-5, "rotary_percent": 1.0, "num_layers": 2}
+    assert FORMAT.read_config(config | first, "config.json") == plain
+    for key, value in (("bias", False), ("rotary_percent", 0.5), ("num_layers", 3)):
+        with pytest.raises(InputError, match=rf"matter: {key} \({value}\)"):
+            FORMAT.read_config(config | first | {key: value}, "config.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from modbrick.convert.families.llama import FORMAT
+from modbrick.convert.registry import FORMATS
 from tests.contracts.transformers_family import TransformersFamily
 from tests.contracts.transformers_parity import HEAD_REFUSALS, Refusals, config_of
 
@@ -17,9 +18,13 @@ class TestLlama(TransformersFamily):
 
 
 def test_buffers_of_early_releases_are_no_weights() -> None:
-    assert FORMAT.ignored is not None
-    assert FORMAT.ignored.fullmatch("model.layers.31.self_attn.rotary_emb.inv_freq")
-    assert not FORMAT.ignored.fullmatch("model.layers.31.self_attn.q_proj.weight")
+    for form in FORMATS.values():
+        if form.container == "directory" and form.name != "moduleformer":
+            assert form.ignored is not None
+            for module in ("model.layers.31.self_attn.", "layers.0.self_attention.", "model.", ""):
+                for buffer in ("inv_freq", "original_inv_freq", "cos_cached", "sin_cached"):
+                    assert form.ignored.fullmatch(f"{module}rotary_emb.{buffer}"), form.name
+            assert not form.ignored.fullmatch("model.layers.31.self_attn.q_proj.weight")
 
 
 def test_keys_that_do_not_matter_are_left_aside() -> None:

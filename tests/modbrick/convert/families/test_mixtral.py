@@ -19,7 +19,6 @@ class TestMixtral(TransformersFamily):
     refusals: ClassVar[Refusals] = [
         *HEAD_REFUSALS,
         *BALANCED_REFUSALS,
-        ({"router_jitter_noise": 0.1}, "router_jitter_noise is 0.1"),
         ({"num_local_experts": 1}, r"number of experts \(1\), got 2"),
         ({"num_experts": 3}, "the same thing, and differ"),
         ({"attention_bias": True}, r"attention_bias \(True\)"),

@@ -139,6 +139,11 @@ def test_defaults_are_those_of_the_original() -> None:
     assert (len(model.layers), model.width, model.vocabulary) == (24, 1024, 50295)
 
 
+def test_dropout_is_of_training_only() -> None:
+    dropped = FORMAT.read_config({"resid_pdrop": 0.1, "embd_pdrop": 0.2, "moe_pdrop": 0.3}, "")
+    assert dropped == FORMAT.read_config({}, "")
+
+
 def test_aliases() -> None:
     data = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3}
     model = FORMAT.read_config(data, "config.json").model
@@ -150,15 +155,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
     "pruned": ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
     "encoder": ({"is_encoder_decoder": True}, "is_encoder_decoder"),
-    "residual dropout": ({"resid_pdrop": 0.1}, "resid_pdrop is 0.1"),
-    "embedding dropout": ({"embd_pdrop": 0.1}, "embd_pdrop is 0.1"),
-    "router dropout": ({"moe_pdrop": 0.1}, "moe_pdrop is 0.1"),
     "activation": ({"activation_function": "quick_gelu"}, "activation_function 'quick_gelu'"),
     "router": ({"gate_type": "topk"}, "gate_type 'topk'"),
     "loss": ({"aux_loss_type": "sparse"}, "aux_loss_type 'sparse'"),
     "loss weight": ({"aux_loss_weight": -0.1}, "aux_loss_weight is -0.1"),
     "loss weight no number": ({"aux_loss_weight": float("nan")}, "aux_loss_weight is nan"),
-    "dtype": ({"torch_dtype": "float64"}, "torch_dtype 'float64'"),
+    "dtype": ({"torch_dtype": "float8"}, "torch_dtype 'float8'"),
     "heads": ({"n_head": 5}, "does not divide into 5 heads"),
     "no heads": ({"n_head": 0}, "does not divide into 0 heads"),
     "too many experts": ({"k_att": 33}, "top_k must be between 1"),

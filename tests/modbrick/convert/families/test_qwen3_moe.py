@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
+
 from modbrick.convert.families.qwen3_moe import FORMAT
+from modbrick.errors import InputError
 from tests.contracts.transformers_family import TransformersFamily
 from tests.contracts.transformers_parity import (
     BALANCED_REFUSALS,
@@ -46,3 +49,12 @@ def test_a_window_counts_only_if_it_is_switched_on() -> None:
     for switch, window in ((False, None), (True, 4)):
         data = config | {"use_sliding_window": switch}
         assert FORMAT.read_config(data, "config.json").model.layers[0].attention.window == window
+
+
+def test_keys_that_say_what_the_family_always_does() -> None:
+    config = config_of("qwen3_moe")
+    plain = FORMAT.read_config(config, "config.json")
+    coder = {"use_qk_norm": True, "qkv_bias": False, "shared_expert_intermediate_size": 0}
+    assert FORMAT.read_config(config | coder, "config.json") == plain
+    with pytest.raises(InputError, match=r"matter: use_qk_norm \(False\)"):
+        FORMAT.read_config(config | {"use_qk_norm": False}, "config.json")

@@ -14,9 +14,15 @@ U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 FORMATS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "B"}
 FORMATS |= {U64: "Q", I64: "q", F64: "d"}
 
-TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "BF16": 30}
+TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10}
+TYPES |= {"Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "BF16": 30}
 BLOCKS = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2)}
-BLOCKS |= {"Q4_0": (32, 18), "Q4_1": (32, 20), "Q8_0": (32, 34)}
+BLOCKS |= {"Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34)}
+BLOCKS |= {"Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176)}
+BLOCKS |= {"Q6_K": (256, 210)}
+SCALES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,)}
+SCALES |= {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+"""Where float16 scales stand in a block."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +142,9 @@ def random_blocks(name: str, shape: Sequence[int], seed: int = 0) -> Tensor:
     values, size = BLOCKS[name]
     blocks = draw.integers(0, 256, (int(np.prod(shape)) // values, size), np.uint8)
     if values > 1:
-        scales = draw.normal(size=(len(blocks), 2)).astype("<f2").view(np.uint8)
-        blocks[:, : (4 if name == "Q4_1" else 2)] = scales[:, : (4 if name == "Q4_1" else 2)]
+        for place in SCALES[name]:
+            scales = draw.normal(size=(len(blocks), 1)).astype("<f2")
+            blocks[:, place : place + 2] = scales.view(np.uint8)
         return Tensor(shape, blocks.tobytes(), TYPES[name])
     plain = draw.normal(size=tuple(shape)).astype("<f4")
     if name == "F16":

@@ -143,16 +143,17 @@ METADATA: dict[str, Any] = {
 }
 
 
-def tensors(kind: str = "F32") -> dict[str, Tensor]:
-    shapes = {"token_embd": (10, 8), "output_norm": (8,), "output": (10, 8)}
+def tensors(kind: str = "F32", width: int = 8, hidden: int = 12) -> dict[str, Tensor]:
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (10, width), "output": (10, width)}
+    shapes["output_norm"] = (width,)
     for layer in range(2):
         for name in ("attn_norm", "ffn_norm"):
-            shapes[f"blk.{layer}.{name}"] = (8,)
+            shapes[f"blk.{layer}.{name}"] = (width,)
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            shapes[f"blk.{layer}.{name}"] = (8, 8)
+            shapes[f"blk.{layer}.{name}"] = (width, width)
         for name in ("ffn_gate", "ffn_up"):
-            shapes[f"blk.{layer}.{name}"] = (12, 8)
-        shapes[f"blk.{layer}.ffn_down"] = (8, 12)
+            shapes[f"blk.{layer}.{name}"] = (hidden, width)
+        shapes[f"blk.{layer}.ffn_down"] = (width, hidden)
     return {f"{n}.weight": files.random_blocks(kind, shape) for n, shape in shapes.items()}
 
 
@@ -179,6 +180,23 @@ def test_bfloat16_files_are_computed_in_bfloat16(tmp_path: Path) -> None:
     assert open_checkpoint(path).model.dtype == "bfloat16"
 
 
+def test_mixtures_of_encodings(tmp_path: Path) -> None:
+    """As writers mix them: most in one encoding, the head and some others in better ones."""
+    stored = tensors("Q4_0", 256, 256)
+    better = {"output": "Q6_K", "blk.0.attn_v": "Q5_K", "blk.1.ffn_down": "Q5_0"}
+    for name, kind in better.items():
+        shape = stored[f"{name}.weight"].shape
+        stored[f"{name}.weight"] = files.random_blocks(kind, shape)
+    sizes = {"llama.embedding_length": 256, "llama.feed_forward_length": 256}
+    found = open_checkpoint(files.write(tmp_path / "a.gguf", METADATA | sizes, stored))
+    plain = {name: tensor.read() for name, tensor in found.source.tensors.items()}
+    assert np.array_equal(found.read("head.weight"), plain["output.weight"].T)
+    value, down = "segments.0.attention.value.weight", "segments.0.feed_forward.down.weight"
+    assert np.array_equal(found.read(value)[0], plain["blk.0.attn_v.weight"].T)
+    columns = found.read(down, (slice(1, 2), slice(None), slice(7, 90)))
+    assert np.array_equal(columns[0], plain["blk.1.ffn_down.weight"].T[:, 7:90])
+
+
 def test_without_a_head_it_is_the_embedding(tmp_path: Path) -> None:
     assert opened(tmp_path, lambda m, t: t.pop("output.weight")).tied_head
 
@@ -192,6 +210,17 @@ def test_neutral_settings_change_nothing(tmp_path: Path) -> None:
     neutral = {f"llama.{name}": value for name, value in NEUTRAL.items()}
     assert opened(tmp_path, lambda m, t: m.update(neutral)) == opened(tmp_path)
     assert set(NEUTRAL) < set(KNOWN)
+
+
+def test_keys_that_are_ignored(tmp_path: Path) -> None:
+    metadata = METADATA | {"llama.odd": [1, 2], "llama.odder": 3}
+    path = files.write(tmp_path / "a.gguf", metadata, tensors())
+    with pytest.raises(InputError, match=r"llama\.odd, llama\.odder .*--ignore_keys"):
+        open_checkpoint(path)
+    found = open_checkpoint(path, ignore_keys=["llama.odd", "llama.odder"])
+    assert found.ignored_keys == {"llama.odd": "an array of 2 values", "llama.odder": "3"}
+    with pytest.raises(InputError, match="no key 'tensors' to ignore"):
+        open_checkpoint(path, ignore_keys=["tensors"])
 
 
 def setting(name: str, value: Any) -> Change:
@@ -258,8 +287,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "experts without their number": (setting("expert_count", 4), "expert_used_count is missing"),
     "other blocks": (
-        lambda m, t: t.update({"output.weight": Tensor((10, 8), b"", TYPES["Q4_K"])}),
-        "'output.weight' is stored as Q4_K, which is not read",
+        lambda m, t: t.update({"output.weight": Tensor((10, 8), b"", TYPES["IQ4_NL"])}),
+        "'output.weight' is stored as IQ4_NL, which is not read",
     ),
     "a count that is a number": (setting("block_count", Typed(files.F32, 2.0)), "expected a count"),
 }

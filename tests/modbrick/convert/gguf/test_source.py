@@ -53,6 +53,16 @@ def test_a_tokenizer_that_is_not_supported(
         open_gguf(path).tokenizer()
 
 
+def test_a_pre_tokenizer_that_nobody_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metadata = {key: value for key, value in METADATA.items() if not key.endswith("ggml.pre")}
+    path = files.write(tmp_path / "a.gguf", metadata)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        assert "tokenizer.json" in open_gguf(path).tokenizer()
+    assert "split as llama.cpp does by default" in caplog.text
+
+
 METADATA: dict[str, Any] = {
     "general.architecture": "llama",
     "llama.block_count": 1,

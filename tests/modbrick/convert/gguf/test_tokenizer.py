@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from modbrick.convert.gguf import tokenizer as gguf_tokenizer
 from modbrick.convert.gguf.header import read_gguf
-from modbrick.convert.gguf.tokenizer import PRE_TOKENIZERS, tokenizer_files, unsupported
+from modbrick.convert.gguf.tokenizer import tokenizer_files, unsupported
 from modbrick.data import Tokenizer
 from modbrick.data.tokenizers.files import tokenizer_from_json
 from modbrick.errors import InputError
@@ -104,7 +104,7 @@ def read(path: Path, metadata: dict[str, Any]) -> Tokenizer:
     return tokenizer_from_json(stored(path, metadata)["tokenizer.json"].decode(), "a.gguf")
 
 
-@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+@pytest.mark.parametrize("pre", PATTERNS)
 def test_ids_are_those_of_the_original(tmp_path: Path, pre: str) -> None:
     original = trained(pre)
     found = read(tmp_path, metadata_of(original, pre))
@@ -131,6 +131,12 @@ def test_whole_words_are_taken_before_merges(tmp_path: Path) -> None:
     assert last not in read(tmp_path, metadata).encode("zqzqz").tolist()
     found = read(tmp_path, metadata | {"tokenizer.ggml.pre": "llama-bpe"})
     assert found.encode("zqzqz").tolist() == [last]
+
+
+def test_tokens_without_types_are_normal(tmp_path: Path) -> None:
+    metadata = metadata_of(trained("gpt-2"), "gpt-2")
+    del metadata["tokenizer.ggml.token_type"]
+    assert json.loads(stored(tmp_path, metadata)["tokenizer.json"])["added_tokens"] == []
 
 
 def test_special_tokens(tmp_path: Path) -> None:
@@ -195,7 +201,10 @@ def test_settings_for_other_libraries(tmp_path: Path) -> None:
         ({}, "no tokenizer in the file"),
         ({"tokenizer.ggml.model": "bert"}, "its model is 'bert'"),
         ({"tokenizer.ggml.model": 3}, "its model is 3; gpt2"),
-        ({"tokenizer.ggml.model": "gpt2"}, "the pre-tokenizer 'default' is not one of gpt-2"),
+        (
+            {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": 3},
+            "the pre-tokenizer 3 is not one",
+        ),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "viking"}, "'viking' is not one"),
         (
             {"tokenizer.ggml.model": "llama", "tokenizer.ggml.remove_extra_whitespaces": True},

@@ -16,6 +16,7 @@ from modbrick.formats.strict_json import LARGEST_FILE
 
 ONE = {"one": np.ones(3, np.float32)}
 TWO = {"two": np.zeros((2, 2), np.float16)}
+MAP = {"one": "a.safetensors", "two": "b.safetensors"}
 
 
 def directory(path: Path, index: Any = None) -> Path:
@@ -24,7 +25,7 @@ def directory(path: Path, index: Any = None) -> Path:
     (path / "config.json").write_text('{"model_type": "any"}')
     save_file(ONE, path / "a.safetensors")
     save_file(TWO, path / "b.safetensors")
-    truth = {"weight_map": {"one": "a.safetensors", "two": "b.safetensors"}}
+    truth = {"weight_map": MAP}
     (path / "model.safetensors.index.json").write_text(json.dumps(index or truth))
     return path
 
@@ -34,6 +35,23 @@ def test_shards_are_joined(tmp_path: Path) -> None:
     assert source.config == {"model_type": "any"}
     assert source.tensors.keys() == {"one", "two"}
     assert np.array_equal(source.tensors["two"].read(), TWO["two"])
+
+
+def test_shards_lie_in_directories_below(tmp_path: Path) -> None:
+    places = {"one": "./a.safetensors", "two": "weights/of two/b.safetensors"}
+    source = directory(tmp_path, {"weight_map": places})
+    (source / "weights/of two").mkdir(parents=True)
+    (source / "b.safetensors").rename(source / places["two"])
+    assert np.array_equal(open_directory(source).tensors["two"].read(), TWO["two"])
+
+
+def test_an_index_may_be_wrong_about_buffers(tmp_path: Path) -> None:
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    listed = {"weight_map": {**MAP, buffer: "a.safetensors"}}
+    assert open_directory(directory(tmp_path / "a", listed)).tensors.keys() == MAP.keys()
+    source = directory(tmp_path / "b")
+    save_file({**ONE, buffer: np.ones(2, np.float32)}, source / "a.safetensors")
+    assert open_directory(source).tensors.keys() == {*MAP, buffer}
 
 
 def test_a_single_file_is_preferred_to_shards(tmp_path: Path) -> None:
@@ -50,7 +68,6 @@ def test_links_to_files_are_followed(tmp_path: Path) -> None:
     assert open_directory(cache).tensors.keys() == {"one", "two"}
 
 
-MAP = {"one": "a.safetensors", "two": "b.safetensors"}
 INDICES = {
     "no map": ({"metadata": {}}, "has no weight_map"),
     "empty map": ({"weight_map": {}}, "has no weight_map"),
@@ -58,7 +75,9 @@ INDICES = {
     "file no name": ({"weight_map": {**MAP, "two": 2}}, "'two' in 2"),
     "parent": ({"weight_map": {**MAP, "two": "../b.safetensors"}}, "no file name"),
     "absolute": ({"weight_map": {**MAP, "two": "/etc/passwd"}}, "no file name"),
-    "below": ({"weight_map": {**MAP, "two": "sub/b.safetensors"}}, "no file name"),
+    "out by way of below": ({"weight_map": {**MAP, "two": "a/../../b.st"}}, "no file name below"),
+    "nothing": ({"weight_map": {**MAP, "two": "./"}}, "no file name"),
+    "missing below": ({"weight_map": {**MAP, "two": "sub/b.st"}}, "missing: sub/b.st"),
     "backwards": ({"weight_map": {**MAP, "two": "..\\b.safetensors"}}, "no file name"),
     "drive": ({"weight_map": {**MAP, "two": "C:b.safetensors"}}, "no file name"),
     "dots": ({"weight_map": {**MAP, "two": ".."}}, "no file name"),

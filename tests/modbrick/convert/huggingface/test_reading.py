@@ -42,10 +42,17 @@ def fields_of(**settings: Any) -> Fields:
 def test_every_key_is_known() -> None:
     fields = fields_of(n_embd=32, dtype="bfloat16", family_note=1, transformers_version="5")
     assert (fields.hidden_size, fields.torch_dtype) == (32, "bfloat16")
-    with pytest.raises(InputError, match=r"matter: mystery \(2\), riddle \('x'\); remove them"):
+    named = r"matter: mystery \(2\), riddle \('x'\); remove .* --ignore_keys=mystery,riddle$"
+    with pytest.raises(InputError, match=named):
         fields_of(riddle="x", mystery=2)
     with pytest.raises(InputError, match="did you mean 'rms_norm_eps'"):
         fields_of(rms_norm_epss=1e-5)
+    assert fields_of(tie_word_embeddings=None, norm_topk_probs=None).tie_word_embeddings is False
+    assert fields_of(rope_scaling=False, rope_parameters={}).rope_scaling is None
+    for both in ({"dtype": "half", "torch_dtype": None}, {"torch_dtype": "half", "dtype": None}):
+        assert fields_of(**both).torch_dtype == "half"
+    with pytest.raises(InputError, match="dtype and torch_dtype are the same thing, and differ"):
+        fields_of(dtype="half", torch_dtype="float")
 
 
 def test_the_width_of_a_head_can_be_free() -> None:

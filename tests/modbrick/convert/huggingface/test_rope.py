@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ def rope_of(**fields: Any) -> RopeConfig:
         {"rope_type": "linear", "factor": 2.5},
         LLAMA3,
         YARN | {"beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.25},
+        YARN | {"truncate": False},
     ],
     ids=lambda scaling: scaling["rope_type"],
 )
@@ -59,6 +62,21 @@ def test_defaults_are_the_librarys() -> None:
     assert isinstance(yarn, YarnScaling)
     assert (yarn.factor, yarn.beta_fast, yarn.beta_slow) == (2.5, 32.0, 1.0)
     assert rope_of(partial_rotary_factor=1.0) == RopeConfig()
+
+
+CASES = json.loads((Path(__file__).parents[3] / "fixtures" / "rope.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(list(case["settings"].items())[3:]))
+def test_frequencies_are_the_librarys(case: dict[str, Any]) -> None:
+    """`tests/fixtures/make_transformers_variants.py` says how they were made."""
+    settings = case["settings"]
+    names = {field.name for field in dataclasses.fields(RopeFields)}
+    rope = rope_of(**{key: value for key, value in settings.items() if key in names})
+    width = settings["hidden_size"] // settings["num_attention_heads"]
+    np.testing.assert_allclose(rope_frequencies(rope, width), case["frequencies"], rtol=1e-6)
+    assert rope_multiplier(rope) == pytest.approx(case["multiplier"], rel=1e-7)
+    assert rope_of(**json.loads(json.dumps(write_rope(rope)))) == rope
 
 
 def test_mscale_becomes_the_attention_factor() -> None:
@@ -93,7 +111,9 @@ def test_llama3_keeps_divides_and_blends() -> None:
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor must be at least 1, got 0.5"),
         ({"rope_scaling": LLAMA3 | {"low_freq_factor": None}}, "has no low_freq_factor"),
         ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "must exceed"),
-        ({"rope_scaling": YARN | {"truncate": False}}, "truncate .* not supported"),
+        ({"rope_scaling": YARN | {"truncate": "no"}}, "truncate .* 'no', neither true nor false"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "odd": 1}}, "unknown options .*odd"),
+        ({"rope_scaling": YARN, "original_max_position_embeddings": 0}, "is 0, no length"),
         ({"rope_scaling": YARN | {"short_factor": [1.0]}}, "unknown options .*short_factor"),
         ({"rope_scaling": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),

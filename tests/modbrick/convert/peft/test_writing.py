@@ -126,6 +126,32 @@ def test_a_scale_of_one_survives(tmp_path: Path) -> None:
         assert back.config.at == config.at
 
 
+def test_dropout_survives(tmp_path: Path) -> None:
+    rates = {"a": 0.25, "b": 0.25}
+    write_adapter(tmp_path / "one", dropping(rates), model("llama"), "llama")
+    assert settings_of(tmp_path / "one")["lora_dropout"] == 0.25
+    back = read_adapter(tmp_path / "one", model("llama"), name="a")
+    assert {getattr(of.config.settings, "dropout", None) for of in back.values()} == {0.25}
+
+
+def test_dropouts_of_several_shares_are_left_aside_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="absl"):
+        write_adapter(tmp_path / "a", dropping({"a": 0.25, "b": 0.0}), model("llama"), "llama")
+    assert "dropout of a is left aside" in caplog.text
+    assert "lora_dropout" not in settings_of(tmp_path / "a")
+
+
+def dropping(rates: dict[str, float]) -> dict[str, Brick]:
+    """LoRAs of two sites."""
+    sites = ("query", "value")
+    return {
+        name: brick(BrickConfig((f"layer.*.attention.{site}",), LoRA(2, 3.0, dropout=rate)))
+        for site, (name, rate) in zip(sites, rates.items(), strict=True)
+    }
+
+
 def test_settings_of_a_prefix_are_sizes(tmp_path: Path) -> None:
     config = BrickConfig(("layer.*.attention.memory",), Prefix(5))
     write_adapter(tmp_path / "a", {"german": brick(config)}, model("llama"), "llama")

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow
@@ -10,8 +11,9 @@ import zstandard
 
 from modbrick.data.dataset import Dataset
 from modbrick.data.preparation import encoding, work_units
+from modbrick.data.preparation.formats import streams
+from modbrick.data.preparation.inputs import Input
 from modbrick.data.preparation.preparation import PreparationConfig, prepare
-from modbrick.data.preparation.sources import Input
 from modbrick.data.preparation.work_units import ReadingOptions
 from modbrick.errors import InputError
 
@@ -78,7 +80,7 @@ def read_all(directory):
 @pytest.mark.parametrize("tokenizer", ["byte", "train"])
 def test_every_kind_of_input_comes_back(tmp_path, monkeypatch, name, write, tokenizer):
     monkeypatch.setattr(work_units, "UNIT_BYTES", 700)  # several units, cut within the input
-    monkeypatch.setattr(work_units, "_CHUNK", 100)
+    monkeypatch.setattr(streams, "CHUNK", 100)
     write(tmp_path / name)
     options = {"vocabulary": 280} if tokenizer == "train" else {}
     report = make(tmp_path, tmp_path / name, tokenizer=tokenizer, **options)
@@ -96,7 +98,7 @@ def test_every_kind_of_input_comes_back(tmp_path, monkeypatch, name, write, toke
 def test_the_number_of_workers_changes_nothing(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setattr(work_units, "UNIT_BYTES", 700)
     write_files(tmp_path / "files")
-    (tmp_path / "files" / "bad.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "files" / os.fsdecode(b"bad\xe9.txt")).write_bytes(b"\xff\xfe")
     write_lines(tmp_path / "records.jsonl.gz")
     write_parquet(tmp_path / "records.parquet")
     options = {"vocabulary": 280} if tokenizer == "train" else {}
@@ -158,9 +160,13 @@ def test_held_out_inputs(tmp_path):
         reading=ReadingOptions(held_out=0),
         workers=1,
     )
+    with pytest.raises(InputError, match=r"left to train on .60 copy of a held-out document"):
+        prepare(config)
+    (tmp_path / "files" / "more.txt").write_text("more")
     prepare(config)
     found = read_all(tmp_path / "set")
-    assert sorted(found["train"]) == sorted(found["held_out"]) == sorted(TEXTS)
+    assert found["train"] == ["more"]
+    assert sorted(found["held_out"]) == sorted(TEXTS)
 
 
 def test_what_is_skipped_is_reported(tmp_path):
@@ -198,6 +204,9 @@ def test_a_separator_cuts_files_into_documents(tmp_path):
     options = ReadingOptions(held_out=0, separator="<|end|>")
     make(tmp_path, tmp_path / "all.txt", reading=options)
     assert read_all(tmp_path / "set")["train"] == ["one", "two\nlines", "three"]
+    for separator, cut in (("<|end|>", True), (r"\n", False), (None, True)):
+        options = ReadingOptions(held_out=0, separator=separator)
+        assert make(tmp_path, tmp_path / "all.txt", reading=options, overwrite=True).cut == cut
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "train"])
@@ -263,12 +272,6 @@ def test_inputs_that_yield_nothing_are_refused(tmp_path):
         refused(f"{name}: damaged or unreadable", tmp_path / name)
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-20])
     refused("damaged or unreadable", tmp_path / "cut.parquet")
-    (tmp_path / "one.txt").write_text("text")
-    refused(
-        "all 1 documents are held out",
-        tmp_path / "one.txt",
-        reading=ReadingOptions(held_out=0.9999),
-    )
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,23 @@ import pytest
 import zstandard
 
 from modbrick.data.preparation import work_units
+from modbrick.data.preparation.formats import streams
+from modbrick.data.preparation.inputs import Input
 from modbrick.data.preparation.reading import read_work_unit
-from modbrick.data.preparation.sources import Input, list_sources
+from modbrick.data.preparation.sources import list_sources
+from modbrick.data.preparation.splits import fraction_of
 from modbrick.data.preparation.work_units import ReadingOptions, SourceRecord, cut_into_work_units
 
 LINES = [json.dumps({"text": f"line {i} " + "x" * (i % 40)}) for i in range(200)]
 
 
 def texts(path, **options):
-    sources, _ = list_sources([Input(str(path))])
+    sources = list_sources([Input(str(path))]).sources
     records = {number: SourceRecord() for number in range(len(sources))}
     units = list(cut_into_work_units(sources, ReadingOptions(), records))
     found = [text for unit in units for text in read_work_unit(unit, sources, ReadingOptions())[0]]
     assert sum(unit.advance for unit in units) == sum(source.size for source in sources)
-    return units, [(text.text, text.split, text.fraction) for text in found]
+    return units, [(text.text, text.split, fraction_of(text.digest)) for text in found]
 
 
 @pytest.mark.parametrize("end", ["\n", ""])
@@ -28,7 +31,7 @@ def test_the_cut_into_work_units_changes_nothing(tmp_path, monkeypatch, end, siz
     _, whole = texts(path)
     assert [text for text, _, _ in whole] == [json.loads(line)["text"] for line in LINES]
     monkeypatch.setattr(work_units, "UNIT_BYTES", size)
-    monkeypatch.setattr(work_units, "_CHUNK", 64)
+    monkeypatch.setattr(streams, "CHUNK", 64)
     units, parts = texts(path)
     assert parts == whole
     assert (len(units) > 10) == (size < 1000)
@@ -45,7 +48,7 @@ def test_zstandard_frames_and_empty_files(tmp_path):
 
 def test_the_split_is_by_hash_and_near_its_share(tmp_path):
     for i in range(2000):
-        (tmp_path / f"{i}.txt").write_text("x")
+        (tmp_path / f"{i}.txt").write_text(f"{i}")
     _, found = texts(tmp_path)
     fractions = [fraction for _, _, fraction in found]
     assert all((split == "held_out") == (fraction < 0.05) for _, split, fraction in found)

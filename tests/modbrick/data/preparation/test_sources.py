@@ -3,7 +3,9 @@ import sysconfig
 
 import pytest
 
-from modbrick.data.preparation.sources import STANDARD_LIBRARY, Input, list_sources, text_extensions
+from modbrick.data.preparation.formats.kinds import text_extensions
+from modbrick.data.preparation.inputs import STANDARD_LIBRARY, Input
+from modbrick.data.preparation.sources import list_sources
 from modbrick.errors import InputError
 
 
@@ -29,8 +31,8 @@ def tree(tmp_path, monkeypatch):
 
 
 def found(*inputs, **options):
-    sources, _ = list_sources([Input.parse(text) for text in inputs], **options)
-    return [(s.domain, s.name, s.kind) for s in sources]
+    listing = list_sources([Input.parse(text) for text in inputs], **options)
+    return [(s.domain, s.name, s.kind) for s in listing.sources]
 
 
 def test_directories_globs_and_files(tree):
@@ -71,8 +73,7 @@ def test_a_file_that_is_found_twice_is_read_once(tree):
 
 
 def test_other_files_are_counted(tree):
-    _, aside = list_sources([Input("books")])
-    assert aside == {".png": 1}
+    assert list_sources([Input("books")]).left_aside == {".png": 1}
 
 
 def test_the_order_of_inputs_does_not_matter(tree):
@@ -109,13 +110,19 @@ def test_errors_name_the_remedy(tree, text, message):
         found(text)
 
 
-def test_a_file_is_training_or_held_out(tree):
-    with pytest.raises(InputError, match="both as training and as held-out"):
-        list_sources([Input("code"), Input("code/a.py", "code", "held_out")])
+@pytest.mark.parametrize("domain", ["code", None])
+def test_a_file_that_a_held_out_input_names_is_only_held_out(tree, domain):
+    os.symlink(tree / "code" / "a.py", tree / "books" / "linked.py")
+    inputs = [Input("code"), Input("books"), Input("code/a.py", domain, "held_out")]
+    listing = list_sources(inputs)
+    splits = {s.name: s.split for s in listing.sources}
+    assert splits.pop("code/a.py") == "held_out"
+    assert splits == dict.fromkeys(("b.rs", "deep/two.md", "one.txt"))
+    assert listing.held_out == 1
 
 
 def test_the_standard_library_without_tests_tables_and_packages():
-    sources, _ = list_sources([Input(STANDARD_LIBRARY)])
+    sources = list_sources([Input(STANDARD_LIBRARY)]).sources
     names = {source.name for source in sources}
     assert {"os.py", "json/decoder.py", "asyncio/tasks.py"} <= names
     assert all(name.endswith(".py") for name in names)

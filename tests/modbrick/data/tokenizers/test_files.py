@@ -32,29 +32,64 @@ def test_it_is_kept_and_found_again(trained, tmp_path):
         assert type(load_tokenizer(str(place))) is type(tokenizer)
 
 
-def _json_tokenizer(path, special=(), words=("a", "b")):
+def _json_tokenizer(path, special=(), words=("a", "b"), before=()):
     vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=words[0]))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(list(special))
+    ids = [(token, tokenizer.token_to_id(token)) for token in before]
+    if before:
+        template = [*before, "$A"]
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=template, pair=None, special_tokens=ids
+        )
     tokenizer.save(str(path))
     return str(path)
 
 
 @pytest.mark.parametrize(
-    ("special", "arguments", "expected"),
+    ("special", "before", "arguments", "expected"),
     [
-        ([], {}, (None, None)),
-        (["<|endoftext|>"], {}, (2, 2)),
-        (["<s>", "</s>"], {}, (2, 3)),
-        (["<s>", "</s>"], {"start": None}, (None, 3)),
-        (["<s>", "</s>"], {"end": None, "start": "b"}, (1, None)),
-        ([], {"end": "b"}, (1, 1)),
+        ([], [], {}, (None, None)),
+        (["<|endoftext|>"], [], {}, (None, 2)),
+        (["<|endoftext|>"], ["<|endoftext|>"], {}, (2, 2)),
+        (["<s>", "</s>"], [], {}, (None, 3)),
+        (["<s>", "</s>"], ["<s>"], {}, (2, 3)),
+        (["<s>", "</s>"], ["b"], {}, (1, 3)),
+        (["<s>", "</s>"], ["<s>"], {"start": None}, (None, 3)),
+        (["<s>", "</s>"], [], {"end": None, "start": "b"}, (1, None)),
+        (["<s>", "</s>"], ["<s>", "b"], {"start": "b"}, (1, 3)),
+        ([], [], {"end": "b"}, (None, 1)),
+        (["<|end_of_document|>"], [], {}, (2, 2)),
     ],
 )
-def test_boundary_tokens(tmp_path, special, arguments, expected):
-    tokenizer = load_tokenizer(_json_tokenizer(tmp_path / "t.json", special), **arguments)
+def test_boundary_tokens(tmp_path, special, before, arguments, expected):
+    path = _json_tokenizer(tmp_path / "t.json", special, before=before)
+    tokenizer = load_tokenizer(path, **arguments)
     assert (tokenizer.start_of_document, tokenizer.end_of_document) == expected
+    start = expected[0]
+    assert tokenizer.around_prompts.before == (() if start is None else (start,))
+
+
+def test_special_tokens_in_texts_are_such_on_request(tmp_path, trained):
+    for tokenizer in (trained, ByteTokenizer()):
+        end = tokenizer.end_of_document
+        text = "x<|end_of_document|>x<|end_of_document|>"
+        assert end not in tokenizer.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        x = tokenizer.encode("x").tolist()
+        assert tokenizer.encode(text, special_tokens=True).tolist() == [*x, end, *x, end]
+        assert end not in tokenizer.encode(text)
+
+
+def test_a_directory_says_which_token_ends_documents(tmp_path):
+    _json_tokenizer(tmp_path / "tokenizer.json", ["<s>", "</s>", "<|im_end|>"], before=["<s>"])
+    assert load_tokenizer(str(tmp_path)).end_of_document == 3
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|im_end|>"}}')
+    found = load_tokenizer(str(tmp_path))
+    assert (found.start_of_document, found.end_of_document) == (2, 4)
+    assert found.stop_tokens == (4,)
+    assert load_tokenizer(str(tmp_path), end="</s>").end_of_document == 3
 
 
 def test_errors_name_the_remedy(tmp_path, trained):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import pytest
 
+from modbrick.checkpoints import CheckpointConfig
 from modbrick.data import Dataset
 from modbrick.data.batches import FIELDS
 from modbrick.errors import InputError
 from modbrick.flops import packed_flops
 from modbrick.parallel import MeshConfig, make_mesh
 from modbrick.schema import to_mapping
-from modbrick.training.run_config import RunConfig
+from modbrick.training.run_config import EvaluationConfig, RunConfig
 from modbrick.training.tasks.pretraining import Pretraining
 from tests.configs import tiny
 from tests.modbrick.data.conftest import random_texts, write_dataset
@@ -76,3 +78,18 @@ def test_data_that_do_not_suit_are_refused(
     task = Pretraining(dataclasses.replace(config, **{section: wrong}))
     with pytest.raises(InputError, match=message):
         task.batches(mesh())
+
+
+def test_a_run_without_evaluation_needs_no_held_out_text(config: RunConfig, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", {"train": {"prose": random_texts(1, 20, 60)}})
+    data = dataclasses.replace(config.data, path=str(tmp_path / "data"))
+    config = dataclasses.replace(config, data=data)
+    unasked = dataclasses.replace(config, evaluation=EvaluationConfig(every=0))
+    found = Pretraining(unasked).evaluation(mesh())({}, lambda: False)
+    assert found is not None
+    assert found.metrics == {}
+    asked = dataclasses.replace(config, evaluation=EvaluationConfig(every=2))
+    best = dataclasses.replace(unasked, checkpoint=CheckpointConfig(every=0, keep_best=1))
+    for wanted in (asked, best):
+        with pytest.raises(InputError, match=r"held_out split has no document.*every to 0"):
+            Pretraining(wanted).evaluation(mesh())

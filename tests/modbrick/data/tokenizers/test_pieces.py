@@ -12,10 +12,10 @@ import pytest
 from tokenizers.models import BPE, Unigram
 
 from modbrick.convert.gguf.header import read_gguf
-from modbrick.convert.gguf.sentencepiece import LONGEST_PIECE, SPACE, sentencepiece_parts
 from modbrick.convert.gguf.tokenizer import tokenizer_files, unsupported
 from modbrick.data import Tokenizer
 from modbrick.data.tokenizers.files import tokenizer_from_json
+from modbrick.data.tokenizers.pieces import LONGEST_PIECE, SPACE, sentencepiece_parts
 from modbrick.errors import InputError
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "gguf"
@@ -73,10 +73,12 @@ KINDS = [2, 3, 1, 1, 1, 1, 1]
 SCORES = [0.0, 0.0, -9.0, -8.0, -3.0, -1.0, -2.0]
 
 
-def parts(change: Callable[[list[str], list[int], list[float]], object]) -> dict[str, Any]:
+def parts(
+    change: Callable[[list[str], list[int], list[float]], object], unknown: str | None = None
+) -> dict[str, Any]:
     pieces, kinds, scores = list(PIECES), list(KINDS), list(SCORES)
     change(pieces, kinds, scores)
-    return sentencepiece_parts(pieces, np.array(kinds), np.array(scores), True, "file")
+    return sentencepiece_parts(pieces, np.array(kinds), np.array(scores), True, "file", unknown)
 
 
 def test_merges_are_all_the_ways_by_falling_score() -> None:
@@ -89,6 +91,12 @@ def test_merges_are_all_the_ways_by_falling_score() -> None:
 def test_only_normal_pieces_are_merged() -> None:
     unused = parts(lambda p, k, s: k.__setitem__(4, 5))["model"]
     assert unused["merges"] == [["a", "ba"], ["b", "a"]]
+
+
+def test_the_unknown_piece_that_is_named() -> None:
+    """Phi-3's padding has the type of unknown tokens, and its unknown token has another."""
+    padding = parts(lambda p, k, s: k.__setitem__(slice(2), [3, 2]), "<unk>")
+    assert padding["model"]["unk_token"] == "<unk>"
 
 
 @pytest.mark.parametrize(

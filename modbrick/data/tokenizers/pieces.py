@@ -23,7 +23,12 @@ LONGEST_PIECE = 256
 
 
 def sentencepiece_parts(
-    pieces: list[str], kinds: np.ndarray, scores: np.ndarray, prefix: bool, where: str
+    pieces: list[str],
+    kinds: np.ndarray,
+    scores: np.ndarray,
+    prefix: bool,
+    where: str,
+    unknown: str | None = None,
 ) -> dict[str, Any]:
     """Returns the parts of a `tokenizer.json`.
 
@@ -33,13 +38,17 @@ def sentencepiece_parts(
       scores: of each piece.
       prefix: whether a space is put before a text.
       where: begins every message.
+      unknown: the piece for what has none; None: the only one whose type says so.
 
     Raises:
       InputError: pieces that this way of writing them down cannot do justice to.
     """
-    unknown = [pieces[index] for index in np.flatnonzero(kinds == UNKNOWN)]
-    if len(unknown) != 1:
-        raise InputError(f"{where}: the vocabulary has {len(unknown)} unknown tokens, expected 1")
+    candidates = [pieces[index] for index in np.flatnonzero(kinds == UNKNOWN)]
+    if unknown is None and len(candidates) != 1:
+        raise InputError(
+            f"{where}: the vocabulary has {len(candidates)} unknown tokens, expected 1, and "
+            "tokenizer.ggml.unknown_token_id names none"
+        )
     if not np.isfinite(scores).all():
         raise InputError(f"{where}: tokenizer.ggml.scores has values that are no numbers")
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -54,7 +63,7 @@ def sentencepiece_parts(
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": unknown[0],
+            "unk_token": candidates[0] if unknown is None else unknown,
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": True,
