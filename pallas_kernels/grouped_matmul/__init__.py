@@ -85,8 +85,8 @@ def _resolve_precision(precision: jax.lax.PrecisionLike, inputs: Array) -> jax.l
     return jax.lax.Precision(precision)
 
 
-def _load(implementation: str | None, case: Case) -> ModuleType:
-    """The module that will run."""
+def _load(implementation: str | None, case: Case | None) -> ModuleType:
+    """The module that will run; without a case it has nothing to do, and the name alone counts."""
     return REGISTRY.load_implementation(choose_implementation(implementation, case))
 
 
@@ -173,11 +173,12 @@ def grouped_matmul(
         biased=bias is not None,
         precision=resolved,
     )
-    module = _load(implementation, case)
-    if 0 in (tokens, experts, out_width) or (width == 0 and bias is None):
+    nothing = 0 in (tokens, experts, out_width)
+    module = _load(implementation, None if nothing or not width else case)
+    if nothing or (not width and bias is None):
         rows = {"grouped": (tokens * k,), "slots": (tokens, k), "tokens": (tokens,)}[output_layout]
         return jnp.zeros((*rows, out_width), output_dtype)
-    if width == 0:  # There is only the bias, and nothing for a kernel to multiply.
+    if not width:  # There is only the bias, and nothing for a kernel to multiply.
         module = REGISTRY.load_implementation(DEFAULT)
         inputs = jnp.zeros((*inputs.shape[:-1], 1), inputs.dtype)
         weights = jnp.zeros((experts, 1, out_width), weights.dtype)
@@ -252,8 +253,9 @@ def grouped_feed_forward(
         gated=gate_weights is not None,
         precision=resolved,
     )
-    module = _load(implementation, case)
-    if 0 in (tokens, experts, width, hidden):
+    nothing = 0 in (tokens, experts, width, hidden)
+    module = _load(implementation, None if nothing else case)
+    if nothing:
         return jnp.zeros((tokens, width), inputs.dtype)
     outputs: Array = module.grouped_feed_forward(
         inputs, up, down, plan, gates, gate_weights, activation=function, precision=resolved

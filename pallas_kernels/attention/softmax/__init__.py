@@ -163,12 +163,14 @@ def _attend(
     """Output, and the log-sum-exp if it is asked for, by the implementation that will run."""
     factor = checked_scale(scale, query.shape[-1])
     case = dataclasses.replace(Case.of(query, key, value, visibility), log_sum=log_sum)
-    module = REGISTRY.load_implementation(choose_implementation(implementation, case))
+    nothing = 0 in (*query.shape[:3], key.shape[1])
+    name = choose_implementation(implementation, None if nothing else case)
+    module = REGISTRY.load_implementation(name)
     value_width = value.shape[-1]
-    if 0 in (*query.shape[:3], key.shape[1]):
+    if nothing:
         output = jnp.zeros((*query.shape[:3], value_width), value.dtype)
-        nothing = jnp.full(query.shape[:3], -jnp.inf, accumulation_dtype(query))
-        return (output, nothing) if log_sum else (output,)
+        none = jnp.full(query.shape[:3], -jnp.inf, accumulation_dtype(query))
+        return (output, none) if log_sum else (output,)
 
     def attend(*arguments: Any) -> tuple[tuple[Array, ...], None]:
         if log_sum:

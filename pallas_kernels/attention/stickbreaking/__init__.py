@@ -133,9 +133,11 @@ def stickbreaking_attention(
     scale = checked_scale(scale, query.shape[-1])
     check_tolerance(tolerance)
     tolerance = float(tolerance)
-    name = choose_implementation(implementation, Case.of(query, key, value, visibility, tolerance))
+    case = Case.of(query, key, value, visibility, tolerance)
+    nothing = 0 in (*query.shape[:3], key.shape[1])
+    name = choose_implementation(implementation, None if nothing else case)
     value_width = value.shape[-1]
-    if 0 in (*query.shape[:3], key.shape[1]):
+    if nothing:
         output = jnp.zeros((*query.shape[:3], value_width), value.dtype)
         return StickbreakingOutput(output, jnp.ones(query.shape[:3], accumulation_dtype(query)))
     module = REGISTRY.load_implementation(name)

@@ -59,6 +59,8 @@ def unsupported(case: Case | None, platform: str | None) -> str | None:
     for name, dtype in (("inputs", case.input_dtype), ("weights", case.weight_dtype)):
         if jnp.dtype(dtype).name not in _DTYPES:
             return f"its kernels take {', '.join(_DTYPES)}, and {name} are {jnp.dtype(dtype).name}"
+    if not case.tokens * case.width * case.hidden:
+        return f"T={case.tokens}, D={case.width} and F={case.hidden} must not be 0"
     return None
 
 
