@@ -106,6 +106,8 @@ def _fitting(found: Pretrained, path: str, rows: int) -> tuple[Tokenizer, list[s
 
 def _chosen_files(path: Path) -> dict[str, bytes]:
     """Returns the files of a directory, or one file, by the names that they have in directories."""
+    if (path / TOKENIZER).is_dir():  # of a model or run of this library
+        path = path / TOKENIZER
     if path.is_dir():
         return {n: c for n, c in tokenizer_files(path).items() if n != GENERATION}
     if not path.is_file():

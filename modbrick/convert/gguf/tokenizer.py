@@ -43,7 +43,7 @@ def unsupported(metadata: Mapping[str, Any]) -> str | None:
     if kind == "gpt2":
         pre = metadata.get("tokenizer.ggml.pre", DEFAULT)
         if isinstance(pre, str) and pre in PRE_TOKENIZERS:
-            return None
+            return None if "tokenizer.ggml.merges" in metadata else "it has no merges"
         return f"the pre-tokenizer {shown(pre)} is not one of {', '.join(PRE_TOKENIZERS)}"
     if metadata.get("tokenizer.ggml.remove_extra_whitespaces", False) is not False:
         return "it removes white space (tokenizer.ggml.remove_extra_whitespaces)"

@@ -136,24 +136,22 @@ def _assembled(
 def _completed(text: str, name: str, settings: TokenizerSettings, where: str) -> Pretrained:
     """Returns a `tokenizer.json` with the tokens that only the files beside it name."""
     tokenizer = load_json(text, f"{where}/{name}")
-    have = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
-    texts = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    added: list[tokenizers.AddedToken] = []
+    have = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    added: dict[str, tokenizers.AddedToken] = {}
     for token in settings.added:
+        there = have.get(token.content)
         # With an id it may say more than the file, such as to take the white space before it.
-        known = repr(token) in have if token.content in settings.ids else token.content in texts
-        if not known:
-            added.append(token)
-            texts.add(token.content)
+        if there is None or (token.content in settings.ids and repr(there) != repr(token)):
+            added.setdefault(token.content, token)
     remarks = []
     if added:
-        tokenizer.add_tokens(added)
+        tokenizer.add_tokens([*added.values()])
         text = tokenizer.to_str()
-        for token in added:
-            found, wanted = tokenizer.token_to_id(token.content), settings.ids.get(token.content)
-            if wanted is not None and found != wanted:
+        for content, wanted in settings.ids.items():
+            found = tokenizer.token_to_id(content)
+            if content in added and found != wanted:
                 remarks.append(
-                    f"{where}: the added token {token.content!r} has the id {found} to its library,"
-                    f" {wanted} in its file"
+                    f"{where}: the added token {content!r} has the id {found} to its library, "
+                    f"{wanted} in its file"
                 )
     return Pretrained(text, name, settings.named.get("eos_token", "auto"), tuple(remarks))

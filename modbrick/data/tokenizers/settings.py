@@ -79,8 +79,9 @@ def read_settings(files: Mapping[str, bytes], where: str) -> TokenizerSettings:
     if not isinstance(extra, list):
         raise InputError(f"{where}: extra special tokens are {extra!r}, expected a list")
     special = [_token(token, True, f"{where}: a special token") for token in extra]
+    named_texts = {token.content for token in named.values()}
     if numbered is None:
-        known = {token.content for token in (*named.values(), *special)}
+        known = named_texts | {token.content for token in special}
         added = {
             index: _token(text, text in known, f"{where}: {ADDED}")
             for text, index in parsed(ADDED).items()
@@ -91,6 +92,8 @@ def read_settings(files: Mapping[str, bytes], where: str) -> TokenizerSettings:
             for index, token in _mapping(numbered, f"{where}: added_tokens_decoder").items()
         }
     by_id = {_id(index, where): token for index, token in added.items()}
+    for token in by_id.values():
+        token.special = token.special or token.content in named_texts
     kind = config.get("tokenizer_class")
     return TokenizerSettings(
         kind.removesuffix("Fast") if isinstance(kind, str) else None,

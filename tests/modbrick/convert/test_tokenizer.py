@@ -35,6 +35,7 @@ from modbrick.inference import GREEDY
 from modbrick.inference.continuation import continue_texts, encode_prompts
 from modbrick.models import open_model
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "tokenizers"
 SITUATIONS = json.loads((FIXTURES / "situations.json").read_text(encoding="utf-8"))
 NEW_TOKENS = 12
@@ -164,7 +165,8 @@ def test_an_end_token_that_only_other_files_know(
 
 
 def test_an_id_that_the_library_does_not_give(directory: Path) -> None:
-    found = read_tokenizer(write(directory, CASES["none"] | {"added_tokens.json": {"<x>": 45}}))
+    files = {"added_tokens.json": {"<x>": 45}, "tokenizer_config.json": {"eos_token": "<x>"}}
+    found = read_tokenizer(write(directory, CASES["none"] | files))
     assert found.remarks == (
         f"{directory}: the added token '<x>' has the id 43 to its library, 45 in its file",
     )
@@ -188,6 +190,10 @@ def test_another_tokenizer_or_none(directory: Path, tmp_path: Path) -> None:
         read_tokenizer(source, str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"model: no tokenizer there; tokenizer\.json, "):
         read_tokenizer(source, str(FIXTURES / "model"))
+    import_checkpoint(source, tmp_path / "again")
+    again = read_tokenizer(write(other, CASES["template"]), str(tmp_path / "again"))
+    assert again.tokenizer is not None
+    assert again.tokenizer.start_of_document is None
     import_checkpoint(source, tmp_path / "ours", tokenizer="none")
     with pytest.raises(InputError, match="no tokenizer"):
         open_model(tmp_path / "ours").tokenizer()

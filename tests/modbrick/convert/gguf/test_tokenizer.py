@@ -206,6 +206,7 @@ def test_settings_for_other_libraries(tmp_path: Path) -> None:
             "the pre-tokenizer 3 is not one",
         ),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "viking"}, "'viking' is not one"),
+        ({"tokenizer.ggml.model": "gpt2"}, "it has no merges"),
         (
             {"tokenizer.ggml.model": "llama", "tokenizer.ggml.remove_extra_whitespaces": True},
             "removes white space",

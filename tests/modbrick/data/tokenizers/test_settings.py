@@ -30,10 +30,11 @@ def test_nothing_is_said_without_files() -> None:
 def test_the_map_of_special_tokens_wins_until_the_config_numbers_them() -> None:
     config: dict[str, Any] = {"eos_token": "a", "tokenizer_class": "GPT2TokenizerFast"}
     assert settings(config=config, special={"eos_token": "b"}).named == {"eos_token": "b"}
-    config["added_tokens_decoder"] = {"7": {"content": "a", "special": True}}
+    config["added_tokens_decoder"] = {"7": {"content": "a", "special": False}}
     found = settings(config=config, special={"eos_token": "b"}, added={"c": 1})
     assert found.named == {"eos_token": "a"}
     assert found.ids == {"a": 7}
+    assert found.added[0].special, "for it has a role"
     assert found.kind == "GPT2Tokenizer"
 
 
