@@ -41,4 +41,5 @@ def test_weighted_slots(dtype: str) -> None:
         (found, *back(cotangent)), (wanted, *wanted_back(cotangent)), strict=True
     ):
         assert one.dtype == other.dtype
-        np.testing.assert_allclose(*(x.astype(jnp.float32) for x in (one, other)), rtol=1e-5)
+        found, wanted = one.astype(jnp.float32), other.astype(jnp.float32)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
