@@ -22,6 +22,7 @@ from modbrick.layers.positions import rotate
 from modbrick.layers.projections import ExpertProjections, Projection
 from modbrick.layers.routed import routed
 from modbrick.layers.router import Router, Routing
+from modbrick.layers.slots import weighted_sum
 from modbrick.parallel.attention import Keys, Offset, attend_over_mesh
 from modbrick.parallel.dispatch import Dispatch
 from pallas_kernels.softmax_attention import softmax_attention, softmax_attention_and_log_sum
@@ -263,6 +264,6 @@ class Attention(nnx.Module):
             y = (y + self.output_bias[...]).astype(slots.dtype)
         if not context.looks_at("attention.output"):
             return y
-        weighted = (slots.astype(jnp.float32) * routing.gates[..., None]).sum(-2)
+        weighted = weighted_sum(slots, routing.gates).astype(slots.dtype)
         offer = self.output.offer(routing.indices, routing.gates, slots)
-        return context.at("attention.output", weighted.astype(slots.dtype), y, offer)
+        return context.at("attention.output", weighted, y, offer)

@@ -17,6 +17,7 @@ from modbrick.layers.parameters import Initialiser, constant, normal, parameter
 from modbrick.layers.projections import ExpertProjections, Projection
 from modbrick.layers.routed import routed
 from modbrick.layers.router import Router, Routing
+from modbrick.layers.slots import weighted_sum
 from modbrick.parallel.dispatch import Dispatch
 
 
@@ -129,6 +130,6 @@ class ExpertFeedForward(nnx.Module):
         of_slots = Offer(experts=routing.indices, gates=routing.gates)
         hidden = context.at("feed_forward.hidden", x, hidden.astype(x.dtype), of_slots)
         y = dispatch.reduce(hidden, self.down.weight[...].astype(x.dtype))
-        weighted = (hidden.astype(jnp.float32) * routing.gates[..., None]).sum(-2)
+        weighted = weighted_sum(hidden, routing.gates).astype(x.dtype)
         offer = self.down.offer(routing.indices, routing.gates, hidden)
-        return context.at("feed_forward.down", weighted.astype(x.dtype), y, offer)
+        return context.at("feed_forward.down", weighted, y, offer)

@@ -30,6 +30,7 @@ from pallas_kernels.grouped_matmul.implementations import (
     choose_implementation,
 )
 from pallas_kernels.grouped_matmul.plan import ROUTING_PLAN, RoutingPlan, routing_plan
+from pallas_kernels.implementations import DEFAULT
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -57,10 +58,23 @@ def _check_shape(name: str, array: Array, axes: str, shape: tuple[int, ...]) -> 
         raise ValueError(f"{name} must have shape {axes} = {shape}, got {array.shape}")
 
 
-def _check_floating(**arrays: Array | None) -> None:
+def _check_floating(**arrays: Array | jax.ShapeDtypeStruct | None) -> None:
     for name, array in arrays.items():
-        if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
+        if array is None:
+            continue
+        if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} must be floating point, got {array.dtype}")
+        if array.dtype.itemsize < 2:
+            raise ValueError(
+                f"{name} must be float16, bfloat16, float32 or float64, got {array.dtype}: "
+                "convert what is narrower"
+            )
+
+
+def _check_plan(plan: RoutingPlan) -> None:
+    k, slots = plan.experts_per_token, plan.num_slots
+    if k < 1 or slots % k:
+        raise ValueError(f"plan must have K >= 1 slots a token, got K = {k} and {slots} slots")
 
 
 def _resolve_precision(precision: jax.lax.PrecisionLike, inputs: Array) -> jax.lax.Precision:
@@ -71,8 +85,8 @@ def _resolve_precision(precision: jax.lax.PrecisionLike, inputs: Array) -> jax.l
     return jax.lax.Precision(precision)
 
 
-def _load(implementation: str | None, case: Case) -> ModuleType:
-    """The module that will run."""
+def _load(implementation: str | None, case: Case | None) -> ModuleType:
+    """The module that will run; without a case it has nothing to do, and the name alone counts."""
     return REGISTRY.load_implementation(choose_implementation(implementation, case))
 
 
@@ -94,11 +108,12 @@ def grouped_matmul(
     The four combinations of ungrouped and grouped ends are those of ScatterMoE
     (arXiv 2403.08245, section 3). Slots without an expert contribute zero and pass no gradient.
     Products are accumulated in float32 (float64 for float64 inputs), and the same arguments give
-    the same bits.
+    the same bits. T, E, D and F may be 0.
 
     Args:
-        inputs: floating [T, D] for `input_layout="tokens"` (each slot reads its token's row),
-            [T, K, D] for "slots", [T*K, D] for "grouped" (rows in the order of `plan.order`).
+        inputs: floating, of 16 bits at least: [T, D] for `input_layout="tokens"` (each slot reads
+            its token's row), [T, K, D] for "slots", [T*K, D] for "grouped" (rows in the order of
+            `plan.order`).
         weights: floating [E, D, F].
         plan: the routing plan, for the same T, K and E.
         input_layout: see `inputs`.
@@ -121,7 +136,12 @@ def grouped_matmul(
     """
     _check_layout("input_layout", input_layout, INPUT_LAYOUTS)
     _check_layout("output_layout", output_layout, OUTPUT_LAYOUTS)
-    _check_floating(inputs=inputs, weights=weights, gates=gates, bias=bias)
+    output_dtype = jnp.dtype(preferred_element_type or inputs.dtype)
+    preferred = jax.ShapeDtypeStruct((), output_dtype)
+    _check_floating(
+        inputs=inputs, weights=weights, gates=gates, bias=bias, preferred_element_type=preferred
+    )
+    _check_plan(plan)
     tokens, k, experts = plan.num_tokens, plan.experts_per_token, plan.num_experts
     if weights.ndim != 3 or weights.shape[0] != experts:
         raise ValueError(f"weights must have shape [E={experts}, D, F], got {weights.shape}")
@@ -153,7 +173,16 @@ def grouped_matmul(
         biased=bias is not None,
         precision=resolved,
     )
-    return _load(implementation, case).grouped_matmul(
+    nothing = 0 in (tokens, experts, out_width)
+    module = _load(implementation, None if nothing or not width else case)
+    if nothing or (not width and bias is None):
+        rows = {"grouped": (tokens * k,), "slots": (tokens, k), "tokens": (tokens,)}[output_layout]
+        return jnp.zeros((*rows, out_width), output_dtype)
+    if not width:  # There is only the bias, and nothing for a kernel to multiply.
+        module = REGISTRY.load_implementation(DEFAULT)
+        inputs = jnp.zeros((*inputs.shape[:-1], 1), inputs.dtype)
+        weights = jnp.zeros((experts, 1, out_width), weights.dtype)
+    outputs: Array = module.grouped_matmul(
         inputs,
         weights,
         plan,
@@ -162,8 +191,9 @@ def grouped_matmul(
         input_layout=input_layout,
         output_layout=output_layout,
         precision=resolved,
-        output_dtype=jnp.dtype(preferred_element_type or inputs.dtype),
+        output_dtype=output_dtype,
     )
+    return outputs
 
 
 def grouped_feed_forward(
@@ -203,6 +233,8 @@ def grouped_feed_forward(
         ValueError: as in `grouped_matmul`; or the activation's name is unknown.
     """
     _check_floating(inputs=inputs, up=up, down=down, gates=gates, gate_weights=gate_weights)
+    _check_plan(plan)
+    function = find_activation(activation)
     tokens, experts = plan.num_tokens, plan.num_experts
     if up.ndim != 3 or up.shape[0] != experts:
         raise ValueError(f"up must have shape [E={experts}, D, F], got {up.shape}")
@@ -221,13 +253,11 @@ def grouped_feed_forward(
         gated=gate_weights is not None,
         precision=resolved,
     )
-    return _load(implementation, case).grouped_feed_forward(
-        inputs,
-        up,
-        down,
-        plan,
-        gates,
-        gate_weights,
-        activation=find_activation(activation),
-        precision=resolved,
+    nothing = 0 in (tokens, experts, width, hidden)
+    module = _load(implementation, None if nothing else case)
+    if nothing:
+        return jnp.zeros((tokens, width), inputs.dtype)
+    outputs: Array = module.grouped_feed_forward(
+        inputs, up, down, plan, gates, gate_weights, activation=function, precision=resolved
     )
+    return outputs

@@ -15,6 +15,10 @@ ROUTING_PLAN = "routing_plan"
 a slot that was sorted, and so spares the backward pass to sort again."""
 
 
+# Experts, slots and rows are numbered in int32.
+_LARGEST = 2**31 - 1
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["order", "inverse", "group_sizes", "group_offsets"],
@@ -83,20 +87,26 @@ def routing_plan(expert_indices: Array, num_experts: int) -> RoutingPlan:
         expert_indices: integer [T, K]; the experts of each token. An index outside
             `[0, num_experts)` means "no expert": the slot contributes zero. An expert may be chosen
             more than once by a token; each choice counts.
-        num_experts: E, at least 1.
+        num_experts: E, from 1 to below 2**31.
 
     Returns:
         The plan, a pytree of integer arrays; nothing in it carries a gradient.
 
     Raises:
-        ValueError: `expert_indices` is not an integer [T, K] array with K >= 1, or `num_experts`
-            is below 1.
+        ValueError: `expert_indices` is not an integer [T, K] array with K >= 1 and fewer than 2**31
+            slots, or `num_experts` is out of range.
     """
     if num_experts < 1:
         raise ValueError(f"num_experts must be at least 1, got {num_experts}")
+    if num_experts > _LARGEST:
+        raise ValueError(f"num_experts must be below 2**31, got {num_experts}")
     if expert_indices.ndim != 2 or expert_indices.shape[1] < 1:
         raise ValueError(
             f"expert_indices must have shape [T, K] with K >= 1, got {expert_indices.shape}"
+        )
+    if expert_indices.size > _LARGEST:
+        raise ValueError(
+            f"expert_indices must have fewer than 2**31 slots, got {expert_indices.shape}"
         )
     if not jnp.issubdtype(expert_indices.dtype, jnp.integer):
         raise ValueError(f"expert_indices must be integers, got {expert_indices.dtype}")

@@ -97,7 +97,7 @@ class MemoryBrickContract:
         leaves: dict[str, list[Any]] = {}
         for settings, values in zip(self.settings, bricks, strict=True):
             for name, value in values.items():
-                padded = np.full((longest, *value.shape[1:]), 100.0, np.float32)
+                padded = np.full((longest, *value.shape[1:]), np.nan, np.float32)
                 padded[: len(value)] = value
                 leaves.setdefault(name, []).append(padded)
             for name, constant in settings.constants().items():

@@ -13,9 +13,10 @@ from modbrick.bricks.kinds.kind import LeafInfo, Leaves, Values
 from modbrick.bricks.kinds.linear import LinearMap
 from modbrick.decoder.sites import Hook, Site
 from modbrick.errors import InputError
+from modbrick.layers import slots
 from modbrick.layers.offer import Offer
 from modbrick.layers.parameters import constant
-from modbrick.layers.projections import matmul
+from modbrick.layers.projections import accurate_matmul, matmul
 from modbrick.parallel.choice import Choice
 
 
@@ -186,7 +187,7 @@ def product(
     """Returns the inputs times a matrix, in float32; ids of tokens choose its rows."""
     if jnp.issubdtype(inputs.dtype, jnp.integer):
         return matrix[inputs]
-    return matmul(inputs.astype(jnp.float32), matrix)
+    return accurate_matmul(inputs, matrix)
 
 
 def added(
@@ -198,9 +199,8 @@ def added(
 
 
 def over_slots(values: Float[Array, "B S O"], outputs: Array) -> Float[Array, "B S *K O"]:
-    """Returns values of each token with the axes of its slots, as many as `outputs` has."""
-    slots = (1,) * (outputs.ndim - values.ndim)
-    return values.reshape(*values.shape[:2], *slots, *values.shape[2:])
+    """Returns values of each token for each of its slots, if `outputs` has slots."""
+    return values if outputs.ndim == values.ndim else slots.over_slots(values, outputs.shape[2])
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "*E I R"]:

@@ -79,6 +79,7 @@ class Front:
 
     def __call__(self, leaves: Leaves, attended: Attended, choice: Choice | None) -> Attended:
         """Attends to the prefixes of each token, computed in float32."""
+        leaves = _without_padding(leaves)
         attend = _Whole(leaves, attended) if choice is None else _Chosen(leaves, attended, choice)
         weights, done, left = attended.shared(attend.logits(), attend.seen(), attend.factors())
         output = attended.output.astype(jnp.float32) * done[..., None] + attend.mixed(weights)
@@ -172,6 +173,13 @@ class _Chosen:
         of_heads = weights.reshape(*choice.ids.shape, -1)
         mixed = choice.reduce(of_heads, values.reshape(-1, *values.shape[2:]), choice.factors())
         return mixed.reshape(batch, sequence, heads, -1)
+
+
+def _without_padding(leaves: Leaves) -> Leaves:
+    """Zeros where a brick has no keys: 0 times whatever else stands there might be NaN."""
+    there = jnp.arange(leaves["keys"].shape[1]) < leaves["length"][:, None]
+    arrays = {name: jnp.where(there[..., None], leaves[name], 0) for name in ("keys", "values")}
+    return {**leaves, **arrays}
 
 
 def _queries(attended: Attended) -> Float[Array, "B S N W"]:

@@ -18,8 +18,6 @@ def softmax_attention(
     query: Array, key: Array, value: Array, visibility: Visibility, *, scale: float
 ) -> Array:
     """Returns output `[B, Sq, H, dv]` (see the public op)."""
-    if 0 in query.shape or 0 in value.shape:
-        return jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
     query = blocks.fold_heads(query, key.shape[2])
     logits, seen = _logits(query, key, visibility, scale)
     return _output(logits, seen, value)
@@ -29,10 +27,6 @@ def softmax_attention_and_log_sum(
     query: Array, key: Array, value: Array, visibility: Visibility, *, scale: float
 ) -> tuple[Array, Array]:
     """Returns output `[B, Sq, H, dv]` and log-sum-exp `[B, Sq, H]` (see the public op)."""
-    if 0 in query.shape or 0 in value.shape:
-        dtype = blocks.accumulation_dtype(query)
-        output = jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
-        return output, jnp.full(query.shape[:-1], -jnp.inf, dtype)
     logits, seen = _logits(blocks.fold_heads(query, key.shape[2]), key, visibility, scale)
     log_sum = jax.nn.logsumexp(logits, axis=-1, where=seen)
     by_position = jnp.transpose(log_sum, (0, 3, 1, 2)).reshape(query.shape[:-1])

@@ -56,8 +56,6 @@ def softmax_attention(
     query: Array, key: Array, value: Array, visibility: Visibility, *, scale: float
 ) -> Array:
     """Returns output `[B, Sq, H, dv]` (see the public op)."""
-    if 0 in query.shape or 0 in value.shape:
-        return jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
     queries, heads = query.shape[1:3]
     block = min(_LARGEST_BLOCK, _padded(max(queries, key.shape[1]), _LANES))
     ids = _segment_ids(query, key, visibility, block)

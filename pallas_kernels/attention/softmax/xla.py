@@ -16,6 +16,9 @@ from pallas_kernels.attention.shared import blocks
 from pallas_kernels.attention.shared.block_sizes import BlockSizes, xla_block_sizes
 from pallas_kernels.attention.shared.masks import Visibility
 
+CONTAINS_ONE_QUERY = True
+"""Whether NaN and infinity stay where they are seen without `containment`, for one query."""
+
 _Residuals = tuple[Array, Array, Array, Visibility, Array, Array, Array]
 
 
@@ -23,8 +26,6 @@ def softmax_attention(
     query: Array, key: Array, value: Array, visibility: Visibility, *, scale: float
 ) -> Array:
     """Returns output `[B, Sq, H, dv]` (see the public op)."""
-    if 0 in query.shape or 0 in value.shape:
-        return jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
     query = blocks.fold_heads(query, key.shape[2])
     sizes = xla_block_sizes(query.shape[1], key.shape[1])
     output = _attend(query, key, value, visibility, scale, sizes, False)[0]
@@ -35,16 +36,13 @@ def softmax_attention_and_log_sum(
     query: Array, key: Array, value: Array, visibility: Visibility, *, scale: float
 ) -> tuple[Array, Array]:
     """Returns output `[B, Sq, H, dv]` and log-sum-exp `[B, Sq, H]` (see the public op)."""
-    dtype = blocks.accumulation_dtype(query)
-    if 0 in query.shape or 0 in value.shape:
-        output = jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
-        return output, jnp.full(query.shape[:-1], -jnp.inf, dtype)
     query = blocks.fold_heads(query, key.shape[2])
     sizes = xla_block_sizes(query.shape[1], key.shape[1])
     output, maximum, share = _attend(query, key, value, visibility, scale, sizes, True)
     # The maximum brings the whole gradient, see `_attend`.
     share = jax.lax.stop_gradient(share)
-    log_sum = jnp.where(share > 0, maximum - jnp.log(jnp.where(share > 0, share, 1)), -jnp.inf)
+    some = share != 0
+    log_sum = jnp.where(some, maximum - jnp.log(jnp.where(some, share, 1)), -jnp.inf)
     log_sum = blocks.unfold_heads(log_sum[..., None])[..., 0]
     return blocks.unfold_heads(output).astype(value.dtype), log_sum
 
@@ -75,11 +73,15 @@ def _attend(
     def query_block(query_start: Array, _: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         output, maximum, share = carry
         rows = blocks.read_queries(query, query_start, sizes.query)
+        if query_length == 1:
+            rows = blocks.nan_if_not_finite(rows)
 
         def key_block(key_start: Array, seen: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
             output, normaliser, largest = carry
             keys = blocks.read_keys(key, key_start, sizes.key)
             values = blocks.read_keys(value, key_start, sizes.key)
+            if query_length == 1:
+                keys, values = blocks.as_one_query_sees(keys, values, seen)
             logits = _logits(rows, keys, seen, scale)
             new_largest = jnp.maximum(largest, jnp.max(logits, axis=2))
             weights = jnp.exp(logits - new_largest[:, :, None])
@@ -165,7 +167,9 @@ def _attend_backward(
             weights = jnp.exp(_logits(rows, keys, seen, scale) - rows_maximum) * rows_share
             weights = jax.lax.optimization_barrier(weights)
             d_weights = blocks.dot("bgkd,bgqd->bgkq", values, d_rows)
-            d_logits = (weights * (d_weights - rows_mean[:, :, None])).astype(keys.dtype)
+            # Values out of sight may be so large that a product with them overflows.
+            d_logits = weights * (d_weights - rows_mean[:, :, None])
+            d_logits = jnp.where(jax.lax.optimization_barrier(seen), d_logits, 0).astype(keys.dtype)
             block_d_query += blocks.dot("bgkd,bgkq->bgdq", keys, d_logits)
             d_keys = blocks.dot("bgkq,bgqd->bgkd", d_logits, rows)
             d_values = blocks.dot("bgkq,bgqd->bgkd", weights.astype(d_rows.dtype), d_rows)
@@ -200,7 +204,6 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def _logits(rows: Array, keys: Array, seen: Array, scale: float) -> Array:
     """Logits of a tile `[B, G, K, Q]`, minus infinity where the key is not seen."""
     logits = scale * blocks.dot("bgkd,bgqd->bgkq", keys, rows)
-    largest = jnp.finfo(logits.dtype).max
-    # As in `blocks.masked_exp`, the mask enters as a bound computed beforehand.
-    bound = jnp.where(seen, largest, -jnp.inf).astype(logits.dtype)
-    return jnp.minimum(logits, jax.lax.optimization_barrier(bound))
+    # As in `blocks.masked_exp`, the mask is computed beforehand.
+    logits = jnp.minimum(logits, jnp.finfo(logits.dtype).max)
+    return jnp.where(jax.lax.optimization_barrier(seen), logits, -jnp.inf)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from pallas_kernels.attention.shared.arguments import check_arguments, check_tolerance
+from pallas_kernels.attention.shared.arguments import (
+    check_tolerance,
+    checked_scale,
+    checked_visibility,
+)
+from pallas_kernels.attention.shared.blocks import accumulation_dtype
 from pallas_kernels.attention.shared.case import Case
-from pallas_kernels.attention.shared.masks import Visibility
+from pallas_kernels.attention.shared.containment import contained
+from pallas_kernels.attention.shared.widths import at_least_one
 from pallas_kernels.attention.stickbreaking.implementations import (
     IMPLEMENTATIONS,
     REGISTRY,
@@ -73,8 +79,13 @@ def stickbreaking_attention(
     finite for finite logits of any size. No array of size `Sq * Sk` is made, except by
     `implementation="reference"`. On several devices, batch and heads can be sharded freely.
 
+    NaN and infinity reach what sees them and nothing else: a query that sees a key or a value that
+    is not finite, or is not finite itself, has the output NaN, and the remainder too unless it was
+    a value; the gradients of that query and of all keys and values that it sees are NaN, unless its
+    cotangents are 0. Padding, the future and other segments may hold anything.
+
     Args:
-      query: `[B, Sq, H, d]`, floating.
+      query: `[B, Sq, H, d]` of float16, bfloat16, float32 or float64. Any size may be 0.
       key: `[B, Sk, G, d]`. H is a multiple of G; head `h` reads key/value head `h // (H // G)`.
       value: `[B, Sk, G, dv]`.
       scale: factor of the logits; None is `1 / sqrt(d)`.
@@ -86,8 +97,10 @@ def stickbreaking_attention(
       key_mask: bool `[B, Sk]`; a key with False is padding: it takes no stick and passes all of it
         on.
       query_offset: the key index at which query 0 stands, an int or an integer scalar array, traced
-        in a decoding step; None is `Sk - Sq`: the last query stands at the last key.
-      window: keys more than `window - 1` positions back take no stick; None is no limit.
+        in a decoding step; None is `Sk - Sq`: the last query stands at the last key. It may be of
+        any size.
+      window: keys more than `window - 1` positions back take no stick; None is no limit. With an
+        offset that is traced, neither is one that `2**31 - 1 - 2 * (Sq + Sk)` is below.
       tolerance: of the early exit, from 0 (off, exact) to below 1. Blocks of keys in front of which
         every query of a block has less of its stick left than this are passed over, forward and
         backward: they get no weight and no gradient, and the remainder is what was left in front of
@@ -99,28 +112,47 @@ def stickbreaking_attention(
         `choose_implementation`).
 
     Returns:
-      A `StickbreakingOutput`. A query that sees no key has output 0 and remainder 1.
+      A `StickbreakingOutput`. A query that sees no key has output 0 and remainder 1, where there
+      are no keys too.
 
     Raises:
       ValueError: shapes or dtypes do not fit together, or the implementation cannot run; the
         message names the argument.
     """
-    check_arguments(
-        query, key, value, query_segment_ids, key_segment_ids, key_mask, query_offset, window
-    )
-    check_tolerance(tolerance)
-    visibility = Visibility(
-        offset=key.shape[1] - query.shape[1] if query_offset is None else query_offset,
+    visibility = checked_visibility(
+        query,
+        key,
+        value,
         query_segment_ids=query_segment_ids,
         key_segment_ids=key_segment_ids,
         key_mask=key_mask,
-        nearest=0 if attend_current else 1,
+        query_offset=query_offset,
         window=window,
+        nearest=0 if attend_current else 1,
     )
+    scale = checked_scale(scale, query.shape[-1])
+    check_tolerance(tolerance)
     tolerance = float(tolerance)
-    name = choose_implementation(implementation, Case.of(query, key, value, visibility, tolerance))
-    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
-    run = REGISTRY.load_implementation(name).stickbreaking_attention
-    return StickbreakingOutput(
-        *run(query, key, value, visibility, scale=scale, tolerance=tolerance)
+    case = Case.of(query, key, value, visibility, tolerance)
+    nothing = 0 in (*query.shape[:3], key.shape[1])
+    name = choose_implementation(implementation, None if nothing else case)
+    value_width = value.shape[-1]
+    if nothing:
+        output = jnp.zeros((*query.shape[:3], value_width), value.dtype)
+        return StickbreakingOutput(output, jnp.ones(query.shape[:3], accumulation_dtype(query)))
+    module = REGISTRY.load_implementation(name)
+
+    def attend(*arguments: Any) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
+        output, remainder, reached = module.stickbreaking_attention(
+            *arguments, scale=scale, tolerance=tolerance
+        )
+        return (output, remainder), reached
+
+    output, remainder = contained(
+        attend,
+        *at_least_one(query, key, value),
+        visibility=visibility,
+        one_query_is=getattr(module, "CONTAINS_ONE_QUERY", False),
+        name=RESIDUAL,
     )
+    return StickbreakingOutput(output[..., :value_width], remainder)

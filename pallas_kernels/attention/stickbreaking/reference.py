@@ -51,8 +51,11 @@ def stickbreaking_attention(
     *,
     scale: float,
     tolerance: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op)."""
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op).
+
+    And, with a tolerance, the first key that queries reached, int32 `[B, Sq, H]`, else None.
+    """
     batch, query_length, heads, _ = query.shape
     key_length, groups = key.shape[1:3]
     accumulation = jnp.promote_types(query.dtype, jnp.float32)
@@ -65,11 +68,14 @@ def stickbreaking_attention(
         preferred_element_type=accumulation,
     )
     seen = jnp.swapaxes(visibility.seen(0, query_length, 0, key_length), 1, 2)[:, None, None]
+    reached = None
     if tolerance:
         _, _, log_left = _log_sticks(jax.lax.stop_gradient(logits), seen)
         seen = seen & (log_left >= math.log(tolerance))
+        reached = jnp.where(seen.any(-1), jnp.argmax(seen, axis=-1), key_length)
+        reached = _by_position(reached.astype(jnp.int32))
     log_break, log_kept, log_left = _log_sticks(logits, seen)
-    weights = jnp.exp(log_break + log_left)
+    weights = jnp.where(seen, jnp.exp(log_break + log_left), 0.0)
     output = jnp.einsum(
         "bgrij,bjgd->bigrd",
         weights,
@@ -77,9 +83,13 @@ def stickbreaking_attention(
         precision=jax.lax.Precision.HIGHEST,
     )
     output = output.reshape(batch, query_length, heads, -1).astype(value.dtype)
-    remainder = jnp.exp(log_kept[..., 0]) if key_length else jnp.ones(log_kept.shape[:-1])
-    remainder = jnp.transpose(remainder, (0, 3, 1, 2)).reshape(batch, query_length, heads)
-    return output, remainder
+    return output, _by_position(jnp.exp(log_kept[..., 0])), reached
+
+
+def _by_position(rows: jax.Array) -> jax.Array:
+    """`[B, G, R, Sq]` as `[B, Sq, H]`."""
+    batch, groups, repeats, length = rows.shape
+    return jnp.transpose(rows, (0, 3, 1, 2)).reshape(batch, length, groups * repeats)
 
 
 def _log_sticks(logits: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

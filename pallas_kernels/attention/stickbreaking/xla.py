@@ -8,7 +8,7 @@ least 1. Where their product overflows, to infinity, the stick is used up and th
 should be. No running maximum is needed, as weights are at most 1.
 
 Forward, a block of queries walks over its keys from the nearest to the farthest and carries the
-inverse of its stick. Backward, the same walk computes the weights again. With `a = A (dO . V)`,
+excess of its stick. Backward, the same walk computes the weights again. With `a = A (dO . V)`,
 `c = dO . O + drem rem` and `n_j` the sum of `a` over the keys nearer than `j`, the gradient of the
 logits is `dz_j = a_j - beta_j (c - n_j)`.
 
@@ -20,7 +20,6 @@ for the one that looks back farthest. The backward pass walks as many blocks as 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,14 +28,17 @@ import jax.numpy as jnp
 from pallas_kernels.attention.shared import blocks
 from pallas_kernels.attention.shared.block_sizes import BlockSizes, xla_block_sizes
 from pallas_kernels.attention.shared.masks import Visibility
+from pallas_kernels.attention.stickbreaking.accumulation import (
+    LARGEST_LOGIT,
+    Sum,
+    combine,
+    products,
+    sums,
+)
 from pallas_kernels.attention.stickbreaking.residuals import named
 
-# Logits are bounded to this. A key with odds of exp(64) leaves 1.6e-28 of the stick, nothing in
-# float32. And a product can then overflow (at exp(88.7)) only where less than exp(-24) = 4e-11 of
-# the stick was left, so that no weight that counts is lost.
-_LARGEST_LOGIT = 64.0
-# Keys whose running products are taken together, in two passes of radix four.
-_SPAN = 16
+CONTAINS_ONE_QUERY = True
+"""Whether NaN and infinity stay where they are seen without `containment`, for one query."""
 
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, Visibility, jax.Array, jax.Array, jax.Array]
 
@@ -49,12 +51,24 @@ def stickbreaking_attention(
     *,
     scale: float,
     tolerance: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op)."""
-    output, remainder, _ = attend_and_count(
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op).
+
+    And, with a tolerance, the first key that queries reached, int32 `[B, Sq, H]`, else None.
+    """
+    output, remainder, counts = attend_and_count(
         query, key, value, visibility, scale=scale, tolerance=tolerance
     )
-    return output, remainder
+    if not tolerance:
+        return output, remainder, None
+    sizes = xla_block_sizes(query.shape[1], key.shape[1])
+    # Blocks of queries, of which the last is moved back to end with them.
+    starts = jnp.minimum(jnp.arange(counts.shape[2]) * sizes.query, query.shape[1] - sizes.query)
+    _, stops = visibility.key_range(starts, sizes.query, key.shape[1])
+    reached = jnp.maximum(stops - counts * sizes.key, 0)
+    index = jnp.searchsorted(starts, jnp.arange(query.shape[1]), side="right") - 1
+    reached = jnp.repeat(reached, query.shape[2] // key.shape[2], axis=1)[:, :, index]
+    return output, remainder, jnp.swapaxes(reached, 1, 2)
 
 
 def attend_and_count(
@@ -71,10 +85,6 @@ def attend_and_count(
     The counts are int32 `[B, G, blocks]`, or `[1, 1, blocks]` without a tolerance, where all heads
     visit the same; `xla_block_sizes` returns the sizes of the blocks.
     """
-    if 0 in query.shape or 0 in value.shape:
-        output = jnp.zeros((*query.shape[:3], value.shape[-1]), value.dtype)
-        remainder = jnp.ones(query.shape[:3], blocks.accumulation_dtype(query))
-        return output, remainder, jnp.zeros((1, 1, 0), jnp.int32)
     sizes = xla_block_sizes(query.shape[1], key.shape[1])
     query = blocks.fold_heads(query, key.shape[2])
     output, remainder, counts = _attend(query, key, value, visibility, scale, tolerance, sizes)
@@ -116,39 +126,46 @@ def _forward(
     ) -> tuple[jax.Array, ...]:
         output, remainder, counts = carry
         rows = blocks.read_queries(query, query_start, sizes.query)
+        if query_length == 1:
+            rows = blocks.nan_if_not_finite(rows)
 
         def key_block(
-            key_start: jax.Array, seen: jax.Array, carry: tuple[jax.Array, ...]
-        ) -> tuple[jax.Array, ...]:
-            block_output, inverse_stick = carry
+            key_start: jax.Array, seen: jax.Array, carry: tuple[Sum, Sum]
+        ) -> tuple[Sum, Sum]:
+            block_output, excess = carry
             keys = blocks.read_keys(key, key_start, sizes.key)
             values = blocks.read_keys(value, key_start, sizes.key)
-            _, weights, inverse_sticks = _weights(rows, keys, seen, inverse_stick, scale)
+            if query_length == 1:
+                keys, values = blocks.as_one_query_sees(keys, values, seen)
+            _, weights, _, of_tile = _weights(rows, keys, seen, excess.total, scale)
             # Weights are not rounded to the dtype of the values: the backward pass takes `dO . O`
             # for the sum of its own `a`, and a difference is passed on to all keys.
             values = values.astype(weights.dtype)
-            block_output += blocks.dot("bgkd,bgkq->bgdq", values, weights)
-            return block_output, inverse_sticks[:, :, 0]
+            more = blocks.dot("bgkd,bgkq->bgdq", values, weights)
+            return block_output.plus(more), excess.combined(of_tile)
 
-        start: tuple[jax.Array, ...] = (
-            jnp.zeros((batch, groups, value.shape[-1], rows.shape[2]), dtype),
-            jnp.ones((batch, groups, rows.shape[2]), dtype),
+        shape = (batch, groups, value.shape[-1], rows.shape[2])
+        tiles = key.shape[1] // sizes.key
+        start = (
+            Sum.of(jnp.zeros(shape, dtype), terms=tiles),
+            Sum.of(jnp.zeros((batch, groups, rows.shape[2]), dtype)),
         )
         walk = key_block, start, visibility, query_start, key.shape[1], repeats, sizes
         if tolerance:
-            (block_output, inverse_stick), count = blocks.walk_keys_while(unfinished, *walk)
+            (block_output, excess), count = blocks.walk_keys_while(unfinished, *walk)
         else:
-            block_output, inverse_stick = blocks.walk_keys(*walk)
+            block_output, excess = blocks.walk_keys(*walk)
             count = blocks.blocks_in_sight(visibility, query_start, key.shape[1], sizes)
-        output = blocks.write_queries(output, jnp.swapaxes(block_output, 2, 3), query_start)
-        remainder = blocks.write_queries(remainder, 1 / inverse_stick, query_start)
+        rows_output = jnp.swapaxes(block_output.total, 2, 3)
+        output = blocks.write_queries(output, rows_output, query_start)
+        remainder = blocks.write_queries(remainder, 1 / (1 + excess.total), query_start)
         index = (query_start + sizes.query - 1) // sizes.query
         return output, remainder, counts.at[0, 0, index].set(count.astype(jnp.int32))
 
-    def unfinished(carry: tuple[jax.Array, ...]) -> jax.Array:
-        _, inverse_stick = carry
+    def unfinished(carry: tuple[Sum, Sum]) -> jax.Array:
+        _, excess = carry
         # Written so that NaN goes on, to show in the result.
-        return ~jnp.all(inverse_stick > 1 / tolerance)
+        return ~jnp.all(1 + excess.total > 1 / tolerance)
 
     output = jnp.zeros((*query.shape[:-1], value.shape[-1]), dtype)
     remainder = jnp.ones(query.shape[:-1], dtype)
@@ -225,26 +242,30 @@ def _backward(
         bound = jnp.maximum(bound, jnp.abs(d_rows_remainder))
 
         def key_block(
-            key_start: jax.Array, seen: jax.Array, carry: tuple[jax.Array, ...]
-        ) -> tuple[jax.Array, ...]:
-            block_d_query, d_key, d_value, inverse_stick, rest = carry
+            key_start: jax.Array,
+            seen: jax.Array,
+            carry: tuple[jax.Array, jax.Array, jax.Array, Sum, Sum],
+        ) -> tuple[jax.Array, jax.Array, jax.Array, Sum, Sum]:
+            block_d_query, d_key, d_value, excess, rest = carry
             keys = blocks.read_keys(key, key_start, sizes.key)
             values = blocks.read_keys(value, key_start, sizes.key)
-            odds, weights, inverse_sticks = _weights(rows, keys, seen, inverse_stick, scale)
-            a = weights * blocks.dot("bgkd,bgqd->bgkq", values, d_rows)
-            limits = bound[:, :, None] / inverse_sticks[:, :, 1:]
-            d_logits, rest = _d_logits(a, odds, rest, limits)
+            odds, weights, in_front, of_tile = _weights(rows, keys, seen, excess.total, scale)
+            # Values out of sight may be so large that a product with them overflows.
+            effects = blocks.dot("bgkd,bgqd->bgkq", values, d_rows)
+            a = jnp.where(jax.lax.optimization_barrier(seen), weights * effects, 0)
+            limits = bound[:, :, None] / (1 + in_front)
+            d_logits, passed = _d_logits(a, odds, rest.total, limits)
             d_logits = d_logits.astype(keys.dtype)
             block_d_query += blocks.dot("bgkd,bgkq->bgdq", keys, d_logits)
             d_keys = blocks.dot("bgkq,bgqd->bgkd", d_logits, rows)
             d_values = blocks.dot("bgkq,bgqd->bgkd", weights.astype(d_rows.dtype), d_rows)
             d_key = blocks.add_keys(d_key, d_keys, key_start)
             d_value = blocks.add_keys(d_value, d_values, key_start)
-            return block_d_query, d_key, d_value, inverse_sticks[:, :, 0], rest
+            return block_d_query, d_key, d_value, excess.combined(of_tile), rest.plus(-passed)
 
         batch, groups, count, width = rows.shape
         block_d_query = jnp.zeros((batch, groups, width, count), output.dtype)
-        start: tuple[jax.Array, ...] = block_d_query, d_key, d_value, jnp.ones_like(rest), rest
+        start = block_d_query, d_key, d_value, Sum.of(jnp.zeros_like(rest)), Sum.of(rest)
         walk = key_block, start, visibility, query_start, key.shape[1], repeats, sizes
         index = (query_start + sizes.query - 1) // sizes.query
         most = None if counts is None else counts[0, 0, index]
@@ -269,98 +290,34 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _weights(
-    rows: jax.Array, keys: jax.Array, seen: jax.Array, inverse_stick: jax.Array, scale: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Odds and weights of a tile `[B, G, K, Q]`, and the inverse of the stick around its spans.
+    rows: jax.Array, keys: jax.Array, seen: jax.Array, excess: jax.Array, scale: float
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Odds and weights of a tile `[B, G, K, Q]`, and excesses in front of its spans and of itself.
 
-    The last is `[B, G, spans + 1, Q]`: entry `n + 1` before span `n` takes from the stick, that is
-    what later spans leave; entry 0 is what the tile leaves.
+    `excess` is that of all keys in front of the tile.
     """
     logits = scale * blocks.dot("bgkd,bgqd->bgkq", keys, rows)
-    odds = blocks.masked_exp(logits, seen, _LARGEST_LOGIT)
-    within, spans = _accumulate(1 + odds, jnp.multiply, 1)
-    inverse_sticks = jax.lax.optimization_barrier(spans * inverse_stick[:, :, None])
-    weights = odds.reshape(within.shape) / (within * inverse_sticks[:, :, 1:, None])
+    odds = blocks.masked_exp(logits, seen, LARGEST_LOGIT)
+    within, spans = products(odds)
+    in_front = jax.lax.optimization_barrier(combine(spans[:, :, 1:], excess[:, :, None]))
+    weights = odds.reshape(within.shape) / (within * (1 + in_front[:, :, :, None]))
     weights = jax.lax.optimization_barrier(weights.reshape(odds.shape))
-    return odds, weights, inverse_sticks
+    return odds, weights, in_front, spans[:, :, 0]
 
 
 def _d_logits(
     a: jax.Array, odds: jax.Array, rest: jax.Array, limits: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradient of the logits of a tile, and what is left of `rest = c - n` behind it.
+    """Gradient of the logits of a tile, and what it takes from `rest = c - n`.
 
     `rest` is bounded by the stick that is left at each span, so that it ends with the stick.
     Without that, its rounding error, small as it is, would give each of thousands of far keys the
     same wrong gradient.
     """
-    within, spans = _accumulate(a, jnp.add, 0)
-    rests = rest[:, :, None] - spans
-    bounded = jnp.clip(rests[:, :, 1:], -limits, limits)
+    within, spans = sums(a)
+    bounded = jnp.clip(rest[:, :, None] - spans[:, :, 1:], -limits, limits)
     bounded = jax.lax.optimization_barrier(bounded)[:, :, :, None]
     shape = within.shape
     beta = (odds / (1 + odds)).reshape(shape)
     d_logits = a.reshape(shape) - beta * (bounded - (within - a.reshape(shape)))
-    return d_logits.reshape(a.shape), rests[:, :, 0]
-
-
-def _accumulate(
-    x: jax.Array, combine: Callable[[jax.Array, jax.Array], jax.Array], neutral: float
-) -> tuple[jax.Array, jax.Array]:
-    """Combines each element of `x` `[B, G, K, Q]` with those of all nearer, that is later, keys.
-
-    Returns two parts: `[B, G, spans, span, Q]`, each element with those after it in its span of
-    keys; `[B, G, spans + 1, Q]`, all of a span and the spans after it, and `neutral` at the end.
-    """
-    batch, groups, size, queries = x.shape
-    if size % _SPAN:
-        within = _scan(x, combine, neutral)
-        return within[:, :, None], _end_with(within[:, :, :1], neutral)
-    x = x.reshape(batch, groups, size // _SPAN, _SPAN, queries)
-    fours = jax.lax.optimization_barrier(_combine_shifted(x, 1, combine, neutral))
-    within = _combine_shifted(fours, 4, combine, neutral)
-    spans = functools.reduce(combine, [fours[:, :, :, n] for n in range(0, _SPAN, 4)])
-    return within, _end_with(_scan(spans, combine, neutral), neutral)
-
-
-def _scan(
-    x: jax.Array, combine: Callable[[jax.Array, jax.Array], jax.Array], neutral: float
-) -> jax.Array:
-    """Running combination from the end of the second last axis on."""
-    x = jax.lax.optimization_barrier(x)
-    stride = 1
-    while stride < x.shape[-2]:
-        x = jax.lax.optimization_barrier(_combine_shifted(x, stride, combine, neutral))
-        stride *= 4
-    return x
-
-
-def _combine_shifted(
-    x: jax.Array,
-    stride: int,
-    combine: Callable[[jax.Array, jax.Array], jax.Array],
-    neutral: float,
-) -> jax.Array:
-    """A pass of radix four: each element with those at one, two and three strides after it.
-
-    Measured on CPU, a pass costs little more than a copy, 0.1 ns an element on two cores, where a
-    triangular matrix product takes 0.4 and `cumsum` 2 to 3. What several readers share is put
-    behind an `optimization_barrier`: else XLA stores the shifted copies in place of their
-    combination.
-    """
-    shifts = [n * stride for n in range(1, 4) if n * stride < x.shape[-2]]
-    return functools.reduce(combine, [_shift(x, shift, neutral) for shift in shifts], x)
-
-
-def _end_with(x: jax.Array, neutral: float) -> jax.Array:
-    """`[B, G, n, Q]` with `neutral` put at the end: `[B, G, n + 1, Q]`."""
-    end = jnp.full_like(x[:, :, :1], neutral)
-    return jax.lax.optimization_barrier(jnp.concatenate([x, end], axis=2))
-
-
-def _shift(x: jax.Array, count: int, neutral: float) -> jax.Array:
-    """Moves `x` by `count` towards the beginning of its second last axis."""
-    x = jax.lax.slice_in_dim(x, count, x.shape[-2], axis=x.ndim - 2)
-    padding = [(0, 0, 0)] * x.ndim
-    padding[-2] = (0, count, 0)
-    return jax.lax.pad(x, jnp.asarray(neutral, x.dtype), padding)
+    return d_logits.reshape(a.shape), spans[:, :, 0]

@@ -25,12 +25,12 @@ def check(experts: np.ndarray, num_experts: int) -> None:
     np.testing.assert_array_equal(plan.expert_of_row, key[order])
     np.testing.assert_array_equal(plan.token_of_row, order // experts.shape[1])
     np.testing.assert_array_equal(plan.slot_is_routed, key < num_experts)
-    assert plan.num_tokens, plan.experts_per_token == experts.shape
+    assert (plan.num_tokens, plan.experts_per_token) == experts.shape
     assert plan.num_experts == num_experts
 
 
 @pytest.mark.parametrize(
-    ("shape", "num_experts"), [((1, 1), 1), ((37, 3), 5), ((64, 2), 256), ((9, 4), 2)]
+    ("shape", "num_experts"), [((1, 1), 1), ((37, 3), 5), ((64, 2), 256), ((9, 4), 2), ((0, 2), 3)]
 )
 def test_slots_are_sorted_stably_and_strangers_come_last(shape, num_experts):
     rng = np.random.default_rng(0)
@@ -51,11 +51,18 @@ def test_any_integer_type_names_experts(dtype):
         (np.zeros(4, np.int32), 3, r"expert_indices must have shape \[T, K\].*\(4,\)"),
         (np.zeros((4, 0), np.int32), 3, r"K >= 1, got \(4, 0\)"),
         (np.zeros((4, 2), np.float32), 3, "expert_indices must be integers, got float32"),
+        (np.zeros((4, 2), np.int32), 2**31, "num_experts must be below 2\\*\\*31, got 2147483648"),
     ],
 )
 def test_errors_name_the_argument(experts, num_experts, words):
     with pytest.raises(ValueError, match=words):
         routing_plan(jnp.asarray(experts), num_experts)
+
+
+def test_slots_are_counted_in_int32():
+    many = jax.ShapeDtypeStruct((2**30, 2), np.int8)
+    with pytest.raises(ValueError, match=r"fewer than 2\*\*31 slots, got \(1073741824, 2\)"):
+        jax.eval_shape(lambda x: routing_plan(x, 4), many)
 
 
 @sweep("num_experts", [5, 2**19 - 1, 2**19, 2**28], [2**19 - 1, 2**19])

@@ -31,7 +31,8 @@ from pallas_kernels.target import no_hopper_gpu
 
 _LARGEST_WIDTH = 256
 _DTYPES = (jnp.bfloat16, jnp.float16)
-_Results = tuple[jax.Array, jax.Array]
+# Output, remainder and, with a tolerance, the first key that queries reached.
+_Results = tuple[jax.Array, jax.Array, jax.Array | None]
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, Visibility, jax.Array, jax.Array, jax.Array]
 
 
@@ -66,10 +67,10 @@ def stickbreaking_attention(
     scale: float,
     tolerance: float = 0.0,
 ) -> _Results:
-    """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op)."""
-    if 0 in query.shape or 0 in value.shape:
-        output = jnp.zeros((*query.shape[:3], value.shape[-1]), value.dtype)
-        return output, jnp.ones(query.shape[:3], jnp.float32)
+    """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op).
+
+    And, with a tolerance, the first key that queries reached, int32 `[B, Sq, H]`, else None.
+    """
     return _attend(query, key, value, visibility, scale, tolerance)
 
 
@@ -82,7 +83,7 @@ def _attend(
     scale: float,
     tolerance: float,
 ) -> _Results:
-    """Output `[B, Sq, H, dv]` in the dtype of the values and remainder `[B, Sq, H]`."""
+    """Output `[B, Sq, H, dv]` in the dtype of the values, remainder and first keys `[B, Sq, H]`."""
     results, _ = _attend_forward(query, key, value, visibility, scale, tolerance)
     return results
 
@@ -113,12 +114,16 @@ def _attend_forward(
     heads = (
         _heads(output[..., :value_width].astype(value.dtype), length, problem.repeats),
         _heads(jnp.swapaxes(remainder, 1, 2), length, problem.repeats),
+        _reached(counts, problem, offset, length) if tolerance else None,
     )
     return heads, (query, key, value, visibility, output, remainder, counts)
 
 
 def _attend_backward(
-    scale: float, tolerance: float, residuals: _Residuals, cotangents: _Results
+    scale: float,
+    tolerance: float,
+    residuals: _Residuals,
+    cotangents: tuple[jax.Array, jax.Array, object],
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     query, key, value, visibility, output, remainder, counts = residuals
     length, width = query.shape[1], query.shape[-1]
@@ -207,6 +212,14 @@ def _attend_backward(
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _reached(counts: jax.Array, problem: Problem, offset: jax.Array, length: int) -> jax.Array:
+    """The first key that queries reached, int32 `[B, Sq, H]`, from counts `[B, rows H, blocks]`."""
+    first = jnp.arange(counts.shape[2], dtype=jnp.int32) * BLOCK_ROWS
+    _, high = problem.key_blocks(first, BLOCK_ROWS, offset)
+    rows = jnp.repeat((high - counts) * problem.keys, BLOCK_ROWS, axis=2)
+    return _heads(jnp.swapaxes(rows, 1, 2), length, problem.repeats)
 
 
 def _problem(

@@ -47,12 +47,20 @@ def stickbreaking_attention(
     scale: float,
     tolerance: float = 0.0,
     sizes: TpuBlockSizes | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op)."""
-    output, remainder, _ = attend_and_count(
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns output `[B, Sq, H, dv]` and remainder `[B, Sq, H]` (see the public op).
+
+    And, with a tolerance, the first key that queries reached, int32 `[B, Sq, H]`, else None.
+    """
+    sizes = sizes or _block_sizes(query, key, value)
+    output, remainder, visited = attend_and_count(
         query, key, value, visibility, scale=scale, tolerance=tolerance, sizes=sizes
     )
-    return output, remainder
+    if visited is None:
+        return output, remainder, None
+    rows = layout.rows_of_queries(visited, key.shape[2], 1)
+    farthest = _farthest(rows, query, key, visibility, sizes)
+    return output, remainder, layout.queries_of_rows(farthest, *query.shape[1:3])
 
 
 def attend_and_count(
@@ -80,18 +88,34 @@ def attend_and_count(
       Output and remainder as the public op; int32 `[B, Sq, H]` or None.
     """
     dtype = value.dtype
-    if 0 in query.shape or 0 in value.shape:
-        output = jnp.zeros((*query.shape[:3], value.shape[-1]), dtype)
-        return output, jnp.ones(query.shape[:3], jnp.float32), None
+    sizes = sizes or _block_sizes(query, key, value)
     if dtype == jnp.float16:
         # There is no such type in the matrix unit; its numbers are exact in float32.
         query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
-    if sizes is None:
-        width = max(query.shape[-1], value.shape[-1])
-        rows = query.shape[1] * query.shape[2] // key.shape[2]
-        sizes = tpu_block_sizes(rows, key.shape[1], width, value.dtype.itemsize)
     output, remainder, visited = _attend(query, key, value, visibility, scale, tolerance, sizes)
     return output.astype(dtype), remainder, visited
+
+
+def _block_sizes(query: jax.Array, key: jax.Array, value: jax.Array) -> TpuBlockSizes:
+    """Those for the dtype that the kernels get."""
+    width = max(query.shape[-1], value.shape[-1])
+    rows = query.shape[1] * query.shape[2] // key.shape[2]
+    itemsize = 4 if value.dtype == jnp.float16 else value.dtype.itemsize
+    return tpu_block_sizes(rows, key.shape[1], width, itemsize)
+
+
+def _farthest(
+    visited: jax.Array,
+    query: jax.Array,
+    key: jax.Array,
+    visibility: Visibility,
+    sizes: TpuBlockSizes,
+) -> jax.Array:
+    """The first key that rows reached in the forward pass, int32 `[B, G, rows]` like `visited`."""
+    filled = layout.fill(visited, 2, sizes.forward.query)
+    walk = _walk(query, key, visibility, sizes.forward)
+    farthest = layout.reached(walk, filled, sizes.forward.query, sizes.forward.key)
+    return farthest[:, :, : visited.shape[2]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -208,12 +232,7 @@ def _attend_backward(
     spent = jnp.zeros_like(rest)
     farthest = None
     if visited is not None:
-        farthest = layout.reached(
-            _walk(query, key, visibility, sizes.forward),
-            layout.fill(visited, 2, sizes.forward.query),
-            sizes.forward.query,
-            sizes.forward.key,
-        )[:, :, : visited.shape[2]]
+        farthest = _farthest(visited, query, key, visibility, sizes)
     chunk = keys_at_a_time(key_length, block.key, query.shape[-1] + value.shape[-1])
     # Rounded once: by the kernel if it sees all keys, else when those of all calls are added.
     d_query_dtype = query.dtype if chunk >= key_length else jnp.float32

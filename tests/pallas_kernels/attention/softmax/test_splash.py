@@ -14,6 +14,7 @@ import pytest
 from pallas_kernels.attention.softmax import splash
 from pallas_kernels.compile_report import compile_for, lower_for_tpu, tpu_devices
 from pallas_kernels.softmax_attention import Case, softmax_attention
+from tests.contracts.containment import POISONS, assert_contained
 from tests.contracts.softmax_attention import CASES, arrays_of, assert_close, call, exact
 from tests.contracts.sweep import sweep
 
@@ -34,6 +35,14 @@ def test_agrees_with_float64(name: str) -> None:
     if name == "some_see_nothing":
         assert (found[0][:, :20] == 0).all()
         assert (found[1][:, :20] == 0).all()
+
+
+@pytest.mark.verify
+@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.parametrize("rules", ["", "segments", "window"])
+def test_what_is_not_finite_reaches_what_sees_it(rules: str) -> None:
+    for name in POISONS:
+        assert_contained("softmax alone", "splash", name, rules=rules, dtype=jnp.bfloat16)
 
 
 def _gradients(**options: Any) -> Any:

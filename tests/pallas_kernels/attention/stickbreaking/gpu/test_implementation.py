@@ -20,6 +20,7 @@ from pallas_kernels.stickbreaking_attention import (
     choose_implementation,
     stickbreaking_attention,
 )
+from tests.contracts import containment as contained
 from tests.contracts import stickbreaking_attention as contract
 
 
@@ -45,6 +46,19 @@ class TestGPU(contract.StickbreakingAttentionContract):
         monkeypatch.setattr(gpu, "ROWS_AT_A_TIME", 128)
         assert gpu._rows_at_a_time(300) == 128
         self.test_agrees_with_float64(name)
+
+
+@pytest.mark.verify
+@pytest.mark.usefixtures("_simulated")
+@pytest.mark.parametrize("name", ["padding", "a key of one head", "a query"])
+def test_what_is_not_finite_reaches_what_sees_it(name: str) -> None:
+    contained.assert_contained("stickbreaking", "gpu", name, rules="segments", dtype=jnp.bfloat16)
+
+
+@pytest.mark.verify
+@pytest.mark.usefixtures("_simulated")
+def test_early_exit_limits_what_is_lost() -> None:
+    contained.assert_early_exit_limits_what_is_lost("gpu", far=640, dtype=jnp.bfloat16)
 
 
 @pytest.mark.usefixtures("_simulated")

@@ -21,6 +21,11 @@ from pallas_kernels.attention.stickbreaking.tpu import block_sizes
 from pallas_kernels.attention.stickbreaking.tpu import implementation as tpu
 from pallas_kernels.attention.stickbreaking.tpu.block_sizes import TpuBlockSizes, compiling_for
 from tests.contracts import exact_attention
+from tests.contracts.containment import (
+    POISONS,
+    assert_contained,
+    assert_early_exit_limits_what_is_lost,
+)
 from tests.contracts.stickbreaking_attention import (
     CASES as ALL_CASES,
 )
@@ -200,6 +205,18 @@ def test_long_rows(dtype: str, tolerance: float, shift: float) -> None:
         actual = run("tpu", arrays, {}, jnp.dtype(dtype))
     for label, mine, expected in zip(NAMES, actual, exact, strict=True):
         assert_close(mine, expected, tolerance, label)
+
+
+@pytest.mark.usefixtures("interpreted")
+@sweep("rules", ["", "segments", "window"], ["segments"])
+def test_what_is_not_finite_reaches_what_sees_it(rules: str) -> None:
+    for name in POISONS:
+        assert_contained("stickbreaking", "tpu", name, rules=rules)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_early_exit_limits_what_is_lost() -> None:
+    assert_early_exit_limits_what_is_lost("tpu", far=128)
 
 
 def test_block_sizes_are_checked() -> None:
