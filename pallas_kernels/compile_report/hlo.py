@@ -19,6 +19,9 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
 _END = re.compile(r"^\}(, execution_thread=.*)?$")
 _ARRAY = re.compile(r"\b(pred|bf16|token|[a-z]+?\d+[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _LAYOUT = re.compile(r"\{([\d,]*)(?::(?:T\(([\d,]+)\))?[^S]*(?:S\((\d+)\))?.*)?\}")
+RARELY = "rarely"
+"""Name, by `jax.named_scope`, of branches that exceptions take: no account of bytes has them."""
+
 _CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?(%[^\s,}]+(?:, ?%[^\s,}]+)*)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONDITION = re.compile(r"condition=%([^\s,}]+)")
@@ -206,8 +209,9 @@ class HloProgram:
     def executed(self) -> list[Execution]:
         """Lists what runs, in program order, a fusion as one instruction.
 
-        Of a conditional the branch counts that moves most. How often a loop runs is what the
-        compiler says, or the bound that its counter is compared with; otherwise it counts once.
+        Of a conditional the branch counts that moves most, of those that do not run `RARELY`. How
+        often a loop runs is what the compiler says, or the bound that its counter is compared with;
+        otherwise it counts once.
         """
         return list(self._executed(self.entry, 1))
 
@@ -223,7 +227,9 @@ class HloProgram:
                     yield from self._executed(called, times)
             elif opcode == "conditional":
                 branches = [
-                    list(self._executed(called, executions)) for called in instruction.called
+                    list(self._executed(called, executions))
+                    for called in instruction.called
+                    if not self._is_rare(called)
                 ]
                 yield from max(branches, key=lambda runs: sum(run.bytes for run in runs))
             elif opcode in ("call", "call-start", "async-start"):
@@ -235,6 +241,10 @@ class HloProgram:
                 size = self._bytes(instruction, computation)
                 category = self._category(instruction)
                 yield Execution(instruction, name, category, executions, size * executions)
+
+    def _is_rare(self, name: str) -> bool:
+        computation = self.computations[name].values()
+        return any(f"/{RARELY}/" in instruction.attributes for instruction in computation)
 
     def _trips(self, loop: Instruction) -> int:
         """Returns how often a loop runs: jax counts from 0 up to a bound that the condition holds.

@@ -153,6 +153,7 @@ def stickbreaking_attention(
         *at_least_one(query, key, value),
         visibility=visibility,
         one_query_is=getattr(module, "CONTAINS_ONE_QUERY", False),
+        whole=getattr(module, "ON_ONE_DEVICE", False),
         name=RESIDUAL,
     )
     return StickbreakingOutput(output[..., :value_width], remainder)

@@ -32,7 +32,9 @@ from modbrick.layers.context import Context
 from modbrick.layers.offer import Offer
 from modbrick.parallel.choice import Choice
 from tests.compilation import OPTIMISED, max_traces
-from tests.modbrick.bricks.tiny import BRICKS, MODEL, random_bricks
+from tests.modbrick.bricks import tiny
+from tests.modbrick.bricks.tiny import FEW_SITES as BRICKS
+from tests.modbrick.bricks.tiny import MODEL
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 DECODER = functional_decoder(MODEL)
@@ -40,6 +42,10 @@ TOKENS = np.random.default_rng(0).integers(0, 31, (6, 7))
 SETS = [
     *("de+tone+gain", None, "law+de+norms", "drift+style+beg", "tone+each", "back+fore+ask"),
 ]
+
+
+def random_bricks(bricks: dict[str, BrickConfig] = BRICKS) -> dict[str, Any]:
+    return tiny.random_bricks(bricks)
 
 
 @pytest.fixture(scope="module")

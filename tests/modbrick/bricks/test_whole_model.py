@@ -19,7 +19,7 @@ from tests.modbrick.bricks import tiny
 
 MARK = 7
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-BRICKS = tiny.BRICKS | {"eye": BrickConfig(("features",), Modality(MARK, 4, hidden=4))}
+BRICKS = tiny.FEW_SITES | {"eye": BrickConfig(("features",), Modality(MARK, 4, hidden=4))}
 # Each brick alone, all of them, none; and few rows of a few each, which compile much faster.
 ALONE = (*BRICKS, "+".join(BRICKS), None)
 MIXED = ("de+tone+gain", "law+norms+style", "each+drift+eye", "back+fore+ask", "beg", None)

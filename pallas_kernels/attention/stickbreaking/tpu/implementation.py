@@ -24,6 +24,9 @@ from pallas_kernels.attention.stickbreaking.tpu.block_sizes import (
 )
 from pallas_kernels.attention.stickbreaking.tpu.forward import forward
 
+ON_ONE_DEVICE = True
+"""Whether all heads of its arrays lie on one device; see `containment`."""
+
 # Output, remainder and, with a tolerance, how many blocks of keys were visited.
 _Rows = tuple[jax.Array, jax.Array, jax.Array | None]
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, Visibility, _Rows, jax.Array | None]
