@@ -56,12 +56,19 @@ def read_tokenizer(checkpoint: OpenedSource, chosen: str | None = None) -> Sourc
     Raises:
       InputError: it is damaged, or nothing is there.
     """
-    files, path = checkpoint.source.tokenizer(), str(checkpoint.source.path)
+    path = str(checkpoint.source.path)
+    aside: tuple[str, ...] = ()
+    try:
+        files = checkpoint.source.tokenizer()
+    except InputError as error:
+        if chosen is None:
+            raise
+        files, aside = {}, (f"its own tokenizer is left aside: {error}",)
     generation = files.get(GENERATION)
     if chosen is not None:
         files = {name: content for name, content in files.items() if name == GENERATION}
     if chosen == "none":
-        return SourceTokenizer(None, files, ())
+        return SourceTokenizer(None, files, aside)
     if chosen is not None:
         files, path = {**_chosen_files(Path(chosen)), **files}, chosen
     try:
@@ -76,7 +83,7 @@ def read_tokenizer(checkpoint: OpenedSource, chosen: str | None = None) -> Sourc
     config = checkpoint.source.config
     tokenizer.stop_tokens = stop_tokens(generation, config, path, otherwise=tokenizer)
     files = {**files, TOKENIZER_FILE: tokenizer.to_json().encode("utf-8")}
-    return SourceTokenizer(tokenizer, files, (*found.remarks, *remarks))
+    return SourceTokenizer(tokenizer, files, (*aside, *found.remarks, *remarks))
 
 
 def _fitting(found: Pretrained, path: str, rows: int) -> tuple[Tokenizer, list[str]]:

@@ -26,7 +26,11 @@ def require_finite(
       InputError: others; names them.
     """
     floating = {p: x for p, x in parameters.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    broken = [path for path, finite in _are_finite(floating).items() if not finite]
+    together: dict[frozenset[jax.Device], dict[str, jax.Array]] = {}  # as one program needs them
+    for path, values in floating.items():
+        together.setdefault(frozenset(values.sharding.device_set), {})[path] = values
+    found = {p: finite for group in together.values() for p, finite in _are_finite(group).items()}
+    broken = [path for path in floating if not found[path]]
     if not broken:
         return parameters
     counts = [f"{int(jnp.sum(~jnp.isfinite(floating[path])))} in {path}" for path in broken]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from modbrick.checkpoints import CheckpointConfig
@@ -53,11 +55,20 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield "training.initial_checkpoint is empty: name a model, or leave it None"
     if config.logging.wandb == "":
         yield "logging.wandb is empty: name a project, or leave it None"
+    elif config.logging.wandb is not None and not _is_installed("wandb"):
+        yield (
+            'logging.wandb needs a library that is not there: pip install "modbrick[wandb]", or '
+            "leave logging.wandb None"
+        )
     if config.brick_sets:
         used = {name for names in config.brick_sets.values() for name in names.split("+")}
         for name in config.bricks:
             if name not in used:
                 yield f"bricks.{name}: no set of brick_sets has it, so nothing would train it"
+
+
+def _is_installed(name: str) -> bool:
+    return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
 def _schedule(config: RunConfig) -> Iterator[str]:
@@ -68,8 +79,8 @@ def _schedule(config: RunConfig) -> Iterator[str]:
     decay = decay_steps(plan, steps)
     if plan.decay_steps == 0 and not isinstance(plan, PowerSchedule):
         yield f"{name}.decay_steps 0 lower nothing: use kind constant, or at least 2 steps"
-    elif isinstance(plan, CosineSchedule) and plan.decay_steps is None:
-        return  # the rest of the run, whatever that is
+    elif isinstance(plan, CosineSchedule):
+        return  # it begins with the end of the warm-up, and what is behind it is lower
     elif decay < 2 and steps > 1 and plan.decay_steps != 0:
         room = steps - plan.warm_up_steps
         yield (
@@ -89,7 +100,9 @@ def _optimizer(config: RunConfig) -> Iterator[str]:
             "leave one of them out"
         )
     for number, group in enumerate(optimizer.groups):
-        if group.learning_rate_multiplier == 1 and group.weight_decay is None:
+        # A later group with a multiplier of 1 may give back what an earlier one took.
+        moved = any(g.learning_rate_multiplier != 1 for g in optimizer.groups[: number + 1])
+        if not moved and group.weight_decay is None:
             yield (
                 f"optimizer.groups[{number}] changes nothing: give it a learning_rate_multiplier "
                 "or a weight_decay"

@@ -110,12 +110,11 @@ class PreparationFlags:
         """
         if not self.output.value:
             raise InputError("no --output: name the directory of the data set to be made")
-        if self.tokenizer.value == "train":
-            for flag in (self.start_token, self.end_token):
-                if flag.present:
-                    raise InputError(
-                        f"--{flag.name}: a tokenizer that is trained has its own; leave it out"
-                    )
+        own = {"train": "a tokenizer that is trained", "byte": "the tokenizer of bytes"}
+        owner = own.get(tokenizer) if identity is None else "a model's tokenizer"
+        for flag in (self.start_token, self.end_token):
+            if owner and flag.present:
+                raise InputError(f"--{flag.name}: {owner} has its own; leave it out")
         held_out = (Input.parse(text, "held_out") for text in self.held_out_input.value)
         return PreparationConfig(
             inputs=(*map(Input.parse, [*self.input.value, *more]), *held_out),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 import os
 import re
 from collections import Counter
@@ -17,7 +18,7 @@ from modbrick.data.tokenizers.tokenizer import TOKENIZER_FILE
 _OWN = {
     "a prepared data set": (MANIFEST, SOURCES_FILE, TOKENIZER_FILE),
     "the directory of a run": ("checkpoints", "timeline.jsonl"),
-    "a model": ("checkpoints", os.path.join("tokenizer", TOKENIZER_FILE)),
+    "a model": (os.path.join("checkpoints", "*", "metadata", "data.json"),),
 }
 
 
@@ -74,7 +75,7 @@ class Found:
 def own_directory(path: str) -> str | None:
     """Returns what a directory is if this project made it; None: it did not."""
     for what, names in _OWN.items():
-        if all(os.path.exists(os.path.join(path, name)) for name in names):
+        if all(glob.glob(name, root_dir=path) for name in names):
             return what
     return None
 

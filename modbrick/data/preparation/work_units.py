@@ -21,6 +21,7 @@ from modbrick.data.preparation.formats.streams import (
 from modbrick.data.preparation.sources import Source
 
 UNIT_BYTES = 4 << 20
+_BYTES_OF_ANY = 64  # that a record takes at least, blank lines too
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _parts(number: int, source: Source, _: ReadingOptions, file: HashedFile) -> 
             damage = error
         else:
             some.append(record)
-            size += len(record or b"")
+            size += len(record or b"") + _BYTES_OF_ANY
         if some and (size >= UNIT_BYTES or damage is not None):
             yield WorkUnit((number,), tuple(some), None, 0, first, file.size - done)
             first, size, done = first + len(some), 0, file.size

@@ -57,6 +57,9 @@ def read_sentencepiece(data: bytes, where: str) -> SentencePieceModel:
         pieces = [entry[1].decode("utf-8") for entry in entries]
         scores = np.asarray([struct.unpack("<f", entry.get(2, bytes(4)))[0] for entry in entries])
         kinds = np.asarray([entry.get(3, 1) for entry in entries])
+        cleaning = _cleaning(normalizer)
+        start = _boundary(trainer, 41, 1, 46, "<s>")
+        end = _boundary(trainer, 42, 2, 47, "</s>")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error):
         raise UnreadTokenizerError(f"{where} is no SentencePiece model") from None
     if not pieces:
@@ -68,7 +71,7 @@ def read_sentencepiece(data: bytes, where: str) -> SentencePieceModel:
     if trainer.get(24) or not normalizer.get(5, 1):
         raise UnreadTokenizerError(f"{where} has spaces behind words, or as they are")
     parts = sentencepiece_parts(pieces, kinds, scores, bool(normalizer.get(3, 1)), where)
-    parts["normalizer"]["normalizers"][:0] = _cleaning(normalizer)
+    parts["normalizer"]["normalizers"][:0] = cleaning
     parts["added_tokens"] = [
         {
             "id": index,
@@ -81,9 +84,7 @@ def read_sentencepiece(data: bytes, where: str) -> SentencePieceModel:
         }
         for index in np.flatnonzero(np.isin(kinds, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
     ]
-    return SentencePieceModel(
-        parts, _boundary(trainer, 41, 1, 46, "<s>"), _boundary(trainer, 42, 2, 47, "</s>")
-    )
+    return SentencePieceModel(parts, start, end)
 
 
 def _cleaning(normalizer: dict[int, Any]) -> list[dict[str, Any]]:

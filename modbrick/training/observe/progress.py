@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -67,7 +68,8 @@ class TrainingProgress(Observer):
     def close(self) -> None:
         """Leaves the bar as it is."""
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):  # of a terminal that is closed
+                self._bar.stop()
 
     def step_started(self, step: int, metrics: StepMetrics) -> None:
         """Moves to `step`."""

@@ -199,7 +199,8 @@ def _repetitions(plan: RowPlan, config: RunConfig) -> str:
 
 def _nothing_held_out(parameters: Any, should_stop: Callable[[], bool]) -> Evaluation:
     del parameters, should_stop
-    return Evaluation({}, {"documents": 0}, "the data set has no such document")
+    # Its metrics are not empty, as those of an evaluation that was given up are.
+    return Evaluation({"documents": 0}, {"documents": 0}, "the data set has no such document")
 
 
 def _require_enough_rows(rows: int | None, config: RunConfig) -> None:

@@ -217,6 +217,25 @@ def test_a_damaged_tokenizer_leaves_the_weights(directory: Path, name: str, tmp_
     assert import_checkpoint(source, tmp_path / "ours", tokenizer="none").values > 1000
 
 
+def test_a_tokenizer_that_cannot_be_taken_out_of_its_file_leaves_the_weights(
+    directory: Path,
+) -> None:
+    def broken() -> dict[str, bytes]:
+        raise InputError("model.gguf: tokenizer.ggml.tokens has 'a' twice")
+
+    opened = write(directory, CASES["none"])
+    other = directory / "tokenizer.json"
+    source = dataclasses.replace(
+        opened, source=dataclasses.replace(opened.source, tokenizer=broken)
+    )
+    with pytest.raises(InputError, match="'a' twice"):
+        read_tokenizer(source)
+    for chosen in ("none", str(other)):
+        found = read_tokenizer(source, chosen)
+        assert (found.tokenizer is None) == (chosen == "none")
+        assert found.remarks[0].startswith("its own tokenizer is left aside: model.gguf")
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
     [

@@ -131,6 +131,8 @@ TAKEN = [
     {"training": {"steps": 1}, **warmed(WarmupStableDecaySchedule)},
     {"optimizer": {"kind": "muon", "muon": MuonConfig(momentum=0.9)}},
     {"optimizer": {"groups": (GroupConfig(("embedding",), 0.0),)}},
+    {"optimizer": {"groups": (GroupConfig(("*",), 0.1), GroupConfig(("head",)))}},
+    warmed(CosineSchedule, decay_steps=1),
     weighed(switch=CoefficientConfig(0.0, 1.0, 3, 12)),
     weighed(switch=CoefficientConfig(0.5, 0.5)),
     {"model": DENSE, **weighed(switch=CoefficientConfig(0.0, 0.0))},

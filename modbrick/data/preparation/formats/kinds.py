@@ -92,10 +92,9 @@ def kind_of(path: str, field: str, extensions: Sequence[str], *, named: bool) ->
         _require_known(path, name)
     while name.endswith(_COMPRESSED):
         name = os.path.splitext(name)[0]
-    if name.endswith(_LINES):
-        return "json_lines"
-    if name.endswith(_PARQUET):
-        return "parquet"
+    if name.endswith((*_LINES, *_PARQUET)):
+        _require_file(path)
+        return "json_lines" if name.endswith(_LINES) else "parquet"
     extension = os.path.splitext(name)[1]
     of_text = name.endswith(tuple(e for e in extensions if e != NO_EXTENSION))
     if not (named or of_text or (not extension and NO_EXTENSION in extensions)):

@@ -6,13 +6,17 @@ import bz2
 import hashlib
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, BinaryIO
 
 import zstandard
 
 # Little, since a byte of some formats can become thousands.
 CHUNK = 1 << 18
+# Bytes that are taken of what compressed ones give, and compressed ones where all has to be taken.
+_MOST = 1 << 20
+_ZLIB = type(zlib.decompressobj())
+_AT_ONCE = 1 << 10
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _WIDE_MARKS = {
@@ -102,13 +106,35 @@ def _decompressed(file: HashedFile | BinaryIO) -> Iterator[bytes]:
                 chunk = file.read(CHUNK)
                 continue
             stream = (_decompressor(chunk) or start)()
-        yield stream.decompress(chunk)
-        chunk = stream.unused_data if stream.eof else b""
+        chunk = yield from _outputs(stream, chunk)
         if stream.eof:
             stream = None
         chunk = chunk or file.read(CHUNK)
     if stream is not None:
         raise EOFError("ends in the middle of its compressed data")
+
+
+def _outputs(stream: Any, data: bytes) -> Generator[bytes, None, bytes]:
+    """Yields what data decompress to, piece by piece: a few bytes may stand for gigabytes.
+
+    Returns what stands behind the end of the stream.
+    """
+    rest = b""
+    if isinstance(stream, lzma.LZMADecompressor | bz2.BZ2Decompressor):
+        yield stream.decompress(data, _MOST)
+        while not (stream.eof or stream.needs_input):
+            yield stream.decompress(b"", _MOST)
+    elif isinstance(stream, _ZLIB):
+        yield stream.decompress(data, _MOST)
+        while stream.unconsumed_tail:
+            yield stream.decompress(stream.unconsumed_tail, _MOST)
+    else:  # zstd cannot be asked for less: 128 KiB at most for each block of four bytes
+        for start in range(0, len(data), _AT_ONCE):
+            yield stream.decompress(data[start : start + _AT_ONCE])
+            if stream.eof:
+                rest = data[start + _AT_ONCE :]
+                break
+    return stream.unused_data + rest if stream.eof else b""
 
 
 def _decompressor(start: bytes) -> Callable[[], Any] | None:
@@ -118,7 +144,7 @@ def _decompressor(start: bytes) -> Callable[[], Any] | None:
     if start.startswith(b"\x28\xb5\x2f\xfd") or start[1:4] == b"\x2a\x4d\x18":  # a frame to skip
         return lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
     if start.startswith((b"\xfd7zXZ\0", b"\x5d\0\0")):
-        return lzma.LZMADecompressor
+        return lambda: lzma.LZMADecompressor(memlimit=1 << 31)
     if start.startswith(b"BZh") and start[4:10] in (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90"):
         return bz2.BZ2Decompressor
     return None

@@ -70,7 +70,9 @@ def test_links_to_directories_are_followed_once(tree):
 
 
 def test_what_cannot_be_read_is_found_with_its_problem(tree, monkeypatch):
-    os.mkfifo("docs/pipe.txt")
+    pipes = ("pipe.txt", "pipe.jsonl", "pipe.jsonl.gz", "pipe.parquet")
+    for name in pipes:
+        os.mkfifo(f"docs/{name}")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("docs/socket.txt")
     os.symlink("nowhere", "docs/gone.txt")
@@ -89,13 +91,16 @@ def test_what_cannot_be_read_is_found_with_its_problem(tree, monkeypatch):
     expected = {
         "deep": "unreadable directory (Permission denied)",
         "gone.txt": "unreadable (No such file or directory)",
-        "pipe.txt": pipe,
         "socket.txt": pipe,
+        **dict.fromkeys(pipes, pipe),
     }
+    of_text = {name: expected[name] for name in expected if not name.startswith("pipe.")}
+    of_text["pipe.txt"] = pipe
     for path in ("docs", "docs/**", "docs/**/*.txt", "docs/*"):
-        assert {s.name: s.problem for s in listing(path).sources if s.problem} == expected
+        problems = {s.name: s.problem for s in listing(path).sources if s.problem}
+        assert problems == (of_text if path.endswith(".txt") else expected)
     found = {s.name: s.problem for s in listing("docs/*.txt", "docs/*/*.txt").sources if s.problem}
-    assert found == expected
+    assert found == of_text
     with pytest.raises(InputError, match=r"^docs/deep: unreadable directory .Permission denied"):
         listing("docs/deep")
     with pytest.raises(InputError, match=r"^docs/pipe.txt: a pipe"):
@@ -150,7 +155,7 @@ def test_what_this_project_made_is_passed_over(tree):
     made = {
         "data": ("dataset.json", "sources.jsonl", "tokenizer.json", "train/x/part.txt"),
         "run": ("checkpoints/1/x.txt", "timeline.jsonl", "metrics.jsonl"),
-        "model": ("checkpoints/0/x.json", "tokenizer/tokenizer.json"),
+        "model": ("checkpoints/3/metadata/data.json",),
     }
     for directory, files in made.items():
         for name in files:

@@ -71,6 +71,18 @@ def test_damage_is_told_behind_what_comes_before(form):
         assert len(raw) < len(packed) or b"".join(found).startswith(TEXT)
 
 
+@pytest.mark.parametrize(
+    ("form", "size", "most"),
+    [("gzip", 24, 20), ("xz", 24, 20), ("bzip2", 24, 20), ("zstd", 28, 26)],
+)
+def test_a_few_bytes_do_not_become_gigabytes_at_once(form, size, most):
+    packed = FORMS[form](bytes(1 << size))
+    assert len(packed) < streams.CHUNK
+    sizes = [len(chunk) for chunk in decompressed(io.BytesIO(packed))]
+    assert sum(sizes) == 1 << size
+    assert max(sizes) <= 1 << most
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 def test_wide_text_is_named(encoding):
     with pytest.raises(UnreadableError, match=f"^{encoding.upper()} text .save it as UTF-8"):
