@@ -25,7 +25,6 @@ The outcome does not depend on the number of workers. An interrupted run leaves 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from etils import epath
@@ -35,6 +34,7 @@ from modbrick.data.preparation.flags import PreparationFlags
 from modbrick.data.preparation.preparation import prepare
 from modbrick.data.preparation.terminal import preparation_progress, print_report
 from modbrick.data.tokenizers.tokenizer import TokenizerIdentity
+from modbrick.paths import expanded
 from modbrick.schema import from_mapping
 
 FLAGS = PreparationFlags()
@@ -43,7 +43,7 @@ FLAGS = PreparationFlags()
 def main(argv: Sequence[str]) -> None:
     """Prepares the data set that the flags describe, and reports on it."""
     command_line.interrupt_at_sigterm()
-    tokenizer, identity = tokenizer_of(os.path.expanduser(FLAGS.tokenizer.value))
+    tokenizer, identity = tokenizer_of(expanded(FLAGS.tokenizer.value))
     config = FLAGS.config(argv[1:], tokenizer, identity)
     with preparation_progress() as progress:
         report = prepare(config, progress)

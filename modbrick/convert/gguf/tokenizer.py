@@ -15,6 +15,7 @@ import numpy as np
 from modbrick.convert.gguf.keys import Keys
 from modbrick.convert.gguf.pre_tokenizers import BYTE_LEVEL, PRE_TOKENIZERS, PreTokenizer
 from modbrick.convert.gguf.values import StringArray, shown
+from modbrick.data.tokenizers.parts import added_token, byte_pair_model
 from modbrick.data.tokenizers.pieces import sentencepiece_parts
 from modbrick.errors import InputError
 
@@ -68,15 +69,7 @@ def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]
     if f"{keys.prefix}token_type" in metadata:
         kinds = _numbers(keys, "token_type", len(tokens))
     added = [
-        {
-            "id": index,
-            "content": tokens[index],
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": int(kinds[index]) != USER_DEFINED,
-        }
+        added_token(index, tokens[index], special=int(kinds[index]) != USER_DEFINED)
         for index in np.flatnonzero(np.isin(kinds, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
     ]
     named = {name: _special(keys, name, tokens) for name in ("bos", "eos", "unknown", "padding")}
@@ -169,18 +162,7 @@ def _bpe(keys: Keys, tokens: list[str], pre: PreTokenizer) -> dict[str, Any]:
         "normalizer": None,
         "pre_tokenizer": pre.to_mapping(),
         "decoder": BYTE_LEVEL,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": pre.whole_words,
-            "vocab": vocabulary,
-            "merges": merges,
-        },
+        "model": byte_pair_model(vocabulary, merges, whole_words=pre.whole_words),
     }
 
 

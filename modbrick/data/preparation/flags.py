@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import typing
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from modbrick.data.preparation.preparation import PreparationConfig
 from modbrick.data.preparation.work_units import ReadingOptions
 from modbrick.data.tokenizers.tokenizer import TokenizerIdentity
 from modbrick.errors import InputError
+from modbrick.paths import expanded
 
 # The flags are those of the script that makes them, which its --help lists.
 flags.disclaim_key_flags()
@@ -120,7 +120,7 @@ class PreparationFlags:
             inputs=(*map(Input.parse, [*self.input.value, *more]), *held_out),
             tokenizer=tokenizer,
             identity=identity,
-            output=os.path.expanduser(self.output.value),
+            output=expanded(self.output.value),
             vocabulary=self.vocab_size.value,
             training_bytes=self.training_bytes.value,
             reading=ReadingOptions(

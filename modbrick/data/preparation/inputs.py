@@ -10,6 +10,7 @@ from pathlib import Path
 from modbrick.data.manifest import Split
 from modbrick.data.preparation.formats.kinds import without_endings
 from modbrick.errors import InputError
+from modbrick.paths import expanded
 
 STANDARD_LIBRARY = "stdlib:"
 
@@ -38,14 +39,14 @@ class Input:
         A path may begin with `~`.
         """
         name, equals, path = text.partition("=")
-        whole = os.path.expanduser(text)
+        whole = expanded(text)
         if not whole:
             raise InputError("--input: names no path; write PATH or DOMAIN=PATH")
         if not equals or os.path.exists(whole):
             return cls(whole, None, split)
         if not path:
             raise InputError(f"--input={text}: no path after the domain; write DOMAIN=PATH")
-        return cls(os.path.expanduser(path), checked_domain(name), split)
+        return cls(expanded(path), checked_domain(name), split)
 
     @property
     def domain_of_path(self) -> str:

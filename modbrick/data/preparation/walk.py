@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from modbrick.data.manifest import MANIFEST, SOURCES_FILE
 from modbrick.data.preparation.inputs import relative_name
 from modbrick.data.tokenizers.tokenizer import TOKENIZER_FILE
+from modbrick.paths import expanded
 
 # What shows that a directory was made by this project, and is no text.
 _OWN = {
@@ -42,7 +43,7 @@ class Exclusions:
         self._compiled = []
         for pattern in self.patterns:
             of_path = "/" in pattern.rstrip("/")
-            tidy = os.path.normpath(os.path.expanduser(pattern))
+            tidy = os.path.normpath(expanded(pattern))
             self._compiled.append((pattern, of_path, re.compile(fnmatch.translate(tidy))))
 
     def cover(self, path: str, name: str) -> bool:

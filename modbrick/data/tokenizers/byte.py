@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int32
 
+from modbrick.data.tokenizers.parts import added_token, byte_pair_model
 from modbrick.data.tokenizers.surroundings import Surroundings
 from modbrick.data.tokenizers.tokenizer import (
     BYTES,
@@ -68,33 +69,12 @@ class ByteTokenizer:
                 "version": "1.0",
                 "truncation": None,
                 "padding": None,
-                "added_tokens": [
-                    {
-                        "id": BYTES,
-                        "content": END_OF_DOCUMENT,
-                        "single_word": False,
-                        "lstrip": False,
-                        "rstrip": False,
-                        "normalized": False,
-                        "special": True,
-                    }
-                ],
+                "added_tokens": [added_token(BYTES, END_OF_DOCUMENT, special=True)],
                 "normalizer": None,
                 "pre_tokenizer": {**level, "use_regex": False},
                 "post_processor": None,
                 "decoder": {**level, "use_regex": False},
-                "model": {
-                    "type": "BPE",
-                    "dropout": None,
-                    "unk_token": None,
-                    "continuing_subword_prefix": None,
-                    "end_of_word_suffix": None,
-                    "fuse_unk": False,
-                    "byte_fallback": False,
-                    "ignore_merges": False,
-                    "vocab": {**alphabet, END_OF_DOCUMENT: BYTES},
-                    "merges": [],
-                },
+                "model": byte_pair_model({**alphabet, END_OF_DOCUMENT: BYTES}, []),
             },
             ensure_ascii=False,
         )

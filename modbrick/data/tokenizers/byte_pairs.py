@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from modbrick.data.tokenizers.parts import byte_pair_model
 from modbrick.data.tokenizers.tokenizer import UnreadTokenizerError
 from modbrick.errors import InputError
 from modbrick.formats.strict_json import parse_object
@@ -68,16 +69,5 @@ def read_byte_pairs(
         "normalizer": {"type": "NFC"} if kind == "Qwen2Tokenizer" else None,
         "pre_tokenizer": splitting,
         "decoder": {**level, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": merges,
-        },
+        "model": byte_pair_model(vocabulary, merges),
     }

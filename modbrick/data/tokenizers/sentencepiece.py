@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from modbrick.data.tokenizers.parts import added_token
 from modbrick.data.tokenizers.pieces import UNKNOWN, USER_DEFINED, sentencepiece_parts
 from modbrick.data.tokenizers.tokenizer import UnreadTokenizerError
 
@@ -73,15 +74,7 @@ def read_sentencepiece(data: bytes, where: str) -> SentencePieceModel:
     parts = sentencepiece_parts(pieces, kinds, scores, bool(normalizer.get(3, 1)), where)
     parts["normalizer"]["normalizers"][:0] = cleaning
     parts["added_tokens"] = [
-        {
-            "id": index,
-            "content": pieces[index],
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": int(kinds[index]) != USER_DEFINED,
-        }
+        added_token(index, pieces[index], special=int(kinds[index]) != USER_DEFINED)
         for index in np.flatnonzero(np.isin(kinds, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
     ]
     return SentencePieceModel(parts, start, end)
